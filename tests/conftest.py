@@ -1,0 +1,40 @@
+"""What holds for every test: shapes are checked, one thread, fixed seeds, GPU tests only on a GPU.
+
+The import hook must be in place before anything of the package is imported, so it stands at this file's top:
+pytest reads it before it collects a test module.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  the hook finds it by name
+
+assert not any(name == "bltkit" or name.startswith("bltkit.") for name in sys.modules), (
+    "bltkit was imported before the jaxtyping hook: its shape annotations would go unchecked"
+)
+# The packages that handle tensors; configs are checked by pydantic.
+TENSOR_PACKAGES = ["vocab", "patches", "model", "patching", "data", "checkpoint", "generate", "train", "eval", "api"]
+install_import_hook([f"bltkit.{name}" for name in TENSOR_PACKAGES], "tests.typecheck.check")
+
+# Many small tensors, and several test processes a machine: a thread pool in each would only slow them down.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "bltkit",
+    deadline=None,  # the first example of a test pays for imports and caches
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),  # CI says the same thing twice; at home new examples are tried
+)
+settings.load_profile("bltkit")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed torch's own generator, and skip `gpu` tests on a machine without CUDA."""
+    torch.manual_seed(0)
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
