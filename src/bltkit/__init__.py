@@ -1,0 +1,34 @@
+"""bltkit: a complete, practical Byte Latent Transformer (BLT) system.
+
+    import bltkit
+    lm = bltkit.load("bltkit:tiny")
+    print(lm.generate("def main", temperature=0).text)
+
+The names below are imported when they are first used, so that `import bltkit` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bltkit.api import ByteLM, Generation, load
+    from bltkit.patches import Patches
+    from bltkit.train import TrainConfig, train
+
+__version__ = "0.1.0"
+__all__ = ["ByteLM", "Generation", "Patches", "TrainConfig", "load", "train"]
+
+_HOMES = {
+    "ByteLM": "bltkit.api",
+    "Generation": "bltkit.api",
+    "Patches": "bltkit.patches",
+    "TrainConfig": "bltkit.train",
+    "load": "bltkit.api",
+    "train": "bltkit.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bltkit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,160 @@
+"""Frozen configuration values, read from TOML with dotted overrides: the only config system of the project.
+
+A part of the system that has settings declares a `Config` beside its code; `parse` turns a plain mapping into one
+and names the nearest known key when a key is unknown, because a silently ignored setting costs a training run.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class Config(BaseModel):
+    """A frozen mapping of named settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`, validated like a new value. Raises ValueError on a bad field."""
+        data = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(data | changes)
+
+
+def parse(kind: type[T] | Any, data: Any, where: str) -> T:
+    """Validate `data` as `kind` (a Config class or a union of them).
+
+    `where` names the origin in messages (a file, an option). Raises ValueError with one line that names the field,
+    its value and the remedy.
+    """
+    adapter = TypeAdapter(kind)
+    try:
+        result: T = adapter.validate_python(data)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_explain(error, adapter)}") from None
+    return result
+
+
+def load_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file and apply dotted overrides (`trainer.max_steps=10`) on top.
+
+    Values are parsed as TOML; what is no TOML value is taken as a string, so that `model.kind=blt` needs no quotes.
+    Raises ValueError for a missing file, a directory, broken TOML or a broken override.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name a TOML file in it")
+    if not path.exists():
+        raise ValueError(f"config file {path} does not exist")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    return apply_overrides(data, overrides)
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `data` with every `dotted.key=value` of `overrides` set."""
+    result: dict[str, Any] = _copy(data)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        names = key.strip().split(".")
+        if not equals or not all(names):
+            raise ValueError(f"override {override!r} is not of the form section.key=value")
+        table = result
+        for name in names[:-1]:
+            child = table.setdefault(name, {})
+            if not isinstance(child, dict):
+                raise ValueError(f"override {override!r}: {name} is a value, not a section")
+            table = child
+        table[names[-1]] = parse_value(text.strip())
+    return result
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def dump_toml(data: Mapping[str, Any]) -> str:
+    """Write nested mappings of plain values as TOML (None is left out: an absent key is the default)."""
+    return "\n".join(_dump_table(data, ())) + "\n"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """` (did you mean X?)`, or the list of what is known: the tail of an error message."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _dump_table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    plain = {key: value for key, value in data.items() if not isinstance(value, Mapping) and value is not None}
+    if path and (plain or not data):
+        yield f"[{'.'.join(path)}]"
+    for key, value in plain.items():
+        yield f"{key} = {_dump_value(value)}"
+    if plain:
+        yield ""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _dump_table(value, (*path, key))
+
+
+def _dump_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_dump_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_dump_value(v)}" for k, v in value.items() if v is not None) + " }"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
+    # A misspelt required key is both unknown and missing; the unknown one shows the slip.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    field = ".".join(str(part) for part in first["loc"]) or "value"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {field!r}{nearest(str(first['loc'][-1]), _known_keys(adapter, first['loc']))}{more}"
+    if first["type"] == "missing":
+        return f"key {field!r} is missing{more}"
+    if first["type"] == "value_error":
+        return f"{field}: {first['ctx']['error']}{more}"
+    return f"{field} = {first['input']!r}: {first['msg']}{more}"
+
+
+def _known_keys(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the schema knows where `location` failed; unions contribute the keys of all their members."""
+    schema = adapter.json_schema(mode="validation")
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[-1]])
+        options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
+        return [found for option in options for found in resolve(option)] if options else [node]
+
+    nodes = resolve(schema)
+    for part in location[:-1]:
+        inner = [child for node in nodes for child in resolve(node.get("properties", {}).get(part, {})) if child]
+        inner += [child for node in nodes if "items" in node for child in resolve(node["items"])]
+        # A union's tag stands in the location but not in the schema: stay where we are.
+        tagged = [node for node in nodes if node.get("properties", {}).get("kind", {}).get("const") == part]
+        nodes = inner or tagged or nodes
+    return sorted({key for node in nodes for key in node.get("properties", {})})
