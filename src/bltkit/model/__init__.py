@@ -1,0 +1,37 @@
+"""Architecture only: the paper's figure as modules. Nothing here knows rules, data, training or generation."""
+
+from bltkit.model.blt import Blt, document_of
+from bltkit.model.config import (
+    BltConfig,
+    BoundaryConfig,
+    CnnConfig,
+    EntropyConfig,
+    NgramConfig,
+    Quirks,
+    StackConfig,
+)
+from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer, entropy
+from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
+
+__all__ = [
+    "BLT_PRESETS",
+    "ENTROPY_PRESETS",
+    "RELEASED_THRESHOLD",
+    "Blt",
+    "BltConfig",
+    "BoundaryConfig",
+    "BoundaryModel",
+    "CnnConfig",
+    "CnnEntropy",
+    "EntropyConfig",
+    "EntropyModel",
+    "EntropyTable",
+    "NgramConfig",
+    "Quirks",
+    "Scorer",
+    "StackConfig",
+    "blt_preset",
+    "document_of",
+    "entropy",
+    "entropy_preset",
+]

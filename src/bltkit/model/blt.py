@@ -1,0 +1,58 @@
+"""The Byte Latent Transformer: embed -> encoder -> latent -> decoder (BLT 3). Architecture only.
+
+It never sees a patching rule: it receives ids and the `Patches` that somebody decided on.
+"""
+
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bltkit.model.config import BltConfig
+from bltkit.model.decoder import LocalDecoder
+from bltkit.model.embed import ByteEmbedding
+from bltkit.model.encoder import LocalEncoder
+from bltkit.model.latent import LatentTransformer
+from bltkit.patches import Patches
+from bltkit.vocab import BOS
+
+
+def document_of(ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+    """The number of each id's document: a document begins with its BOS."""
+    return (ids == BOS).cumsum(-1)
+
+
+class Blt(nn.Module):
+    """ids [B, T] and their patches -> logits [B, T, 260]; logits[:, t] predict id t+1."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = ByteEmbedding(config.ngrams, config.encoder.width, config.quirks.averaged_ngrams)
+        self.encoder = LocalEncoder(config)
+        self.latent = LatentTransformer(config)
+        self.decoder = LocalDecoder(config)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
+        """Initialise all weights as spec 8 says; returns the model."""
+        for stage in (self.embed, self.encoder, self.latent, self.decoder):
+            stage.reset_parameters(generator)
+        return self
+
+    def forward(self, ids: Int64[Tensor, "B T"], patches: Patches) -> Float[Tensor, "B T V"]:
+        """Columns after a row's num_bytes hold nothing of meaning, and no other column depends on them."""
+        documents = self.documents(ids)
+        h, z = self.encoder(self.embed(ids, documents), patches, documents)
+        latents = self.latent(z, self.patch_documents(documents, patches))
+        return self.decoder(h, latents, patches.byte_latent, documents)
+
+    def documents(self, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"] | None:
+        """What attention and n-grams stay within; None where the model ignores documents."""
+        return document_of(ids) if self.config.document_masks else None
+
+    def patch_documents(self, documents: Int64[Tensor, "B T"] | None, patches: Patches) -> Int64[Tensor, "B P"] | None:
+        """The document of each patch: that of its first byte, since a document opens a patch."""
+        if documents is None:
+            return None
+        return documents.gather(1, patches.first_byte.clamp_max(documents.shape[1] - 1))

@@ -1,0 +1,170 @@
+"""The shapes of the models as frozen configs. Field names are ours; `checkpoint` maps them to Hugging Face's."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from bltkit.config import Config
+
+NGRAM_PRIMES = (
+    1000000007,
+    5915587277,
+    1500450271,
+    3267000013,
+    5754853343,
+    4093082899,
+    9576890767,
+    3628273133,
+    2860486313,
+    5463458053,
+    3367900313,
+)
+"""One prime per hash function; function f uses entry f mod 11 (spec 4)."""
+
+
+def default_ffn_width(width: int) -> int:
+    """SwiGLU's two thirds of 4 x width, rounded up to a multiple of 256 as in the released models (spec 0.1)."""
+    return 256 * -(-(8 * width // 3) // 256)
+
+
+class StackConfig(Config):
+    """A stack of pre-norm transformer layers with interleaved RoPE and SwiGLU (spec 0.1)."""
+
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt | None = None
+    """Key/value heads for grouped-query attention; as many as `heads` when absent."""
+    ffn_width: PositiveInt | None = None
+    """Inner width of SwiGLU; `default_ffn_width` when absent."""
+    window: PositiveInt | None = None
+    """A query sees this many keys, itself included; all earlier ones when absent."""
+    rope_theta: PositiveFloat = 500000.0
+    norm_eps: PositiveFloat = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn(self) -> int:
+        """Inner width of SwiGLU."""
+        return self.ffn_width or default_ffn_width(self.width)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads} (RoPE turns pairs)")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        return self
+
+
+class ByteTransformerConfig(StackConfig):
+    """A small causal byte transformer that reads the text before it is cut."""
+
+    window: PositiveInt | None = 512
+    rope_theta: PositiveFloat = 10000.0
+    document_masks: bool = True
+    reset_at_newline: bool = False
+    """Context begins anew at every newline (BLT 4.4: against entropy drift in structured text)."""
+    max_positions: PositiveInt = 8192
+    """Told to Hugging Face's config; nothing here enforces it."""
+
+
+class EntropyConfig(ByteTransformerConfig):
+    """The entropy model: predicts the next byte, and its uncertainty places the patches (BLT 2.3, spec 2)."""
+
+    kind: Literal["entropy"] = "entropy"
+
+
+class BoundaryConfig(ByteTransformerConfig):
+    """One logit per byte, "a BPE token ends after this byte" (rule `bpe`)."""
+
+    kind: Literal["boundary"] = "boundary"
+
+
+class CnnConfig(Config):
+    """A convolutional byte model that sees `context` bytes; its entropies fit in a table (spec 3.7)."""
+
+    kind: Literal["cnn"] = "cnn"
+    width: PositiveInt = 128
+    context: Annotated[int, Field(ge=1, le=2)] = 2
+
+
+class NgramConfig(Config):
+    """Hash n-gram embeddings (BLT 3.2.1, spec 4)."""
+
+    sizes: tuple[PositiveInt, ...] = (3, 4, 5, 6, 7, 8)
+    buckets: PositiveInt = 500002
+    """Rows per (function, size) table."""
+    functions: PositiveInt = 1
+
+    @property
+    def num_tables(self) -> int:
+        """One table per hash function and n-gram size."""
+        return self.functions * len(self.sizes)
+
+
+class Quirks(Config):
+    """What the released weights need and the paper does not say; all of it lives here and in `model.embed`.
+
+    Two further ones have no switch, since nothing is gained by another choice: RoPE turns neighbouring pairs
+    (interleaved), and the n-gram hash wraps in signed 64-bit arithmetic.
+    """
+
+    doubled_residual: bool = True
+    """Cross-attention adds its query twice: q <- 2 q + X(q, kv) (spec 0.1)."""
+    averaged_ngrams: bool = False
+    """The paper divides the embedding by the number of n-gram tables + 1; the released models do not."""
+
+
+class BltConfig(Config):
+    """A Byte Latent Transformer: local encoder, global latent transformer, local decoder (BLT 3, spec 4-7)."""
+
+    kind: Literal["blt"] = "blt"
+    encoder: StackConfig
+    latent: StackConfig
+    decoder: StackConfig
+    cross_attn_k: PositiveInt = 2
+    """Latent vectors of local width per patch."""
+    ngrams: NgramConfig = NgramConfig()
+    encoder_cross_attn_all_layers: bool = False
+    """Cross-attend after every encoder layer, pooling once after the first (spec 5); else after the last only."""
+    decoder_cross_attn_all_layers: bool = True
+    """Cross-attend before every decoder layer; else before the first only."""
+    document_masks: bool = True
+    """Attention and n-gram windows stay within a document (spec 3.7). Off for weights in plain Hugging Face layout."""
+    quirks: Quirks = Quirks()
+    max_positions: PositiveInt = 24576
+    max_patch_positions: PositiveInt = 4096
+
+    @property
+    def num_encoder_cross(self) -> int:
+        """Cross-attention blocks of the encoder."""
+        return self.encoder.layers if self.encoder_cross_attn_all_layers else 1
+
+    @property
+    def num_decoder_cross(self) -> int:
+        """Cross-attention blocks of the decoder."""
+        return self.decoder.layers if self.decoder_cross_attn_all_layers else 1
+
+    @property
+    def patch_width(self) -> int:
+        """Width of a patch's k vectors side by side."""
+        return self.cross_attn_k * self.encoder.width
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.encoder.width != self.decoder.width:
+            raise ValueError(
+                f"encoder.width {self.encoder.width} and decoder.width {self.decoder.width} must be equal: "
+                "the decoder continues the encoder's byte stream"
+            )
+        return self

@@ -1,0 +1,52 @@
+"""The local encoder: bytes -> patches (BLT 3.2, spec 5). A light transformer over bytes, then pooling by attention."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bltkit.model.config import BltConfig
+from bltkit.model.cross import CrossAttention, Segments
+from bltkit.model.layers import Transformer, linear, truncated_normal
+from bltkit.patches import Patches
+
+
+class LocalEncoder(nn.Module):
+    """x [B, T, D] -> byte states h [B, T, D] and patch vectors z [B, P, k, D]."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        self.k = config.cross_attn_k
+        self.stack = Transformer(config.encoder)
+        self.patch_projection = linear(config.encoder.width, config.patch_width)
+        self.cross = nn.ModuleList(
+            CrossAttention(config.encoder, config.quirks.doubled_residual) for _ in range(config.num_encoder_cross)
+        )
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialise as spec 8 says."""
+        self.stack.reset_parameters(generator)
+        truncated_normal(self.patch_projection.weight, self.patch_projection.in_features**-0.5, generator)
+        for i, block in enumerate(self.cross):
+            cast(CrossAttention, block).reset_parameters(i, generator)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], patches: Patches, documents: Int64[Tensor, "B T"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P k D"]]:
+        """Byte states go to the decoder as they are; patch vectors go to the latent transformer."""
+        outputs = self.stack(x, documents)
+        return outputs[-1], self.pool(self.pooled_from(outputs), patches)
+
+    def pooled_from(self, outputs: list[Float[Tensor, "B T D"]]) -> tuple[Float[Tensor, "B T D"], ...]:
+        """The layer outputs that pooling reads, one for each cross-attention block."""
+        return tuple(outputs[-len(self.cross) :])
+
+    def pool(self, states: tuple[Float[Tensor, "B T D"], ...], patches: Patches) -> Float[Tensor, "B P k D"]:
+        """k vectors per patch: the maximum over its bytes, projected, then attending to its bytes."""
+        first = states[0]
+        peak = Segments.of(patches).maximum(first.flatten(0, 1)).unflatten(0, (len(first), -1))
+        z: Tensor = self.patch_projection(peak).unflatten(-1, (self.k, -1))
+        for block, h in zip(self.cross, states, strict=True):
+            z = cast(CrossAttention, block).pool(z, h, patches)
+        return z

@@ -1,0 +1,38 @@
+"""The global latent transformer: patches -> patches (BLT 3.1, spec 6). The heavy part, once per patch, not per byte."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bltkit.model.cache import StackCache
+from bltkit.model.config import BltConfig
+from bltkit.model.layers import Transformer, linear, truncated_normal
+
+
+class LatentTransformer(nn.Module):
+    """z [B, P, k, D] -> latents o [B, P, H]; causal over patches, no final norm."""
+
+    def __init__(self, config: BltConfig) -> None:
+        super().__init__()
+        width = config.latent.width
+        self.projection: nn.Module = nn.Identity() if config.patch_width == width else linear(config.patch_width, width)
+        self.stack = Transformer(config.latent)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialise as spec 8 says."""
+        for weight in self.projection.parameters():
+            truncated_normal(weight, weight.shape[1] ** -0.5, generator)
+        self.stack.reset_parameters(generator)
+
+    def forward(
+        self, z: Float[Tensor, "B P k D"], documents: Int64[Tensor, "B P"] | None = None
+    ) -> Float[Tensor, "B P H"]:
+        """documents: the document of each patch."""
+        return self.stack(self.projection(z.flatten(2)), documents)[-1]
+
+    def extend(
+        self, z: Float[Tensor, "B S k D"], cache: StackCache, documents: Int64[Tensor, "B S"] | None = None
+    ) -> tuple[Float[Tensor, "B S H"], StackCache]:
+        """`forward` for S further patches."""
+        outputs, cache = self.stack.extend(self.projection(z.flatten(2)), cache, documents)
+        return outputs[-1], cache

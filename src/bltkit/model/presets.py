@@ -1,0 +1,73 @@
+"""Named shapes: the embedded model's, the benchmark's, the released ones and the paper's grid (spec 6, 9.4)."""
+
+from bltkit.config import nearest
+from bltkit.model.config import BltConfig, EntropyConfig, NgramConfig, StackConfig
+
+RELEASED_THRESHOLD = 1.335442066192627
+"""Global entropy threshold of the released 1B and 7B, in nats (spec 3.6)."""
+
+
+def _blt(
+    local: tuple[int, int, int],
+    latent: tuple[int, int, int],
+    decoder_layers: int,
+    k: int,
+    ngrams: NgramConfig | None = None,
+    *,
+    window: int = 512,
+    ffn: tuple[int | None, int | None] = (None, None),
+) -> BltConfig:
+    """local = (encoder layers, width, heads); latent = (layers, width, heads); ffn = inner widths (local, latent)."""
+    encoder_layers, width, heads = local
+    encoder = StackConfig(width=width, layers=encoder_layers, heads=heads, window=window, ffn_width=ffn[0])
+    return BltConfig(
+        encoder=encoder,
+        latent=StackConfig(width=latent[1], layers=latent[0], heads=latent[2], ffn_width=ffn[1]),
+        decoder=encoder.replace(layers=decoder_layers),
+        cross_attn_k=k,
+        ngrams=ngrams or NgramConfig(),
+    )
+
+
+BLT_PRESETS: dict[str, BltConfig] = {
+    # Shallow decoder, most of the weight in the global part: what is read for every byte is small.
+    "tiny": _blt(
+        (1, 128, 2),
+        (3, 256, 4),
+        2,
+        2,
+        NgramConfig(sizes=(3, 4, 5, 6), buckets=3209),
+        window=128,
+        ffn=(384, 768),
+    ),
+    "69m": _blt((1, 256, 4), (8, 512, 8), 4, 2, NgramConfig(buckets=20002), ffn=(768, 1536)),
+    "400m": _blt((1, 768, 12), (24, 1280, 10), 7, 2),
+    "1b": _blt((1, 1024, 16), (25, 2048, 16), 9, 2),
+    "2b": _blt((1, 1024, 16), (26, 2560, 20), 9, 3),
+    "4b": _blt((1, 1024, 16), (36, 3072, 24), 9, 3),
+    "8b": _blt((1, 1280, 20), (32, 4096, 32), 6, 4),
+}
+"""`1b` and `8b` are the released 1B and 7B; the others of the grid are the paper's (400m with the local heads for
+cross-attention, since the 10 printed there do not divide its width of 768)."""
+
+ENTROPY_PRESETS: dict[str, EntropyConfig] = {
+    "tiny": EntropyConfig(width=128, layers=3, heads=2, ffn_width=384, window=256),
+    "69m": EntropyConfig(width=256, layers=6, heads=4, ffn_width=768),
+    "100m": EntropyConfig(width=768, layers=14, heads=12),
+    "paper": EntropyConfig(width=512, layers=14, heads=8),
+}
+"""`100m` is the released entropy model (width 768), `paper` the one that the paper describes (width 512)."""
+
+
+def blt_preset(name: str) -> BltConfig:
+    """The BLT shape called `name`. Raises ValueError that names the nearest one."""
+    if name not in BLT_PRESETS:
+        raise ValueError(f"no BLT preset {name!r}{nearest(name, list(BLT_PRESETS))}")
+    return BLT_PRESETS[name]
+
+
+def entropy_preset(name: str) -> EntropyConfig:
+    """The entropy model's shape called `name`. Raises ValueError that names the nearest one."""
+    if name not in ENTROPY_PRESETS:
+        raise ValueError(f"no entropy model preset {name!r}{nearest(name, list(ENTROPY_PRESETS))}")
+    return ENTROPY_PRESETS[name]
