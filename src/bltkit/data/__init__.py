@@ -1,0 +1,22 @@
+"""Data: sources of documents, the corpus, packing into rows, and the loader whose position is a value.
+
+Sees bytes and ids, never a model.
+"""
+
+from bltkit.data.corpus import Corpus, DataConfig, SourceStats
+from bltkit.data.loader import IGNORE, Batch, Loader, validation_batches
+from bltkit.data.sources import Document, Source, SourceConfig, parse_source
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Corpus",
+    "DataConfig",
+    "Document",
+    "Loader",
+    "Source",
+    "SourceConfig",
+    "SourceStats",
+    "parse_source",
+    "validation_batches",
+]

@@ -1,0 +1,45 @@
+"""Paths and globs as a user writes them -> files in a fixed order. Shared by the sources that read files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+_GLOB = frozenset("*?[")
+
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+"""A path or glob, or a list of them. `**` goes through folders, `~` is the home folder."""
+
+
+def expand(paths: Sequence[str]) -> tuple[Path, ...]:
+    """The files that `paths` name: in the order given, a glob's matches sorted, each file once.
+
+    Raises `ValueError` for a path that does not exist, a folder, or a glob without a match.
+    """
+    files: dict[Path, None] = {}
+    for entry in paths:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            raise ValueError(
+                f"data source: {entry} is a folder; name its files, for example {entry.rstrip('/')}/*.txt"
+            )
+        if path.exists():
+            # Before the glob: a file may have brackets in its name. Not is_file: a pipe may be read.
+            files[path] = None
+            continue
+        if not _GLOB & set(entry):
+            raise ValueError(f"data source: {entry} does not exist; paths are relative to {Path.cwd()}")
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        matches = [match for match in matches if match.is_file()]
+        if not matches:
+            raise ValueError(f"data source: {entry} matches no file; paths are relative to {Path.cwd()}")
+        files.update(dict.fromkeys(matches))
+    return tuple(files)
