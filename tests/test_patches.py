@@ -58,9 +58,7 @@ def test_lengths_and_first_bytes_cover_the_row(given_row: tuple[Tensor, Tensor])
         ends = [*opened[1:], n]
         assert int(patches.num_patches[b]) == len(opened)
         assert patches.first_byte[b].tolist() == opened + [n] * behind
-        assert (
-            patches.lengths[b].tolist() == [e - s for s, e in zip(opened, ends, strict=True)] + [0] * behind
-        )
+        assert patches.lengths[b].tolist() == [e - s for s, e in zip(opened, ends, strict=True)] + [0] * behind
         assert patches.patch_exists[b].tolist() == [True] * len(opened) + [False] * behind
         assert patches.valid[b].tolist() == [t < n for t in range(starts_width(given_row))]
 
@@ -95,8 +93,6 @@ def test_the_whole_row_counts_by_default() -> None:
         ([[True]], None, "num_bytes must be"),
     ],
 )
-def test_impossible_patches_are_refused(
-    starts: list[list[bool]], num_bytes: list[int] | None, message: str
-) -> None:
+def test_impossible_patches_are_refused(starts: list[list[bool]], num_bytes: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Patches.from_starts(torch.tensor(starts), None if num_bytes is None else torch.tensor(num_bytes))

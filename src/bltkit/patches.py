@@ -79,12 +79,7 @@ class Patches:
         slot = torch.where(self.own_starts, self.byte_patch, self.max_patches)
         position = torch.arange(length, device=slot.device).expand(rows, length)
         first = self.num_bytes[:, None].repeat(1, self.max_patches + 1)
-        return first.scatter(1, slot, position)[:, : self.max_patches].where(self.patch_exists, self.num_bytes[:, None])
-
-    @cached_property
-    def patch_exists(self) -> Bool[Tensor, "B P"]:
-        """Is the column one of the row's own patches."""
-        return torch.arange(self.max_patches, device=self.starts.device) < self.num_patches[:, None]
+        return first.scatter(1, slot, position)[:, : self.max_patches]
 
     @cached_property
     def lengths(self) -> Int64[Tensor, "B P"]:

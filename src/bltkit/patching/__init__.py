@@ -1,0 +1,37 @@
+"""Patching: which bytes open a patch (seam 1). Ids and scores go in, `Patches` come out.
+
+`patch(rule, ids, entropies)` does a batch; `extend(rule, stream, ids, entropies)` goes on from
+`start_stream(rule)` byte by byte and gives the same answers.
+`parse_rule("threshold:threshold=1.34")` reads a rule.
+"""
+
+from bltkit.patching.bpe import BpeOracleRule, BpeRule
+from bltkit.patching.engine import Stream, extend, patch, start_stream
+from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
+from bltkit.patching.registry import RULES, Rule, parse_rule
+from bltkit.patching.rule import PatchingRule, ScoreKind
+from bltkit.patching.space import SpaceRule
+from bltkit.patching.stride import ByteRule, StrideRule
+from bltkit.patching.tokenizer import ByteTokenizer, train_bpe
+
+__all__ = [
+    "RULES",
+    "BothRule",
+    "BpeOracleRule",
+    "BpeRule",
+    "ByteRule",
+    "ByteTokenizer",
+    "PatchingRule",
+    "RiseRule",
+    "Rule",
+    "ScoreKind",
+    "SpaceRule",
+    "Stream",
+    "StrideRule",
+    "ThresholdRule",
+    "extend",
+    "parse_rule",
+    "patch",
+    "start_stream",
+    "train_bpe",
+]

@@ -1,0 +1,191 @@
+"""From a rule's answers to patches: document borders and maximum length, for whole batches and byte by byte.
+
+`patch` and `extend` run the same step; `patch` starts it from an empty stream. Positions count from the
+document's BOS. With `documents` (the default) every BOS begins a document wherever it stands: it opens a
+patch, the byte after it opens the next, and the count restarts. Without, as in Hugging Face's port, a row is
+one document.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from bltkit.patches import Patches
+from bltkit.patching.rule import PatchingRule
+from bltkit.vocab import BOS, PAD
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Where a rule stands in B growing rows: all it needs to go on. A value: keep an old one to roll back."""
+
+    position: Int64[Tensor, " B"]
+    """Position of the next byte inside its document."""
+    open_bytes: Int64[Tensor, " B"]
+    """Bytes since the rule itself last opened a patch, 0 where the next byte does; unused without limit."""
+    ids: Int64[Tensor, "B L"]
+    """The last `rule.lookback` ids."""
+    scores: Float[Tensor, "B L"] | None
+    """Their scores; None for rules that read none."""
+    documents: bool
+    """Does a BOS begin a new document."""
+
+
+def patch(
+    rule: PatchingRule,
+    ids: Int64[Tensor, "B T"],
+    scores: Float[Tensor, "B T"] | None = None,
+    num_bytes: Int64[Tensor, " B"] | None = None,
+    *,
+    documents: bool = True,
+) -> Patches:
+    """The patches of B rows.
+
+    scores: scores[b, t] belongs to the prediction made at t about byte t+1 (entropy in nats or boundary
+        logit, whichever `rule.scores` names); None for rules that read none. Compared in fp32.
+    num_bytes: [B] ids in each row (default: T). What stands behind them does not matter.
+    documents: whether a BOS inside a row begins a new document.
+
+    Raises ValueError where the rule reads scores and none, or scores of another shape, are given.
+    """
+    scores = _checked_scores(rule, ids, scores)
+    if num_bytes is not None:
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.masked_fill(columns >= num_bytes[:, None], PAD)
+    stream = _empty_stream(rule, ids.shape[0], ids.device, documents)
+    starts = F.pad(_advance(rule, stream, ids, scores).opens, (1, 0), value=True)
+    if documents:
+        starts = starts | F.pad(ids == BOS, (0, 1))
+    return Patches.from_starts(starts, num_bytes)
+
+
+def start_stream(
+    rule: PatchingRule,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    *,
+    documents: bool = True,
+) -> Stream:
+    """The state before the first byte of `batch` rows. Raises ValueError for a rule that cannot stream."""
+    _check_streams(rule)
+    return _empty_stream(rule, batch, device, documents)
+
+
+def extend(
+    rule: PatchingRule,
+    stream: Stream,
+    ids: Int64[Tensor, "B S"],
+    scores: Float[Tensor, "B S"] | None = None,
+    num_bytes: Int64[Tensor, " B"] | None = None,
+) -> tuple[Bool[Tensor, "B S"], Stream]:
+    """Append S ids to every row: the answers, and the stream after them. The given stream stays as it was.
+
+    opens[b, i] answers "does the byte after ids[b, i] open a patch?". The first byte of a row always opens
+    one. A BOS that arrives later opens one whatever was answered before it, since the answer could not know
+    it (`documents`), so starts[t+1] = opens[t] or ids[t+1] == BOS.
+
+    num_bytes: [B] ids that count in each row, 0..S (default: S), for rows that grow by different amounts;
+        answers behind them are False.
+
+    Raises ValueError as `patch` does, and for a rule that cannot stream.
+    """
+    _check_streams(rule)
+    scores = _checked_scores(rule, ids, scores)
+    step = _advance(rule, stream, ids, scores)
+    opens = step.opens
+    if num_bytes is not None:
+        opens = opens & (torch.arange(ids.shape[1], device=ids.device) < num_bytes[:, None])
+    after = replace(stream, position=_after(stream.position, step.position + 1, num_bytes))
+    if step.open_bytes is not None:
+        after = replace(after, open_bytes=_after(stream.open_bytes, step.open_bytes, num_bytes))
+    if rule.lookback:
+        after = replace(after, ids=_tail(step.ids, rule.lookback, num_bytes))
+        if step.scores is not None:
+            after = replace(after, scores=_tail(step.scores, rule.lookback, num_bytes))
+    return opens, after
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    opens: Bool[Tensor, "B S"]
+    position: Int64[Tensor, "B S"]
+    open_bytes: Int64[Tensor, "B S"] | None  # after each column; None without a limit
+    ids: Int64[Tensor, "B W"]  # with lookback columns in front
+    scores: Float[Tensor, "B W"] | None
+
+
+def _advance(
+    rule: PatchingRule, stream: Stream, ids: Int64[Tensor, "B S"], scores: Float[Tensor, "B S"] | None
+) -> _Step:
+    """The one place where a rule is asked."""
+    begins = ids == BOS if stream.documents else torch.zeros_like(ids, dtype=torch.bool)
+    position = _columns_since(begins, stream.position)
+    if rule.lookback:
+        ids = torch.cat([stream.ids, ids], 1)
+        if scores is not None:
+            assert stream.scores is not None
+            scores = torch.cat([stream.scores, scores], 1)
+    natural = rule.opens(ids, scores, position) | (position == 0)
+    if rule.max_patch_bytes is None:
+        return _Step(natural, position, None, ids, scores)
+    # Cuts count from the rule's own starts (spec 3.3): a cut never moves a later start. A BOS need not be marked:
+    # it answers that the byte after it starts, and the count begins anew there.
+    starts = F.pad(natural, (1, 0))[:, :-1]
+    length = _columns_since(starts, stream.open_bytes) + 1
+    cut = length % rule.max_patch_bytes == 0
+    return _Step(natural | cut, position, length.masked_fill(natural, 0), ids, scores)
+
+
+def _columns_since(marks: Bool[Tensor, "B S"], first: Int64[Tensor, " B"]) -> Int64[Tensor, "B S"]:
+    """Columns since the latest mark, 0 at a mark; before any mark the count goes on from `first`."""
+    columns = torch.arange(marks.shape[1], device=marks.device)
+    latest: Tensor = torch.where(marks, columns, -first[:, None]).cummax(1).values
+    return columns - latest
+
+
+def _after(
+    before: Int64[Tensor, " B"], columns: Int64[Tensor, "B S"], num_bytes: Int64[Tensor, " B"] | None
+) -> Int64[Tensor, " B"]:
+    """The state after num_bytes columns, of the state before and the states after each column."""
+    states = torch.cat([before[:, None], columns], 1)
+    return states[:, -1] if num_bytes is None else states.gather(1, num_bytes[:, None])[:, 0]
+
+
+def _tail(window: Tensor, lookback: int, num_bytes: Int64[Tensor, " B"] | None) -> Tensor:
+    """The last `lookback` columns up to num_bytes; `window` has `lookback` columns in front."""
+    if num_bytes is None:
+        return window[:, window.shape[1] - lookback :]
+    return window.gather(1, num_bytes[:, None] + torch.arange(lookback, device=window.device))
+
+
+def _empty_stream(rule: PatchingRule, batch: int, device: torch.device | str | None, documents: bool) -> Stream:
+    zeros = torch.zeros(batch, dtype=torch.long, device=device)
+    ids = torch.full((batch, rule.lookback), PAD, dtype=torch.long, device=device)
+    scores = None if rule.scores is None else torch.zeros(batch, rule.lookback, device=device)
+    return Stream(zeros, zeros, ids, scores, documents)
+
+
+def _check_streams(rule: PatchingRule) -> None:
+    if not rule.streams:
+        raise ValueError(
+            f"rule {rule.kind!r} cannot stream: whether the next byte opens a token depends on that byte "
+            "and those after it; train and generate with rule 'bpe' and a boundary model"
+        )
+
+
+def _checked_scores(
+    rule: PatchingRule, ids: Int64[Tensor, "B S"], scores: Tensor | None
+) -> Float[Tensor, "B S"] | None:
+    if rule.scores is None:
+        return None
+    if scores is None:
+        raise ValueError(
+            f"rule {rule.kind!r} reads the {rule.scores} score of every byte, but scores is None; pass "
+            "those of a scorer model, or use a rule that reads none, such as 'space' or 'stride:k=4.5'"
+        )
+    if scores.shape != ids.shape:
+        raise ValueError(f"scores are {list(scores.shape)}, ids {list(ids.shape)}; there must be one score per id")
+    return scores.float()
