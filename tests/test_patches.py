@@ -59,7 +59,6 @@ def test_lengths_and_first_bytes_cover_the_row(given_row: tuple[Tensor, Tensor])
         assert int(patches.num_patches[b]) == len(opened)
         assert patches.first_byte[b].tolist() == opened + [n] * behind
         assert patches.lengths[b].tolist() == [e - s for s, e in zip(opened, ends, strict=True)] + [0] * behind
-        assert patches.patch_exists[b].tolist() == [True] * len(opened) + [False] * behind
         assert patches.valid[b].tolist() == [t < n for t in range(starts_width(given_row))]
 
 
