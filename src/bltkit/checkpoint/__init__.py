@@ -1,0 +1,23 @@
+"""The checkpoint directory: a trained BLT is a Hugging Face BLT (config.json + model.safetensors) plus bltkit.json.
+
+`save_bundle` and `load_bundle` are the only file I/O of weights. What Hugging Face's format cannot say is written
+under another model_type, so that transformers refuses it instead of computing something else.
+"""
+
+from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.locate import embedded_models, resolve_model
+from bltkit.checkpoint.manifest import ScorerModule
+
+__all__ = [
+    "Bundle",
+    "ScorerModule",
+    "atomic_directory",
+    "embedded_models",
+    "load_bundle",
+    "resolve_model",
+    "save_bundle",
+    "store_rule",
+    "write_atomic",
+    "write_bundle",
+]

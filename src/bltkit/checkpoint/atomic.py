@@ -1,0 +1,97 @@
+"""Files and directories that appear whole or not at all: written beside their place, synced, then renamed into it.
+
+A killed process can leave a hidden `.NAME.tmp-*` sibling behind, never a half-written target.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKPOINT_FILES = ("config.json", "bltkit.json", "model*.safetensors", "model.safetensors.index.json")
+"""What a directory may hold to be replaced: nobody's other files are ever deleted."""
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write one file; readers see the old content or the new one, also after a crash. Raises OSError."""
+    path = Path(os.path.realpath(path))
+    temporary = _sibling(path, "tmp")
+    try:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory to write into; when the block ends it becomes `path`, and on any error it is removed.
+
+    An existing directory is replaced only with overwrite=True, and only if it holds nothing but a checkpoint; until
+    the new one is complete the old one stays. A symlink is followed. Raises ValueError or OSError.
+    """
+    path = Path(os.path.realpath(path))
+    _refuse(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(path, "tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        _refuse(path, overwrite)  # something may have come there meanwhile
+        _put(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def _put(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    # A directory cannot be renamed over a full one: for an instant there is none, and on failure the old returns.
+    old = _sibling(path, "old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; a checkpoint is a directory")
+    entries = sorted(path.iterdir())
+    if entries and not overwrite:
+        raise ValueError(f"{path} exists already; choose another directory or ask for it to be overwritten")
+    for entry in entries:
+        if entry.is_symlink() or entry.is_dir() or not any(map(entry.match, CHECKPOINT_FILES)):
+            raise ValueError(
+                f"{path} is not overwritten: it holds {entry.name}, which is no part of a checkpoint; "
+                "move that away or choose another directory"
+            )
+
+
+def _sibling(path: Path, label: str) -> Path:
+    return path.with_name(f".{path.name}.{label}-{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,311 @@
+"""Saving and loading what belongs together: a model, the scorer that its patching rule listens to, and the rule.
+
+Modules are built on the meta device and get the file's tensors assigned: nothing is initialised to be overwritten.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.manifest import (
+    FORMAT,
+    FileEntry,
+    Manifest,
+    ScorerConfig,
+    ScorerModule,
+    build_scorer,
+    scorer_config,
+)
+from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, is_hugging_face, scorer_parts
+from bltkit.checkpoint.weights import Weights, read_json, sha256, write_weights
+from bltkit.config import parse
+from bltkit.model import Blt, BltConfig
+from bltkit.patching import PatchingRule
+
+MAX_SHARD_BYTES = 5_000_000_000
+OWN_TYPE = "bltkit"
+"""model_type of what Hugging Face's format cannot say; of a scorer alone, with `-KIND` behind it."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a checkpoint holds: a model with its scorer and rule, or a scorer alone (then `rule` may be its own)."""
+
+    model: Blt | None
+    scorer: ScorerModule | None
+    rule: PatchingRule | None
+    record: dict[str, Any] = field(default_factory=dict)
+    """The training record: plain values that JSON can hold."""
+
+
+def save_bundle(
+    path: str | Path,
+    bundle: Bundle,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write a checkpoint directory, whole or not at all; returns its path.
+
+    dtype: of all weights in the files, the scorer's too; as they are when absent. An entropy model in bfloat16 places
+    some patches elsewhere than in float32.
+    overwrite: replace an existing checkpoint directory (never one that holds anything else).
+
+    Raises ValueError for a bad target or an empty bundle, OSError if writing fails; the target is then as it was.
+    """
+    with atomic_directory(path, overwrite=overwrite) as directory:
+        write_bundle(directory, bundle, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    return Path(path)
+
+
+def write_bundle(
+    directory: Path, bundle: Bundle, *, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety.
+
+    For callers that put further files beside them, inside an `atomic_directory` of their own.
+    """
+    model, scorer = bundle.model, bundle.scorer
+    if model is None and scorer is None:
+        raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
+    tensors = dict(_split(model, scorer))
+    files = write_weights(directory, tensors, dtype, max_shard_bytes)
+    manifest = Manifest(
+        format=FORMAT,
+        bltkit=version("bltkit"),
+        kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
+        rule=cast(Any, bundle.rule),
+        model=None if model is None else model.config,
+        scorer=None if scorer is None else scorer_config(scorer),
+        record=bundle.record,
+        files={file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files},
+    )
+    stored = dtype or next(iter(tensors.values())).dtype
+    config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
+    (directory / "config.json").write_bytes(_json_of(config))
+    (directory / "bltkit.json").write_bytes(_json_of(manifest))
+
+
+def load_bundle(
+    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+) -> Bundle:
+    """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
+
+    dtype: of all parameters, the scorer's too; when absent float32 on the CPU and the files' own elsewhere. Float32
+    weights on the CPU stay in the file's memory map as far as they are stored in one piece: fast to load, and copied
+    page by page when written to.
+    verify: compare the weight files with the sha256 in bltkit.json first, which reads them whole.
+
+    Raises ValueError with one line that names the file or tensor, what was expected and what was found.
+    """
+    directory, device = Path(path), torch.device(device)
+    if not directory.exists():
+        raise ValueError(f"{directory} does not exist; expected a checkpoint directory")
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is a file; expected the checkpoint directory that holds it")
+    found = _describe(directory)
+    if verify:
+        _verify(directory, found.files)
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    prefix = SCORER_PREFIX if found.model is not None else ""
+    with torch.device("meta"):
+        model = None if found.model is None else Blt(found.model)
+        scorer = None if found.scorer is None else build_scorer(found.scorer)
+    with Weights(directory) as weights:
+        expected = {part.name for _, parts in _layout(model, scorer, prefix) for part in parts}
+        reader = _Reader(weights, found, expected, dtype, device)
+        reader.refuse_unexpected()
+        if model is not None:
+            reader.fill(model, blt_parts)
+        if scorer is not None:
+            reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
+    return Bundle(model, scorer, found.rule, found.record)
+
+
+def store_rule(path: str | Path, rule: PatchingRule) -> None:
+    """Make `rule` the rule of an existing checkpoint; its weights stay as they are.
+
+    The two JSON files are each replaced whole. Raises ValueError as `load_bundle` does, OSError if writing fails.
+    """
+    directory = Path(path)
+    found, bundle = _describe(directory), load_bundle(directory)
+    if found.encoder_cross or found.tied:
+        raise ValueError(
+            f"{directory} stores its weights in a way that only a plain Hugging Face directory can; "
+            "load it and save it elsewhere first"
+        )
+    changed = replace(bundle, rule=rule)
+    manifest = _manifest(changed, found.files)
+    config = _config_json(changed, manifest) | {"dtype": read_json(directory / "config.json").get("dtype")}
+    write_atomic(directory / "bltkit.json", _json_of(manifest))
+    write_atomic(directory / "config.json", _json_of(config))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a directory describes, whoever wrote it."""
+
+    model: BltConfig | None
+    scorer: ScorerConfig | None
+    rule: PatchingRule | None
+    record: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    encoder_cross: int = 0
+    tied: bool = False
+
+
+def _describe(directory: Path) -> _Found:
+    path, own = directory / "config.json", directory / "bltkit.json"
+    config = read_json(path)
+    model_type = config.get("model_type")
+    if own.exists():
+        data = read_json(own)
+        if isinstance(number := data.get("format"), int) and number > FORMAT:
+            raise ValueError(f"{own} has format {number}, but this bltkit reads up to {FORMAT}; upgrade bltkit")
+        manifest: Manifest = parse(Manifest, data, str(own))
+        if model_type == hf_config.MODEL_TYPE:
+            if manifest.model is None:
+                raise ValueError(f"{own} describes no model, but {path} does; the two do not belong together")
+            where = hf_config.difference(path, config, manifest.model, manifest.scorer, manifest.rule)
+            if where is not None:
+                raise ValueError(
+                    f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
+                    "the directory as Hugging Face's"
+                )
+        return _Found(manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files)
+    if isinstance(model_type, str) and model_type.startswith(OWN_TYPE):
+        raise ValueError(f"{own} is missing, which a model of type {model_type!r} is described in")
+    if model_type != hf_config.MODEL_TYPE:
+        hint = "; it looks like Meta's format, which is to be converted first" if "args" in config else ""
+        raise ValueError(f"{path}: model_type is {model_type!r}; expected 'blt'{hint}")
+    described = hf_config.read_config(config, path)
+    return _Found(
+        described.model,
+        described.scorer,
+        described.rule,
+        encoder_cross=described.encoder_cross,
+        tied=described.tied,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Puts the file's tensors together into modules."""
+
+    weights: Weights
+    found: _Found
+    expected: set[str]
+    dtype: torch.dtype | None
+    device: torch.device
+
+    def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[Part, ...]]) -> None:
+        """Assign every parameter of a module that was built on the meta device, then move its buffers."""
+        state = {}
+        for name, parameter in module.state_dict().items():
+            pieces = [self._read(part) for part in parts_of(name, parameter.shape)]
+            state[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        module.load_state_dict(state, assign=True)
+        module.to(self.device)
+
+    def refuse_unexpected(self) -> None:
+        """A tensor that nobody reads means that the weights are another model's."""
+        sources = {self._source(name) for name in self.expected}
+        left = sorted(name for name in self.weights.names() - sources if not self._is_dead(name))
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise ValueError(
+                f"{self.weights.origin}: unexpected tensor {left[0]}{more}; config.json describes a model without it"
+            )
+
+    def _read(self, part: Part) -> Tensor:
+        source = self._source(part.name)
+        tensor = self.weights.read(source, part.shape).to(device=self.device, dtype=self.dtype)
+        # A tied head must not share memory with the embedding: they would be trained as one.
+        return tensor.clone() if source == _EMBEDDING != part.name else tensor
+
+    def _source(self, name: str) -> str:
+        """The tensor of the file that stands for tensor `name`."""
+        if name == "lm_head.weight" and self.found.tied and name not in self.weights.names():
+            return _EMBEDDING
+        return name.replace(f"{_ENCODER_CROSS}0.", f"{_ENCODER_CROSS}{self.found.encoder_cross}.")
+
+    def _is_dead(self, name: str) -> bool:
+        return any(name.startswith(f"{_ENCODER_CROSS}{i}.") for i in range(self.found.encoder_cross))
+
+
+_EMBEDDING = "model.local_encoder.embed_tokens.weight"
+_ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
+
+
+def _layout(model: Blt | None, scorer: ScorerModule | None, prefix: str) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
+    """Every tensor of the modules and the file's tensors that it is made of."""
+    for name, tensor in (model.state_dict() if model is not None else {}).items():
+        yield tensor, blt_parts(name, tensor.shape)
+    for name, tensor in (scorer.state_dict() if scorer is not None else {}).items():
+        yield tensor, scorer_parts(name, tensor.shape, prefix)
+
+
+def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the file, as views of the modules' tensors."""
+    for tensor, parts in _layout(model, scorer, SCORER_PREFIX if model is not None else ""):
+        rows = [part.shape[0] for part in parts]
+        yield from zip((part.name for part in parts), tensor.split(rows), strict=True)
+
+
+def _manifest(bundle: Bundle, files: Mapping[str, FileEntry]) -> Manifest:
+    model, scorer = bundle.model, bundle.scorer
+    return Manifest(
+        format=FORMAT,
+        bltkit=version("bltkit"),
+        kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
+        rule=cast(Any, bundle.rule),
+        model=None if model is None else model.config,
+        scorer=None if scorer is None else scorer_config(scorer),
+        record=bundle.record,
+        files=dict(files),
+    )
+
+
+def _json_of(value: Manifest | dict[str, Any]) -> bytes:
+    # pydantic writes NaN as null: a run that diverged can still be saved.
+    text = value.model_dump_json(indent=2) if isinstance(value, Manifest) else json.dumps(value, indent=2)
+    return (text + "\n").encode()
+
+
+def _config_json(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
+    if bundle.model is None:
+        return _refused_config(f"{OWN_TYPE}-{manifest.kind}")
+    names = bundle.model.state_dict()
+    if hf_config.expresses(manifest.model, manifest.scorer, bundle.rule) and all(map(is_hugging_face, names)):
+        assert manifest.model is not None
+        return hf_config.write_config(manifest.model, cast(Any, manifest.scorer), cast(Any, bundle.rule))
+    return _refused_config(OWN_TYPE)
+
+
+def _refused_config(model_type: str) -> dict[str, Any]:
+    # BltForCausalLM.from_pretrained only warns about another model_type, and would go on with the 1B's default shape;
+    # a sub-config that is no object stops it.
+    return {"model_type": model_type, "encoder_config": "see bltkit.json"}
+
+
+def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
+    if not files:
+        logging.getLogger(__name__).warning("%s has no bltkit.json: its weights cannot be verified", directory)
+    for name, entry in files.items():
+        if not (directory / name).exists():
+            raise ValueError(f"{directory / name} is missing, but bltkit.json lists it")
+        if (found := sha256(directory / name)) != entry.sha256:
+            raise ValueError(
+                f"{directory / name} is damaged or changed: its sha256 is {found}, bltkit.json says {entry.sha256}"
+            )

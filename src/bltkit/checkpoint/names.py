@@ -1,0 +1,104 @@
+"""Tensor names: ours, where products that belong together are one matrix, and Hugging Face's, where they are split.
+
+A tensor of ours is made of one or more tensors of the file, stacked along dim 0 (spec 12.1).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+STAGES = {
+    "embed.bytes.weight": "model.local_encoder.embed_tokens.weight",
+    "embed.ngrams": "model.encoder_hash_tok_embedding.weight",
+    "encoder.stack.layers.": "model.local_encoder.layers.",
+    "encoder.patch_projection.": "model.local_encoder.patch_embedding_projection.",
+    "encoder.cross.": "model.local_encoder.cross_attn_layers.",
+    "latent.projection.": "model.global_transformer.token_embedding_projection.",
+    "latent.stack.layers.": "model.global_transformer.layers.",
+    "decoder.patch_projection.": "model.local_decoder.patch_embedding_projection.",
+    "decoder.cross.": "model.local_decoder.cross_attn_layers.",
+    "decoder.stack.layers.": "model.local_decoder.layers.",
+    "decoder.norm.": "model.local_decoder.norm.",
+    "decoder.head.": "lm_head.",
+}
+"""Beginnings of our names in a Blt, and of the file's."""
+
+SCORER_STAGES = {"embed.": "embed_tokens.", "stack.layers.": "layers.", "norm.": "norm.", "head.": "lm_head."}
+"""The same for an entropy model, whose names in the file stand behind a prefix."""
+
+LAYER = {
+    "attention_norm.weight": ("input_layernorm.weight",),
+    "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "attention.out.weight": ("self_attn.o_proj.weight",),
+    "ffn_norm.weight": ("post_attention_layernorm.weight",),
+    "ffn.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "ffn.down.weight": ("mlp.down_proj.weight",),
+}
+"""Behind the layer's index, in a stack."""
+
+CROSS = {
+    "q_norm.weight": ("q_norm.weight",),
+    "kv_norm.weight": ("k_norm.weight",),
+    "q.weight": ("q_proj.weight",),
+    "kv.weight": ("k_proj.weight", "v_proj.weight"),
+    "out.weight": ("o_proj.weight",),
+}
+"""Behind the block's index, in a list of cross-attention blocks."""
+
+SCORER_PREFIX = "model.patcher."
+"""Where the scorer's tensors stand in a whole model's file; alone they have no prefix."""
+
+OWN_PREFIX = "bltkit."
+"""Where a tensor stands that Hugging Face's model does not have."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the file: its name and shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def blt_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+    """The file's tensors that make up tensor `name` of a `Blt`."""
+    return _parts(name, tuple(shape), STAGES, OWN_PREFIX)
+
+
+def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ...]:
+    """The file's tensors that make up tensor `name` of a scorer. prefix: `SCORER_PREFIX`, or nothing."""
+    stages = {ours: prefix + theirs for ours, theirs in SCORER_STAGES.items()}
+    return _parts(name, tuple(shape), stages, prefix)
+
+
+def is_hugging_face(name: str) -> bool:
+    """Does Hugging Face's BLT know tensor `name` of a `Blt`?"""
+    return any(name.startswith(stage) for stage in STAGES)
+
+
+def _parts(name: str, shape: tuple[int, ...], stages: dict[str, str], otherwise: str) -> tuple[Part, ...]:
+    stage = next((stage for stage in stages if name.startswith(stage)), None)
+    if stage is None:
+        return (Part(otherwise + name, shape),)
+    rest, table = name.removeprefix(stage), _inner_table(stage)
+    if table is None:
+        return (Part(stages[stage] + rest, shape),)
+    index, _, inner = rest.partition(".")
+    split = table[inner]
+    rows = _rows(len(split), shape)
+    return tuple(
+        Part(f"{stages[stage]}{index}.{theirs}", (count, *shape[1:])) for theirs, count in zip(split, rows, strict=True)
+    )
+
+
+def _inner_table(stage: str) -> dict[str, tuple[str, ...]] | None:
+    if stage.endswith("layers."):
+        return LAYER
+    return CROSS if stage.endswith("cross.") else None
+
+
+def _rows(parts: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Queries are as wide as the stream; grouped keys and values share what is left."""
+    if parts == 3:
+        queries = shape[1]
+        return (queries, (shape[0] - queries) // 2, (shape[0] - queries) // 2)
+    return (shape[0] // parts,) * parts

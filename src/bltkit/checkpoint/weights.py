@@ -1,0 +1,182 @@
+"""Tensors in safetensors files: written in shards, read one by one through a memory map. Nothing is ever unpickled."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+
+
+def write_weights(
+    directory: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
+) -> list[Path]:
+    """Write all tensors, converted to `dtype` if given; several files and an index above `max_shard_bytes`.
+
+    A file is converted and written at a time, so that no second copy of a large model is ever held. Returns the
+    weight files. Raises OSError, also where the disk is full.
+    """
+    shards = _plan(tensors, dtype, max_shard_bytes)
+    names = (
+        [WEIGHTS]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(directory / name, {key: _plain(tensors[key], dtype) for key in shard})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(_size(tensor, dtype) for tensor in tensors.values())},
+            "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+        }
+        (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return [directory / name for name in names]
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Weights:
+    """The tensors of a directory, by name. A context manager; tensors read stay valid after it closes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._open = ExitStack()
+        self._files: dict[str, tuple[Path, Any]] = {}
+        self.origin, files = _weight_files(directory)
+        try:
+            for path in files:
+                handle = self._open.enter_context(_opened(path))
+                self._files.update(dict.fromkeys(handle.keys(), (path, handle)))
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._files)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor, in the file's dtype and backed by the file: pages come in as they are used.
+
+        Raises ValueError if it is missing, of another shape or not of a floating-point type.
+        """
+        if name not in self._files:
+            raise ValueError(
+                f"{self.origin}: tensor {name} is missing; the file and config.json do not belong together"
+            )
+        path, handle = self._files[name]
+        piece = handle.get_slice(name)
+        if (found := tuple(piece.get_shape())) != shape:
+            raise ValueError(f"{path}: tensor {name} has shape {list(found)}, but config.json asks for {list(shape)}")
+        tensor: Tensor = handle.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: tensor {name} has dtype {piece.get_dtype()}; expected floating point")
+        return tensor
+
+
+def _weight_files(directory: Path) -> tuple[Path, list[Path]]:
+    """The file that errors about missing tensors name, and all weight files."""
+    single, index = directory / WEIGHTS, directory / INDEX
+    if single.exists():
+        return single, [single]
+    if index.exists():
+        return index, _indexed(index)
+    present = sorted(entry.name for entry in directory.iterdir())
+    pickles = [name for name in present if name.endswith(PICKLES)]
+    if pickles:
+        raise ValueError(
+            f"{directory} holds {pickles[0]} but no {WEIGHTS}: such files are pickles, which can run any code when "
+            "they are loaded, so they are not read; convert the weights to safetensors"
+        )
+    others = [name for name in present if name.endswith(".safetensors")]
+    found = f" (found {', '.join(others)})" if others else ""
+    raise ValueError(f"{directory} holds no {WEIGHTS}{found}: it is no checkpoint, or an incomplete one")
+
+
+def _indexed(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: key 'weight_map' is missing or empty; expected tensor names and their files")
+    files = []
+    for name in sorted(set(map(str, weight_map.values()))):
+        path = index.parent / name
+        if path.parent != index.parent or path.suffix != ".safetensors":
+            raise ValueError(f"{index} names {name}; expected safetensors files of the same directory")
+        if not path.exists():
+            raise ValueError(f"{path} is missing, but {index.name} names it; the checkpoint is incomplete")
+        files.append(path)
+    return files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError with one line for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {path.parent} is no checkpoint, or an incomplete one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return data
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no complete safetensors file ({error}; {path.stat().st_size} bytes); fetch or copy it again"
+        ) from None
+
+
+def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library wraps what the system said; callers want to know a full disk by its number.
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _plan(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        size = _size(tensor, dtype)
+        if shards[-1] and used + size > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _size(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
