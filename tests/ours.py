@@ -1,0 +1,65 @@
+"""The package as the parity tests see it: directories in, logits out. The one place to change when its
+interface does.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _loaded(directory: Path) -> Any:
+    """A bundle: `.model`, `.scorer` (the entropy model) and `.rule`."""
+    from bltkit.checkpoint import load_bundle
+
+    return load_bundle(directory)
+
+
+def load_hf_dir(directory: Path) -> Callable[[Sequence[int]], Tensor]:
+    """The model of a published directory as a function of one row: ids [T] -> logits [T, 260] in fp32."""
+    loaded = _loaded(directory)
+
+    @torch.no_grad()
+    def logits(ids: Sequence[int]) -> Tensor:
+        from bltkit.patching import patch
+
+        row = torch.tensor([list(ids)])
+        # Such a directory knows no documents: a BOS inside a row opens a patch only where the rule says so.
+        patches = patch(loaded.rule, row, loaded.scorer.scores(row), documents=False)
+        found: Tensor = loaded.model(row, patches)[0]
+        return found
+
+    return logits
+
+
+def entropies_hf_dir(directory: Path) -> Callable[[Sequence[int]], Tensor]:
+    """The entropy model of a published directory: ids [T] -> entropies [T] in nats, fp32."""
+    loaded = _loaded(directory)
+
+    def entropies(ids: Sequence[int]) -> Tensor:
+        found: Tensor = loaded.scorer.scores(torch.tensor([list(ids)]))[0]
+        return found
+
+    return entropies
+
+
+def starts_hf_dir(directory: Path) -> Callable[[Sequence[int]], Tensor]:
+    """The patches of a published directory: ids [T] -> starts [T+1]."""
+    loaded = _loaded(directory)
+
+    def starts(ids: Sequence[int]) -> Tensor:
+        from bltkit.patching import patch
+
+        row = torch.tensor([list(ids)])
+        return patch(loaded.rule, row, loaded.scorer.scores(row), documents=False).starts[0]
+
+    return starts
+
+
+def roundtrip(dir_in: Path, dir_out: Path) -> None:
+    """Loads a published directory and saves it as a checkpoint of ours."""
+    from bltkit.checkpoint import save_bundle
+
+    save_bundle(dir_out, _loaded(dir_in))
