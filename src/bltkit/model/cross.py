@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.config import StackConfig
-from bltkit.model.layers import RMSNorm, linear, truncated_normal
+from bltkit.model.layers import Linear, RMSNorm, truncated_normal
 from bltkit.patches import Patches
 
 
@@ -26,9 +26,9 @@ class CrossAttention(nn.Module):
         self.gain = 2.0 if doubled_residual else 1.0
         self.q_norm = RMSNorm(config.width, config.norm_eps)
         self.kv_norm = RMSNorm(config.width, config.norm_eps)
-        self.q = linear(config.width, config.width)
-        self.kv = linear(config.width, 2 * self.kv_heads * self.head_dim)
-        self.out = linear(config.width, config.width)
+        self.q = Linear(config.width, config.width)
+        self.kv = Linear(config.width, 2 * self.kv_heads * self.head_dim)
+        self.out = Linear(config.width, config.width)
 
     def reset_parameters(self, index: int, generator: torch.Generator | None = None) -> None:
         """Truncated normal, sigma = width^-1/2 / sqrt(2 (index + 1)), index in the block's own list (spec 8)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bltkit.model.cache import StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.layers import Before, RMSNorm, Transformer, linear, truncated_normal
+from bltkit.model.layers import Before, Linear, RMSNorm, Transformer, truncated_normal
 from bltkit.vocab import VOCAB_SIZE
 
 PatchKV = tuple[tuple[Tensor, Tensor], ...]
@@ -22,13 +22,13 @@ class LocalDecoder(nn.Module):
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
         self.k = config.cross_attn_k
-        self.patch_projection = linear(config.latent.width, config.patch_width)
+        self.patch_projection = Linear(config.latent.width, config.patch_width)
         self.cross = nn.ModuleList(
             CrossAttention(config.decoder, config.quirks.doubled_residual) for _ in range(config.num_decoder_cross)
         )
         self.stack = Transformer(config.decoder)
         self.norm = RMSNorm(config.decoder.width, config.decoder.norm_eps)
-        self.head = linear(config.decoder.width, VOCAB_SIZE)
+        self.head = Linear(config.decoder.width, VOCAB_SIZE)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise as spec 8 says."""

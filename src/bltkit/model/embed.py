@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.config import NGRAM_PRIMES, NgramConfig
-from bltkit.model.layers import truncated_normal
+from bltkit.model.layers import Embedding, truncated_normal
 from bltkit.vocab import BOS, PAD, VOCAB_SIZE
 
 
@@ -40,7 +40,7 @@ class ByteEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.longest = max(config.sizes)
-        self.bytes = nn.utils.skip_init(nn.Embedding, VOCAB_SIZE, width)
+        self.bytes = Embedding(VOCAB_SIZE, width)
         self.ngrams = nn.Parameter(torch.empty(config.num_tables * config.buckets, width))
         self.scale = 1 / (config.num_tables + 1) if averaged else 1.0
         self.register_buffer("hash_weights", ngram_weights(config), persistent=False)

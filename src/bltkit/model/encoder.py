@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention, Segments
-from bltkit.model.layers import Transformer, linear, truncated_normal
+from bltkit.model.layers import Linear, Transformer, truncated_normal
 from bltkit.patches import Patches
 
 
@@ -19,7 +19,7 @@ class LocalEncoder(nn.Module):
         super().__init__()
         self.k = config.cross_attn_k
         self.stack = Transformer(config.encoder)
-        self.patch_projection = linear(config.encoder.width, config.patch_width)
+        self.patch_projection = Linear(config.encoder.width, config.patch_width)
         self.cross = nn.ModuleList(
             CrossAttention(config.encoder, config.quirks.doubled_residual) for _ in range(config.num_encoder_cross)
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import StackCache
 from bltkit.model.config import BoundaryConfig, ByteTransformerConfig, CnnConfig, EntropyConfig
-from bltkit.model.layers import RMSNorm, Transformer, linear, truncated_normal
+from bltkit.model.layers import Embedding, Linear, RMSNorm, Transformer, truncated_normal
 from bltkit.vocab import BOS, OFFSET, PAD, VOCAB_SIZE
 
 SCORING_CHUNK = 8192
@@ -57,10 +57,10 @@ class ByteTransformer(nn.Module):
     def __init__(self, config: ByteTransformerConfig, num_outputs: int) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.utils.skip_init(nn.Embedding, VOCAB_SIZE, config.width)
+        self.embed = Embedding(VOCAB_SIZE, config.width)
         self.stack = Transformer(config)
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = linear(config.width, num_outputs)
+        self.head = Linear(config.width, num_outputs)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
         """Initialise as spec 8 says; returns the model."""
@@ -153,9 +153,9 @@ class CnnEntropy(nn.Module):
     def __init__(self, config: CnnConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.utils.skip_init(nn.Embedding, VOCAB_SIZE, config.width)
-        self.mix = linear(config.context * config.width, 2 * config.width)
-        self.head = linear(2 * config.width, VOCAB_SIZE)
+        self.embed = Embedding(VOCAB_SIZE, config.width)
+        self.mix = Linear(config.context * config.width, 2 * config.width)
+        self.head = Linear(2 * config.width, VOCAB_SIZE)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
         """Truncated normal, sigma = fan_in^-1/2; returns the model."""
@@ -171,6 +171,18 @@ class CnnEntropy(nn.Module):
             window = [before.where(ids != BOS, PAD), ids]
         x = torch.cat([self.embed(part) for part in window], -1)
         return self.head(F.silu(self.mix(x)))
+
+    def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Entropies of whole rows, in nats."""
+        return self.extend_scores(ids)[0]
+
+    @torch.no_grad()
+    def extend_scores(
+        self, ids: Int64[Tensor, "B S"], state: object | None = None
+    ) -> tuple[Float[Tensor, "B S"], object]:
+        """Entropies of S further ids; the state is the last id."""
+        last = torch.full_like(ids[:, :1], PAD) if state is None else cast(Tensor, state)
+        return entropy(self(torch.cat((last, ids), 1))[:, 1:]), ids[:, -1:]
 
     @torch.no_grad()
     def table(self) -> "EntropyTable":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import StackCache
 from bltkit.model.config import BltConfig
-from bltkit.model.layers import Transformer, linear, truncated_normal
+from bltkit.model.layers import Linear, Transformer, truncated_normal
 
 
 class LatentTransformer(nn.Module):
@@ -15,7 +15,7 @@ class LatentTransformer(nn.Module):
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
         width = config.latent.width
-        self.projection: nn.Module = nn.Identity() if config.patch_width == width else linear(config.patch_width, width)
+        self.projection: nn.Module = nn.Identity() if config.patch_width == width else Linear(config.patch_width, width)
         self.stack = Transformer(config.latent)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -25,9 +25,21 @@ def truncated_normal(weight: Tensor, sigma: float, generator: torch.Generator | 
     nn.init.trunc_normal_(weight, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
+class Linear(nn.Linear):
     """A bias-free linear map, left uninitialised: `reset_parameters` of its owner knows the depth."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: torch would fill weights here that are drawn anew or loaded anyway."""
+
+
+class Embedding(nn.Embedding):
+    """A look-up table, left uninitialised like `Linear`."""
+
+    def reset_parameters(self) -> None:
+        """Nothing, see `Linear`."""
 
 
 class RMSNorm(nn.Module):
@@ -48,8 +60,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.num_kv_heads, config.head_dim
-        self.qkv = linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim)
-        self.out = linear(config.width, config.width)
+        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Float[Tensor, "B T D"], angles: Rotation, attend: Attend) -> Float[Tensor, "B T D"]:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -64,8 +76,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.gate_up = linear(config.width, 2 * config.ffn)
-        self.down = linear(config.ffn, config.width)
+        self.gate_up = Linear(config.width, 2 * config.ffn)
+        self.down = Linear(config.ffn, config.width)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         gate, up = self.gate_up(x).chunk(2, -1)

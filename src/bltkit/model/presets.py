@@ -1,5 +1,8 @@
 """Named shapes: the embedded model's, the benchmark's, the released ones and the paper's grid (spec 6, 9.4)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from bltkit.config import nearest
 from bltkit.model.config import BltConfig, EntropyConfig, NgramConfig, StackConfig
 
@@ -71,3 +74,26 @@ def entropy_preset(name: str) -> EntropyConfig:
     if name not in ENTROPY_PRESETS:
         raise ValueError(f"no entropy model preset {name!r}{nearest(name, list(ENTROPY_PRESETS))}")
     return ENTROPY_PRESETS[name]
+
+
+def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's [model] section with `kind` in it and its `preset` written out, single fields of it changed.
+
+    Raises ValueError for an unknown preset, and for kinds that have none.
+    """
+    fields = {"kind": "blt", **section}
+    if "preset" not in fields:
+        return fields
+    name, kind = fields.pop("preset"), fields["kind"]
+    presets = {"blt": blt_preset, "entropy": entropy_preset, "boundary": entropy_preset}
+    if kind not in presets or not isinstance(name, str):
+        raise ValueError(f"model.preset = {name!r}: presets are names, for kinds {', '.join(presets)}")
+    return _merged(presets[kind](name).model_dump(), fields)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
