@@ -133,8 +133,8 @@ def load_bundle(
     return Bundle(model, scorer, found.rule, found.record)
 
 
-def store_rule(path: str | Path, rule: PatchingRule) -> None:
-    """Make `rule` the rule of an existing checkpoint; its weights stay as they are.
+def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] | None = None) -> None:
+    """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
     The two JSON files are each replaced whole. Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
@@ -145,7 +145,7 @@ def store_rule(path: str | Path, rule: PatchingRule) -> None:
             f"{directory} stores its weights in a way that only a plain Hugging Face directory can; "
             "load it and save it elsewhere first"
         )
-    changed = replace(bundle, rule=rule)
+    changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
     manifest = _manifest(changed, found.files)
     config = _config_json(changed, manifest) | {"dtype": read_json(directory / "config.json").get("dtype")}
     write_atomic(directory / "bltkit.json", _json_of(manifest))

@@ -24,8 +24,8 @@ def tuned_field(rule: PatchingRule) -> str | None:
 
 def calibrate(
     rule: PatchingRule,
-    scores: Sequence[Float[Tensor, " T"]],
-    ids: Sequence[Int64[Tensor, " T"]],
+    scores: Sequence[Float[Tensor, "_"]],
+    ids: Sequence[Int64[Tensor, "_"]],
     patch_bytes: float,
 ) -> tuple[PatchingRule, float]:
     """Set the threshold of `rule` so that its mean patch size on these documents is as near `patch_bytes` as it gets.
@@ -75,7 +75,7 @@ def calibrate(
 
 
 def _one_row(
-    ids: Sequence[Int64[Tensor, " T"]], scores: Sequence[Float[Tensor, " T"]]
+    ids: Sequence[Int64[Tensor, "_"]], scores: Sequence[Float[Tensor, "_"]]
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
     """All documents behind one another: patching treats each as if it stood alone, and many are patched at once."""
     if len(ids) != len(scores):

@@ -1,0 +1,86 @@
+"""Bytes as something to look at: characters where they can be shown, hex where they cannot.
+
+Patches are cut between bytes, screens show characters. A cell is the least that can be shown as a whole: a character
+with all its bytes, or one byte as two hex digits, where bytes are no text, the character has no glyph, or a patch
+begins inside it.
+"""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+SYMBOLS = {"\n": "↵", "\t": "⇥"}
+"""Stand-ins for the control characters that texts are full of; all others are shown as hex."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands for bytes start .. start + num_bytes - 1 of a text."""
+
+    start: int
+    num_bytes: int
+    text: str
+    kind: Literal["text", "symbol", "hex"]
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind it."""
+        return self.start + self.num_bytes
+
+
+def cells(data: bytes, starts: Sequence[int], shows: Callable[[str], bool] = str.isprintable) -> tuple[Cell, ...]:
+    """The cells of `data`, in order and without gaps; none reaches over one of `starts`.
+
+    shows: whether the medium has a glyph for a character. Accents that combine with the character before them share
+        its cell; characters that order, join or hide others without being seen (category Cf) are never shown as text.
+    """
+    borders = frozenset(starts)
+    found: list[Cell] = []
+    position = 0
+    for character in data.decode("utf-8", "surrogateescape"):
+        stray = "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
+        num_bytes = 1 if stray else len(character.encode())
+        end = position + num_bytes
+        whole = not any(offset in borders for offset in range(position + 1, end))
+        symbol = SYMBOLS.get(character)
+        combines = unicodedata.category(character) in ("Mn", "Mc", "Me")
+        if symbol is not None and shows(symbol):
+            found.append(Cell(position, num_bytes, symbol, "symbol"))
+        elif not (whole and character.isprintable() and shows(character)):
+            found += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+        elif not combines:
+            found.append(Cell(position, num_bytes, character, "text"))
+        elif found and found[-1].kind == "text" and position not in borders:
+            before = found[-1]
+            found[-1] = replace(before, num_bytes=end - before.start, text=before.text + character)
+        else:
+            found += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+        position = end
+    return tuple(found)
+
+
+def wrap(
+    content: Sequence[Cell], columns: int, width_of: Callable[[Cell], int], *, at_newlines: bool = True
+) -> tuple[tuple[Cell, ...], ...]:
+    """Cut cells into lines of at most `columns`, and where a newline is followed by other text (`at_newlines`).
+
+    Newlines behind one another stay in one line: blank lines would be empty pictures. A cell wider than a line has
+    a line of its own.
+    """
+    lines: list[list[Cell]] = [[]]
+    used = 0
+    for cell in content:
+        width = width_of(cell)
+        before = lines[-1][-1] if lines[-1] else None
+        turns = at_newlines and before is not None and _is_newline(before) and not _is_newline(cell)
+        if before is not None and (used + width > columns or turns):
+            lines.append([])
+            used = 0
+        lines[-1].append(cell)
+        used += width
+    return tuple(tuple(line) for line in lines if line)
+
+
+def _is_newline(cell: Cell) -> bool:
+    return (cell.kind, cell.text) in (("symbol", SYMBOLS["\n"]), ("hex", "0A"))
