@@ -4,6 +4,7 @@
 by a logit for "a token ends here"; `CnnEntropy` sees two bytes, so that its entropies fit in a table.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, Self, cast, runtime_checkable
 
 import torch
@@ -44,11 +45,17 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class _StackState:
-    """State of a byte transformer: its cache and how many segments began so far."""
+    """State of a byte transformer: its cache, and the number of the segment that the last id lies in."""
 
-    def __init__(self, cache: StackCache, segment: Int64[Tensor, "B 1"] | None) -> None:
-        self.cache, self.segment = cache, segment
+    cache: StackCache
+    segment: Int64[Tensor, "B 1"] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that one step's attention reads, in bytes."""
+        return self.cache.num_bytes
 
 
 class ByteTransformer(nn.Module):
@@ -79,7 +86,7 @@ class ByteTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "B S V"], _StackState]:
         """`forward` for S further ids."""
         if state is None:
-            state = _StackState(self.stack.empty_cache(), None)
+            state = _StackState(self.stack.empty_cache())
         segments = self._segments(ids)
         if segments is not None and state.segment is not None:
             segments = segments + state.segment
