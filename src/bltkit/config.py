@@ -5,6 +5,8 @@ and names the nearest known key when a key is unknown, because a silently ignore
 """
 
 import difflib
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,9 +81,10 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 def parse_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["value"] if len(parsed) == 1 else text  # a line break could begin a second key
 
 
 def dump_toml(data: Mapping[str, Any]) -> str:
@@ -98,14 +101,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def _dump_table(data: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     plain = {key: value for key, value in data.items() if not isinstance(value, Mapping) and value is not None}
     if path and (plain or not data):
-        yield f"[{'.'.join(path)}]"
+        yield f"[{'.'.join(map(_dump_key, path))}]"
     for key, value in plain.items():
-        yield f"{key} = {_dump_value(value)}"
+        yield f"{_dump_key(key)} = {_dump_value(value)}"
     if plain:
         yield ""
     for key, value in data.items():
         if isinstance(value, Mapping):
             yield from _dump_table(value, (*path, key))
+
+
+def _dump_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _dump_value(key)
 
 
 def _dump_value(value: Any) -> str:
@@ -116,9 +123,10 @@ def _dump_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_dump_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{k} = {_dump_value(v)}" for k, v in value.items() if v is not None) + " }"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{text}"'
+        items = (f"{_dump_key(k)} = {_dump_value(v)}" for k, v in value.items() if v is not None)
+        return "{ " + ", ".join(items) + " }"
+    # JSON's escapes are TOML's, but for DEL, which JSON lets stand.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,19 +136,35 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
     # A misspelt required key is both unknown and missing; the unknown one shows the slip.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    field = ".".join(str(part) for part in first["loc"]) or "value"
+    names, siblings = _locate(adapter, first["loc"])
+    field = ".".join(names)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {field!r}{nearest(str(first['loc'][-1]), _known_keys(adapter, first['loc']))}{more}"
-    if first["type"] == "missing":
-        return f"key {field!r} is missing{more}"
-    if first["type"] == "value_error":
-        return f"{field}: {first['ctx']['error']}{more}"
-    return f"{field} = {first['input']!r}: {first['msg']}{more}"
+    match first["type"]:
+        case "extra_forbidden":
+            known = {key for node in siblings for key in node.get("properties", {})}
+            return f"unknown key {field!r}{nearest(names[-1], sorted(known))}{more}"
+        case "missing":
+            return f"key {field!r} is missing{more}"
+        case "union_tag_invalid":
+            kinds = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"])
+            return f"{'.'.join((*names, 'kind'))} = {first['ctx']['tag']!r}{nearest(first['ctx']['tag'], kinds)}{more}"
+        case "union_tag_not_found":
+            return f"key {'.'.join((*names, 'kind'))!r} is missing{more}"
+        case "value_error":
+            return f"{field}{': ' if field else ''}{first['ctx']['error']}{more}"
+    found = repr(first["input"])
+    found = found if len(found) <= _MAX_SHOWN else found[:_MAX_SHOWN] + "..."
+    return f"{field or 'value'} = {found}: {first['msg']}{more}"
 
 
-def _known_keys(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the schema knows where `location` failed; unions contribute the keys of all their members."""
+_MAX_SHOWN = 80
+
+
+def _locate(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The key as a user writes it, and the schemas (all members of a union) of the table that holds it.
+
+    pydantic puts the tag of a union's member into the location; no key of the file bears that name.
+    """
     schema = adapter.json_schema(mode="validation")
     definitions = schema.get("$defs", {})
 
@@ -148,13 +172,20 @@ def _known_keys(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> l
         if "$ref" in node:
             return resolve(definitions[node["$ref"].rsplit("/", 1)[-1]])
         options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
-        return [found for option in options for found in resolve(option)] if options else [node]
+        # A union may have keys of its own beside its members'.
+        own = [node] if "properties" in node or not options else []
+        return own + [found for option in options for found in resolve(option)]
 
-    nodes = resolve(schema)
-    for part in location[:-1]:
+    names: list[str] = []
+    nodes, table, chosen = resolve(schema), [], False
+    for part in location:
+        kinds = [node.get("properties", {}).get("kind", {}).get("const") for node in nodes]
+        if part in kinds and sum(kind is not None for kind in kinds) > 1 and not chosen:
+            nodes = [node for node, kind in zip(nodes, kinds, strict=True) if kind in (part, None)]
+            chosen = True  # the next part is a key of that member, also where it reads like a tag
+            continue
+        names.append(str(part))
         inner = [child for node in nodes for child in resolve(node.get("properties", {}).get(part, {})) if child]
         inner += [child for node in nodes if "items" in node for child in resolve(node["items"])]
-        # A union's tag stands in the location but not in the schema: stay where we are.
-        tagged = [node for node in nodes if node.get("properties", {}).get("kind", {}).get("const") == part]
-        nodes = inner or tagged or nodes
-    return sorted({key for node in nodes for key in node.get("properties", {})})
+        nodes, table, chosen = inner, nodes, False
+    return names, table

@@ -4,6 +4,7 @@
 """
 
 import codecs
+import re
 from collections.abc import Sequence
 
 import torch
@@ -26,15 +27,17 @@ NEVER_EMITTED = (PAD, BOS, MASK)
 def to_bytes(text: str | bytes) -> bytes:
     """UTF-8 bytes of `text`; bytes pass unchanged.
 
-    Escaped bytes (`surrogateescape`, as in file names and arguments) become the bytes they stand for, and a lone
-    surrogate becomes its three-byte form: nothing is dropped.
+    Escaped bytes (`surrogateescape`, as in file names and arguments) become the bytes they stand for, and any
+    other lone surrogate becomes its three-byte form: nothing is dropped.
     """
     if isinstance(text, bytes):
         return text
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+    # Three-byte forms of U+DC80..U+DCFF, which no valid UTF-8 holds, are the escaped bytes.
+    return re.sub(rb"\xed([\xb2\xb3])([\x80-\xbf])", _unescape, text.encode("utf-8", "surrogatepass"))
+
+
+def _unescape(form: re.Match[bytes]) -> bytes:
+    return form[0].decode("utf-8", "surrogatepass").encode("utf-8", "surrogateescape")
 
 
 def encode(text: str | bytes, *, bos: bool = True, eos: bool = False) -> Int64[Tensor, " T"]:

@@ -5,7 +5,7 @@ Sees bytes and ids, never a model.
 
 from bltkit.data.corpus import Corpus, DataConfig, SourceStats
 from bltkit.data.loader import IGNORE, Batch, Loader, validation_batches
-from bltkit.data.sources import Document, Source, SourceConfig, parse_source
+from bltkit.data.sources import Document, Source, SourceConfig, parse_source, read_documents
 
 __all__ = [
     "IGNORE",
@@ -18,5 +18,6 @@ __all__ = [
     "SourceConfig",
     "SourceStats",
     "parse_source",
+    "read_documents",
     "validation_batches",
 ]

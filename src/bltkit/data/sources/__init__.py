@@ -6,6 +6,7 @@ it in `Source`: TOML, command line and contract tests know it from there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -16,7 +17,16 @@ from bltkit.data.sources.source import Document, SourceConfig
 from bltkit.data.sources.stdlib import StdlibSource
 from bltkit.data.sources.text import TextSource
 
-__all__ = ["Document", "JsonlSource", "Source", "SourceConfig", "StdlibSource", "TextSource", "parse_source"]
+__all__ = [
+    "Document",
+    "JsonlSource",
+    "Source",
+    "SourceConfig",
+    "StdlibSource",
+    "TextSource",
+    "parse_source",
+    "read_documents",
+]
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _NOT_PLAIN = (".gz", ".zst", ".zip", ".xz", ".bz2", ".parquet", ".arrow", ".json")
@@ -53,3 +63,12 @@ def parse_source(spec: str | dict[str, Any]) -> TextSource | JsonlSource | Stdli
     """One source from its short form or its table. `ValueError`, one line, for what is not a source."""
     source: TextSource | JsonlSource | StdlibSource = parse(Source, spec, "data source")
     return source
+
+
+def read_documents(specs: Iterable[str]) -> list[Document]:
+    """All documents of some sources that hold any bytes. `ValueError` where there is none."""
+    specs = list(specs)
+    found = [document for spec in specs for document in parse_source(spec).documents() if document.data]
+    if not found:
+        raise ValueError(f"no text in {', '.join(specs)}; name files that hold some")
+    return found
