@@ -255,9 +255,7 @@ def load(directory: Path) -> Any:
     from transformers import BltForCausalLM
 
     _no_progress_bars()
-    model, report = BltForCausalLM.from_pretrained(
-        directory, output_loading_info=True, attn_implementation="eager"
-    )
+    model, report = BltForCausalLM.from_pretrained(directory, output_loading_info=True, attn_implementation="eager")
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()
 
@@ -278,6 +276,4 @@ def rounding_error(model: Any, ids: tuple[int, ...]) -> float:
     exact = reference.entropies(weights, config, ids)
     starts = reference.starts_of(ids, exact, config["patching_threshold"])
     exact_logits = reference.forward(weights, config, ids, starts)["logits"]
-    return float(
-        max(np.abs(exact - entropies(model, ids)).max(), np.abs(exact_logits - logits(model, ids)).max())
-    )
+    return float(max(np.abs(exact - entropies(model, ids)).max(), np.abs(exact_logits - logits(model, ids)).max()))

@@ -291,9 +291,7 @@ def forward(
         if every_layer or i == layers - 1:
             # Pooled once, after the first layer that feeds it; later layers refine the same queries.
             z = pool(we, x, owner, num_patches, k) if z is None else z
-            z = cross_attention(
-                we.sub(f"cross_attn_layers.{i if every_layer else 0}"), enc, z, x, sees_own_bytes
-            )
+            z = cross_attention(we.sub(f"cross_attn_layers.{i if every_layer else 0}"), enc, z, x, sees_own_bytes)
     assert z is not None, "an encoder has at least one layer"
     enc_hidden = x
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bltkit.model.attention import Visibility, rotate, rotation
+from bltkit.model.attention import Rotation, Visibility
 
 HEADS, DIM = 4, 6
 
@@ -50,6 +50,31 @@ def test_attention_is_the_masked_softmax(case: tuple[int, int, int, int | None, 
     torch.testing.assert_close(seen, plain(q, k, v, window, segments), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("form", "queries", "history", "window", "segmented"),
+    [
+        ("all", 1, 40, None, False),
+        ("all", 1, 40, 41, False),
+        ("causal", 70, 0, 70, False),
+        ("dense", 1, 40, 41, True),
+        ("dense", 300, 40, None, True),  # in steps
+        ("dense", 20, 40, 41, False),
+        ("blocks", 150, 62, 63, True),
+        ("blocks", 150, 62, 63, False),
+    ],
+)
+def test_every_form_with_grouped_heads(
+    form: str, queries: int, history: int, window: int | None, segmented: bool
+) -> None:
+    keys = history + queries
+    q = torch.randn(2, HEADS, queries, DIM, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, keys, DIM, dtype=torch.float64)
+    segments = torch.stack((torch.arange(keys) // 37, torch.arange(keys) // 50)) if segmented else None
+    visible = Visibility.of(queries, history, window, segments, q.device)
+    assert visible.form == form
+    torch.testing.assert_close(visible.attend(q, k, v), plain(q, k, v, window, segments), atol=1e-12, rtol=0)
+
+
 def test_a_window_costs_its_length() -> None:
     """No [T, T] mask, and at most a quarter more scores than are seen (blocks of a quarter window)."""
     mask = Visibility.of(8192, 0, 512, None, torch.device("cpu")).mask
@@ -72,10 +97,12 @@ def test_every_cut_has_the_gradients_of_the_plain_form(queries: int, window: int
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.03)]
+)
 def test_rotation_turns_neighbouring_pairs(dtype: torch.dtype, tolerance: float) -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    found = rotate(x.to(dtype), rotation(7, 5, 8, 100.0, x.to(dtype)))
+    found = Rotation.of(7, 5, 8, 100.0, x.to(dtype)).turn(x.to(dtype))
     assert found.dtype == dtype
     for t in range(5):
         for pair in range(4):
@@ -83,5 +110,5 @@ def test_rotation_turns_neighbouring_pairs(dtype: torch.dtype, tolerance: float)
             even, odd = x[:, :, t, 2 * pair], x[:, :, t, 2 * pair + 1]
             turned = (even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin())
             for i, wanted in enumerate(turned):
-                # 1e-6 of the angle's fp32, at angles of up to 12.
+                # What fp32 is to an angle, at angles of up to 12.
                 assert (found[:, :, t, 2 * pair + i].double() - wanted).abs().max() < 12 * tolerance

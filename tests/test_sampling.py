@@ -122,6 +122,16 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert Sampling(temperature=1e-300).pick(logits, 0) == Sampling(temperature=0).pick(logits, 0)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_broken_model_is_not_sampled_from(value: float, temperature: float) -> None:
+    """NaN would win every comparison, and look like a model that says EOS."""
+    logits = logits_of(4)
+    logits[100] = value
+    with pytest.raises(ValueError, match="not finite"):
+        Sampling(temperature=temperature).pick(logits, 0)
+
+
 @pytest.mark.parametrize("field", ["temperature=-1", "top_k=0", "top_p=0", "top_p=1.5", "min_p=-0.1"])
 def test_bad_values_are_named(field: str) -> None:
     name, value = field.split("=")

@@ -14,6 +14,7 @@ from bltkit import vocab
 from bltkit.generate import Sampling, Session, generate
 from bltkit.generate import session as session_module
 from bltkit.model import EntropyModel
+from bltkit.model.cache import MIN_CAPACITY
 from bltkit.patching import BpeOracleRule, parse_rule
 from tests import tiny
 from tests.shared import SHARED
@@ -128,6 +129,9 @@ def test_a_long_row_keeps_no_memory_of_its_prefill() -> None:
     kept = [session.logits, *(state for part in session.open_patch for state in part)]
     kept += [x for pair in session.patch_kv for x in pair]
     assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in kept)
+    # Windows of 8 keys: buffers of the least size, not of the prompt's.
+    windowed = [kv for cache in (session.encoder, session.decoder) for kv in cache.layers]
+    assert {kv.keys.untyped_storage().nbytes() for kv in windowed} == {MIN_CAPACITY * 16 * 8}
 
 
 def test_no_ids_change_nothing() -> None:

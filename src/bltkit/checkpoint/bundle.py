@@ -80,16 +80,8 @@ def write_bundle(
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
     tensors = dict(_split(model, scorer))
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
-    manifest = Manifest(
-        format=FORMAT,
-        bltkit=version("bltkit"),
-        kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
-        rule=cast(Any, bundle.rule),
-        model=None if model is None else model.config,
-        scorer=None if scorer is None else scorer_config(scorer),
-        record=bundle.record,
-        files={file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files},
-    )
+    entries = {file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files}
+    manifest = _manifest(bundle, entries)
     stored = dtype or next(iter(tensors.values())).dtype
     config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
     (directory / "config.json").write_bytes(_json_of(config))

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle
-from bltkit.model import CnnEntropy, EntropyModel, entropy
+from bltkit.model import CnnEntropy, EntropyModel
+from bltkit.model.entropy import entropy
 from bltkit.patching import PatchingRule, patch
 from bltkit.vocab import PAD, encode, to_bytes
 

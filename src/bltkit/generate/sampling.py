@@ -33,7 +33,7 @@ class Sampling(Config):
     seed: int = 0
 
     def pick(self, logits: Float[Tensor, " V"], position: int) -> int:
-        """The id at `position` of the row, given the raw logits for it."""
+        """The id at `position` of the row, given the raw logits for it. Raises ValueError where they are not finite."""
         scores = self._log_weights(logits)
         if self.temperature > 0:
             scores = scores + _gumbel(self.seed, position, len(scores))
@@ -50,6 +50,8 @@ class Sampling(Config):
         """Logarithms of the distribution up to a constant, in float64 on the CPU."""
         scores = logits.to("cpu", torch.float64, copy=True)
         scores[list(NEVER_EMITTED)] = -torch.inf
+        if not bool(scores.max().isfinite()):
+            raise ValueError("the logits are not finite: the model's weights are broken, or its training diverged")
         if self.temperature == 0:
             return scores
         # The shift keeps a tiny temperature from overflowing.

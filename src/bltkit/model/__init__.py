@@ -10,7 +10,7 @@ from bltkit.model.config import (
     Quirks,
     StackConfig,
 )
-from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer, entropy
+from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
 
 __all__ = [
@@ -32,6 +32,5 @@ __all__ = [
     "StackConfig",
     "blt_preset",
     "document_of",
-    "entropy",
     "entropy_preset",
 ]

@@ -7,15 +7,13 @@ queries, which skips most of the masked half.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
-
-Rotation = tuple[Tensor, Tensor]
-"""cos and sin, each [T, head_dim / 2]."""
 
 STEPS = 8
 """Parts that a long dense causal mask is cut into: 9/16 of the whole is computed."""
@@ -23,26 +21,37 @@ MIN_STEP = 128
 """Shorter steps and blocks than this (half of it for blocks) cost more in calls than they save in scores."""
 
 
-def rotation(start: int, length: int, head_dim: int, theta: float, like: Tensor) -> Rotation:
-    """Rotary angles of positions start .. start+length-1, computed in fp32, in the dtype of `like` (spec 0.1, 0.2)."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=like.device) / head_dim)
-    position = torch.arange(start, start + length, dtype=torch.float32, device=like.device)
-    angle = position[:, None] * frequency
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Rotary angles of T consecutive positions; made once per stack and shared by its layers."""
+
+    cos: Float[Tensor, "T d"]
+    sin: Float[Tensor, "T d"]
+
+    @classmethod
+    def of(cls, start: int, length: int, head_dim: int, theta: float, like: Tensor) -> Self:
+        """For positions start .. start+length-1: computed in fp32 (float64 for float64), then cast to the dtype of
+        `like` (spec 0.1, 0.2)."""
+        wide, device = torch.promote_types(like.dtype, torch.float32), like.device
+        frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
+        angle = torch.arange(start, start + length, dtype=wide, device=device)[:, None] * frequency
+        return cls(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
+
+    def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
+        """Turn neighbouring pairs (0, 1), (2, 3), ... (interleaved RoPE; half-split weights would need permuting)."""
+        if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+            # A pair is a complex number and a turn one product: one pass over memory, 8 times faster on the CPU.
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+            return torch.view_as_real(pairs * self._factors).flatten(-2)
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), -1).flatten(-2)
+
+    @cached_property
+    def _factors(self) -> Complex[Tensor, "T d"]:
+        return torch.complex(self.cos, self.sin)
 
 
-def rotate(x: Float[Tensor, "B H T D"], by: Rotation) -> Float[Tensor, "B H T D"]:
-    """Turn neighbouring pairs (0, 1), (2, 3), ... (interleaved RoPE; half-split weights would need permuting)."""
-    cos, sin = by
-    if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
-        # A pair is a complex number and a turn one product: one pass over memory, 8 times faster on the CPU.
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visibility:
     """Which keys each of `queries` new positions sees; the keys are `history` older ones and the new ones.
 

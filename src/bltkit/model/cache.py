@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+MIN_CAPACITY = 64
+"""Positions of the smallest buffer."""
+
 
 @dataclass(eq=False)
 class _Buffer:
@@ -19,7 +22,7 @@ class _Buffer:
     used: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KVCache:
     """Keys and values of one layer, [B, G, n, D] each, n = `len()`."""
 
@@ -65,12 +68,16 @@ class KVCache:
 
     def keep_last(self, count: int) -> "KVCache":
         """A cache that sees only the last `count` positions."""
-        return KVCache(self._buffer, max(self._start, self._stop - count), self._stop)
+        kept = KVCache(self._buffer, max(self._start, self._stop - count), self._stop)
+        if self._buffer is None or self._buffer.keys.shape[2] <= 4 * max(len(kept), MIN_CAPACITY):
+            return kept
+        # A window must not keep a long prefill's buffer alive.
+        return KVCache(kept._copy(kept.keys, kept.values, len(kept)), 0, len(kept))
 
     def _copy(self, keys: Tensor, values: Tensor, needed: int) -> _Buffer:
         rows, heads, _, dim = keys.shape
         # Twice what is needed: the copies of a growing or sliding cache then cost O(1) a position.
-        shape = (rows, heads, max(2 * needed, 64), dim)
+        shape = (rows, heads, max(2 * needed, MIN_CAPACITY), dim)
         buffer = _Buffer(keys.new_empty(shape), values.new_empty(shape), len(self))
         if len(self):
             buffer.keys[:, :, : len(self)] = self.keys
@@ -78,7 +85,7 @@ class KVCache:
         return buffer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StackCache:
     """The state of a transformer stack: a cache per layer, the next position, and the keys' segments if masked."""
 

@@ -38,13 +38,14 @@ class CrossAttention(nn.Module):
             nn.init.ones_(norm.weight)
 
     def pool(
-        self, z: Float[Tensor, "B P k D"], h: Float[Tensor, "B T D"], patches: Patches
+        self, z: Float[Tensor, "B P k D"], h: Float[Tensor, "B T D"], segments: "Segments"
     ) -> Float[Tensor, "B P k D"]:
         """Each patch's k queries attend to the bytes of their patch."""
-        segments = Segments.of(patches)
         q = segments.spread(self._heads(self.q(self.q_norm(z))))
         k, v = self._keys_values(h)
-        scores = (q * k.flatten(0, 1).unsqueeze(1)).sum(-1) * self.head_dim**-0.5
+        # In fp32 at least: a long patch's sum in bf16 would lose its last bytes.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scores = (q * k.flatten(0, 1).unsqueeze(1)).sum(-1, dtype=wide) * self.head_dim**-0.5
         # The shift by the maximum cancels in the softmax, so no gradient is lost by leaving it out.
         peak = segments.maximum(scores.detach()).unflatten(0, (len(h), -1))
         weights = (scores - segments.spread(peak)).exp()

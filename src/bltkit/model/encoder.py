@@ -44,9 +44,9 @@ class LocalEncoder(nn.Module):
 
     def pool(self, states: tuple[Float[Tensor, "B T D"], ...], patches: Patches) -> Float[Tensor, "B P k D"]:
         """k vectors per patch: the maximum over its bytes, projected, then attending to its bytes."""
-        first = states[0]
-        peak = Segments.of(patches).maximum(first.flatten(0, 1)).unflatten(0, (len(first), -1))
+        first, segments = states[0], Segments.of(patches)
+        peak = segments.maximum(first.flatten(0, 1)).unflatten(0, (len(first), -1))
         z: Tensor = self.patch_projection(peak).unflatten(-1, (self.k, -1))
         for block, h in zip(self.cross, states, strict=True):
-            z = cast(CrossAttention, block).pool(z, h, patches)
+            z = cast(CrossAttention, block).pool(z, h, segments)
         return z

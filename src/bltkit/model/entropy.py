@@ -25,9 +25,12 @@ NEWLINE = OFFSET + ord("\n")
 
 def entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     """-sum p ln p over all ids, in nats; computed in fp32 at least (spec 2)."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_p = F.log_softmax(wide, -1)
+    log_p = F.log_softmax(_wide(logits), -1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @runtime_checkable
@@ -45,7 +48,7 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _StackState:
     """State of a byte transformer: its cache, and the number of the segment that the last id lies in."""
 
@@ -150,8 +153,8 @@ class BoundaryModel(ByteTransformer):
         super().__init__(config, 1)
 
     def score(self, outputs: Float[Tensor, "B T 1"]) -> Float[Tensor, "B T"]:
-        """Logit of "a token ends after this byte"."""
-        return outputs[..., 0].float()
+        """Logit of "a token ends after this byte", in fp32 at least."""
+        return _wide(outputs[..., 0])
 
 
 class CnnEntropy(nn.Module):

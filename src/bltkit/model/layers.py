@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.attention import Rotation, Visibility, rotate, rotation
+from bltkit.model.attention import Rotation, Visibility
 from bltkit.model.cache import KVCache, StackCache
 from bltkit.model.config import StackConfig
 
@@ -65,9 +65,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], angles: Rotation, attend: Attend) -> Float[Tensor, "B T D"]:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        turned, v = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
-        turned = rotate(turned, angles)
-        q, k = turned[:, : self.heads], turned[:, self.heads :]
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), 1)
+        q, k = angles.turn(qk).split((self.heads, self.kv_heads), 1)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -161,7 +160,7 @@ class Transformer(nn.Module):
         return StackCache.empty(len(self.layers))
 
     def _angles(self, start: int, x: Tensor) -> Rotation:
-        return rotation(start, x.shape[1], self.config.head_dim, self.config.rope_theta, x)
+        return Rotation.of(start, x.shape[1], self.config.head_dim, self.config.rope_theta, x)
 
 
 class _Attending:
