@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping's import hook applies: beartype, except where it has no answer (`Self` in a function)."""
+"""The type checker that jaxtyping's import hook applies: beartype, but not where it has no answer (`Self`)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -72,6 +72,12 @@ class Row:
     def of(cls, params: int, weight_bytes: float, kv_bytes: float, exact: float, paper: float | None) -> Self:
         return cls(params, weight_bytes, kv_bytes, exact, paper, 3 * exact)
 
+    def line(self, name: str) -> str:
+        """The row of a table."""
+        paper = "" if self.flops_paper is None else f"{self.flops_paper / 1e6:.2f}"
+        read = (self.weight_bytes + self.kv_bytes) / 1e6
+        return f"{name:<20}{self.params:>14,}{read:>10.2f}{self.flops_exact / 1e6:>10.2f}{paper:>10}"
+
     def __add__(self, other: Self) -> Self:
         paper = None
         if self.flops_paper is not None and other.flops_paper is not None:
@@ -106,6 +112,16 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def summary(self) -> str:
+        """A table for people: what one byte of text costs, by module."""
+        head = f"{'module':<20}{'params':>14}{'MB read':>10}{'MFLOP':>10}{'paper':>10}"
+        rows = dict(self.modules) | {"total": self.total, "total_with_entropy": self.total_with_entropy}
+        lines = [head, *(row.line(name) for name, row in rows.items())]
+        entropy = f", entropy model: {self.scorer}" if self.scorer else ""
+        return "\n".join(
+            [*lines, f"per byte, at {self.patch_bytes:.2f} bytes per patch and {self.context} bytes{entropy}"]
+        )
 
 
 def ledger(
@@ -145,13 +161,14 @@ def ledger_of(target: str | Path, patch_bytes: float | None = None, context: int
     """
     if str(target).endswith(".toml"):
         model, scorer, name = _of_config(Path(target))
-        return ledger(model, scorer, patch_bytes or PATCH_BYTES, context, scorer_name=name)
+        return ledger(model, scorer, PATCH_BYTES if patch_bytes is None else patch_bytes, context, scorer_name=name)
     bundle = load_bundle(resolve_model(target), device="meta")
     scorer = _config_of(bundle.scorer)
     model = None if bundle.model is None else bundle.model.config
     recorded = bundle.record.get("mean_patch_bytes")
-    chosen = patch_bytes or (recorded if isinstance(recorded, float) else PATCH_BYTES)
-    return ledger(model, scorer, chosen, context, scorer_name=None if scorer is None else str(target))
+    if patch_bytes is None:
+        patch_bytes = recorded if isinstance(recorded, float) else PATCH_BYTES
+    return ledger(model, scorer, patch_bytes, context, scorer_name=None if scorer is None else str(target))
 
 
 def _of_config(path: Path) -> tuple[BltConfig | None, ScorerConfig | None, str | None]:
