@@ -1,19 +1,33 @@
 #!/bin/sh
-# How `bltkit:tiny` is made: entropy model, calibration, BLT, then bf16 weights into the package.
-#   sh runs/embedded.sh BOOKS
-# BOOKS is English prose (.jsonl.zst, one document a line); the rest is the running Python's standard library, twice an
-# epoch. Seeds are 0; the model card (docs/models/tiny.md) has the budget. On a CPU without bf16 units: PRECISION=fp32.
+# How `bltkit:tiny` was made, step by step; docs/models/tiny.md has the figures.
+#   sh runs/embedded.sh BOOKS.jsonl.zst
+# BOOKS is English prose, one document a line; the rest is the running Python's standard library. The second half of
+# the way exists because the books are one line a paragraph: a model of them alone finds every wrapped line and every
+# carriage return a surprise (docs/log.md). On a CPU without bf16 units: PRECISION=fp32.
 set -eu
 BOOKS=$(realpath "$1")
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/out/embedded}
 PRECISION=${PRECISION:-bf16}
-sources="[{ kind = \"stdlib\", weight = 2.0 }, \"$BOOKS\"]"
+mkdir -p "$OUT"
 
-blt train configs/tiny-entropy.toml --out "$OUT/entropy" --resume \
-    "data.sources=$sources" trainer.max_steps=1800 "trainer.precision=$PRECISION"
-blt calibrate --model "$OUT/entropy" --files stdlib "$BOOKS" --patch-bytes 4.5
-blt train configs/tiny.toml --out "$OUT/blt" --resume \
-    "data.sources=$sources" "patching.model=$OUT/entropy" trainer.max_steps=4200 "trainer.precision=$PRECISION"
-python -m scripts.embed "$OUT/blt" src/bltkit/embedded/tiny
+train() {
+    config=$1 out=$2
+    shift 2
+    blt train "configs/$config.toml" --out "$OUT/$out" --resume "trainer.precision=$PRECISION" "$@"
+}
+
+plain="data.sources=[{ kind = \"stdlib\", weight = 2.0 }, \"$BOOKS\"]"
+train tiny-entropy entropy-1 "$plain" trainer.max_steps=1800
+train tiny blt-1 "$plain" "patching.model=$OUT/entropy-1" patching.rule=threshold:threshold=2.2236328125 \
+    trainer.max_steps=1273 optim.schedule_steps=4200
+
+[ -e "$OUT/books.jsonl" ] || python -m scripts.rewrap "$BOOKS" "$OUT/books.jsonl"
+train tiny-entropy entropy-2 "trainer.init=$OUT/entropy-1" trainer.seed=1 trainer.max_steps=350 checkpoint.dtype=bf16 \
+    optim.lr=1.5e-3 optim.warmup_steps=20 "data.sources=[{ kind = \"stdlib\", weight = 2.0 }, \"$OUT/books.jsonl\"]"
+blt calibrate --model "$OUT/entropy-2" --files stdlib "$OUT/books.jsonl" --patch-bytes 4.5
+train tiny blt-2 "trainer.init=$OUT/blt-1" trainer.seed=1 trainer.max_steps=STEPS "patching.model=$OUT/entropy-2" \
+    optim.lr=2.2e-3 optim.warmup_steps=50 "data.sources=[{ kind = \"stdlib\", weight = 2.5 }, \"$OUT/books.jsonl\"]"
+
+python -m scripts.embed "$OUT/blt-2" src/bltkit/embedded/tiny
 blt check bltkit:tiny

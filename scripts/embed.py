@@ -30,9 +30,7 @@ def main(run: str, target: str) -> None:
     """Write `target` and say how large it is."""
     bundle = load_bundle(run)
     record = without_paths(bundle.record)
-    save_bundle(
-        target, Bundle(bundle.model, bundle.scorer, bundle.rule, record), dtype=torch.bfloat16, overwrite=True
-    )
+    save_bundle(target, Bundle(bundle.model, bundle.scorer, bundle.rule, record), dtype=torch.bfloat16, overwrite=True)
     size = sum(file.stat().st_size for file in Path(target).iterdir())
     if size > MAX_BYTES:
         sys.exit(f"{target} takes {size} bytes, more than {MAX_BYTES}")

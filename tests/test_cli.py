@@ -426,3 +426,37 @@ def test_an_interrupted_command_is_quiet(blt: Blt_, models: Path, monkeypatch: p
     monkeypatch.setattr("bltkit.api.score", interrupted)
     ran = blt("score", "a", "--model", models / "blt")
     assert (ran.status, ran.out, ran.err) == (130, b"", "")
+
+
+def test_without_a_verb_it_explains_itself(blt: Blt_) -> None:
+    ran = blt()
+    assert ran.status == 0 and b"Usage: blt" in ran.out and not ran.err
+
+
+def in_a_process(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    """Runs `blt` as a shell does."""
+    program = "from bltkit.cli import run; run()"
+    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize("verb", [("patch", "--json"), ("score",), ("generate", "--max-bytes", "8")])
+def test_a_reader_that_has_gone_ends_it_quietly(verb: tuple[str, ...], models: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = in_a_process(verb[0], "text", "--model", models / "blt", *verb[1:], stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1 and b"rror" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_one_line(models: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = in_a_process("score", "text", "--model", models / "blt", stdout=full)
+    assert done.returncode == 2 and done.stderr.startswith(b"blt: ") and done.stderr.count(b"\n") == 1
+
+
+def test_json_is_json_in_any_encoding(models: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    line = ("patch", "é 中", "--rule", "space", "--json", "--model", models / "blt")
+    done = in_a_process(*line, stdout=subprocess.PIPE, env=environment)
+    assert done.stdout.isascii() and [patch["text"] for patch in json.loads(done.stdout)["patches"]] == ["é ", "中"]

@@ -8,9 +8,7 @@ import pytest
 from tests import golden_files, ours, reference
 from tests.golden_files import GoldenCase
 
-TOLERANCE = (
-    5e-6  # the oracle computed in fp32; the largest deviation when the files were made is in cases.json
-)
+TOLERANCE = 5e-6  # the oracle computed in fp32; the largest deviation when the files were made is in cases.json
 ENTROPY_TOLERANCE = 1e-5
 
 pytestmark = pytest.mark.parametrize("case", golden_files.names(), indirect=True)

@@ -40,9 +40,7 @@ class Golden:
         shapes = {name: value.shape for name, value in self.stored.items()}
         self.weights = {2: published_weights(shapes)}
         # Four latent vectors of 16 are not the latent width 32: two projections grow, and one appears.
-        local = {
-            f"model.local_{side}.patch_embedding_projection.weight": 64 for side in ("encoder", "decoder")
-        }
+        local = {f"model.local_{side}.patch_embedding_projection.weight": 64 for side in ("encoder", "decoder")}
         k4 = {name: (local[name], shape[1]) if name in local else shape for name, shape in shapes.items()}
         k4["model.global_transformer.token_embedding_projection.weight"] = (32, 64)
         self.weights[4] = published_weights(k4)
@@ -108,10 +106,7 @@ def test_golden_c_projection_into_the_latent_model(golden: Golden) -> None:
     ids = want["input_ids"].tolist()
     starts = reference.starts_of(ids, reference.entropies(weights, config, ids), config["patching_threshold"])
     assert starts == reference.starts_from_lengths(want["hf_patch_lengths"].tolist(), len(ids))
-    assert (
-        deviation(reference.forward(weights, config, ids, starts)["logits"], want["logits"])
-        < GOLDEN_TOLERANCE
-    )
+    assert deviation(reference.forward(weights, config, ids, starts)["logits"], want["logits"]) < GOLDEN_TOLERANCE
 
 
 def test_golden_d_rows_of_a_padded_batch(golden: Golden) -> None:

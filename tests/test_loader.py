@@ -61,9 +61,7 @@ def obvious_pieces(text: bytes, row_bytes: int) -> list[list[int]]:
 
 
 @given(documents, row_sizes, seeds, st.integers(0, 3))
-def test_an_epoch_holds_every_piece_exactly_once(
-    texts: list[bytes], row_bytes: int, seed: int, epoch: int
-) -> None:
+def test_an_epoch_holds_every_piece_exactly_once(texts: list[bytes], row_bytes: int, seed: int, epoch: int) -> None:
     rows = epoch_rows(Loader(everything(texts), row_bytes, 1, seed), epoch)
     found = Counter(tuple(piece) for row in rows for piece in pieces_of(row))
     wanted = Counter(tuple(piece) for text in texts for piece in obvious_pieces(text, row_bytes))
@@ -197,9 +195,7 @@ def test_resuming_is_no_interruption(
 
 
 @given(documents, st.integers(1, 3), st.integers(1, 4), st.integers(0, 4))
-def test_ranks_share_the_rows_and_may_change(
-    texts: list[bytes], batch_rows: int, ranks: int, steps: int
-) -> None:
+def test_ranks_share_the_rows_and_may_change(texts: list[bytes], batch_rows: int, ranks: int, steps: int) -> None:
     corpus = everything(texts)
     loaders = [Loader(corpus, 16, batch_rows, 0, rank=r, num_ranks=ranks) for r in range(ranks)]
     found = [next(loader).ids for _ in range(steps) for loader in loaders]
@@ -218,9 +214,7 @@ def test_ranks_share_the_rows_and_may_change(
 
 def test_order_is_the_seeds_and_differs_between_epochs() -> None:
     corpus = everything([b"document %d" % i for i in range(200)])
-    orders = {
-        (seed, epoch): epoch_rows(Loader(corpus, 32, 1, seed), epoch) for seed in (0, 1) for epoch in (0, 1)
-    }
+    orders = {(seed, epoch): epoch_rows(Loader(corpus, 32, 1, seed), epoch) for seed in (0, 1) for epoch in (0, 1)}
     assert orders[0, 0] == epoch_rows(Loader(corpus, 32, 1, 0), 0)
     assert len({json.dumps(rows) for rows in orders.values()}) == 4
     # Not only the rows' order: other documents share a row.
@@ -259,9 +253,7 @@ def test_a_position_belongs_to_its_data() -> None:
 # --- corpus ---
 
 
-@given(
-    st.lists(st.binary(min_size=1, max_size=30), min_size=2, max_size=30), st.floats(0.01, 0.99), st.randoms()
-)
+@given(st.lists(st.binary(min_size=1, max_size=30), min_size=2, max_size=30), st.floats(0.01, 0.99), st.randoms())
 def test_the_split_is_by_content(texts: list[bytes], fraction: float, random: object) -> None:
     corpus = Corpus.from_documents(texts, fraction)
     train = [corpus.document(i) for i in corpus.train]

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from tests import hf, recipe, reference
 
-needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="transformers is not installed"
-)
+needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 
 
 def deviation(a: Any, b: Any) -> float:
@@ -189,9 +187,7 @@ def small() -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
         norms = {"input_layernorm": (width,), "post_attention_layernorm": (width,)}
         mlp = {"mlp.gate_proj": (12, width), "mlp.up_proj": (12, width), "mlp.down_proj": (width, 12)}
         one = {**square, **norms, **mlp}
-        return {
-            f"{prefix}.layers.{i}.{name}.weight": shape for i in range(count) for name, shape in one.items()
-        }
+        return {f"{prefix}.layers.{i}.{name}.weight": shape for i in range(count) for name, shape in one.items()}
 
     def cross(prefix: str, count: int) -> dict[str, tuple[int, ...]]:
         one = {**{f"{x}_proj": (8, 8) for x in "qkvo"}, "q_norm": (8,), "k_norm": (8,)}

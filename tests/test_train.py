@@ -11,7 +11,7 @@ from torch import nn
 
 import bltkit
 from bltkit.checkpoint import load_bundle
-from bltkit.config import load_toml, parse
+from bltkit.config import apply_overrides, load_toml, parse
 from bltkit.data import Corpus, Loader
 from bltkit.model import Blt
 from bltkit.patching import patch
@@ -295,3 +295,18 @@ def test_train_is_a_function_of_the_package(place: Workplace) -> None:
     config = place.config("cnn", "trainer.max_steps=1")
     assert bltkit.train(config, place.path / "a", say=lambda line: None).steps == 1
     assert bltkit.train(config, place.path / "b", say=lambda line: None).steps == 1
+
+
+@pytest.mark.parametrize("kind", ["entropy", "blt"])
+def test_a_run_starts_from_given_weights(kind: str, place: Workplace) -> None:
+    place.train("first", kind)
+    init = f"trainer.init={place.path / 'first'}"
+    second = place.train("second", kind, init, "trainer.max_steps=1", "trainer.seed=4", "optim.lr=1e-30")
+    assert second.steps == 1
+    same(place.weights("second"), place.weights("first"))
+    other = apply_overrides(
+        place.fields(kind, init), ["model.encoder.ffn_width=32" if kind == "blt" else "model.ffn_width=32"]
+    )
+    with pytest.raises(ValueError, match="another shape.*trainer.init"):
+        train(parse(TrainConfig, other, "test"), place.path / "third")
+    assert not (place.path / "third").exists()

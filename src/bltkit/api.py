@@ -89,8 +89,16 @@ class ByteLM:
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
-        scores_of = None if self.scorer is None else self.scorer.scores
-        return patch_text(to_bytes(text), self._needed_rule(), scores_of, score_kind=self._score_kind())
+        scorer = self.scorer
+        if scorer is None:
+            return patch_text(to_bytes(text), self._needed_rule())
+        device = next(scorer.parameters()).device
+        return patch_text(
+            to_bytes(text),
+            self._needed_rule(),
+            lambda ids: scorer.scores(ids.to(device)),
+            score_kind=self._score_kind(),
+        )
 
     def generate(self, prompt: str | bytes = b"", **options: Any) -> Generation:
         """Continue `prompt`; options as for `stream`."""

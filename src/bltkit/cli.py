@@ -5,10 +5,13 @@ need it, so that `blt --help` is quick.
 """
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +20,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-bench_app = typer.Typer(no_args_is_help=True, help="Measure, side by side with a peer.")
-app.add_typer(bench_app, name="bench")
 
 Text = Annotated[str | None, typer.Argument(help="The text; `-` reads bytes from stdin.")]
 File = Annotated[Path | None, typer.Option("--file", help="Read the text's bytes from this file.")]
@@ -174,7 +175,8 @@ def check(
     from bltkit.eval.health import check as look
 
     documents = [document.data for document in read_documents(files)] if files else None
-    report = look(load_bundle(resolve_model(model)), documents)
+    with Console(stderr=True).status("loading") as status:
+        report = look(load_bundle(resolve_model(model)), documents, progress=status.update)
     _print(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)
@@ -191,6 +193,50 @@ def flops(
     from bltkit.study.flops import ledger_of
 
     _print(ledger_of(target, patch_bytes, context), as_json)
+
+
+class Measured(StrEnum):
+    """What `blt bench` measures."""
+
+    prefill = "prefill"
+    decode = "decode"
+    train = "train"
+    patch = "patch"
+
+
+@app.command()
+def bench(
+    what: Annotated[Measured, typer.Argument(help="What is measured.")],
+    preset: Annotated[str | None, typer.Option(help="Random weights of this shape; default: 69m.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint instead of a preset.")] = None,
+    context: Annotated[list[int] | None, typer.Option(help="Bytes in the row (repeatable); default: 1024.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows of a training step.")] = 2,
+    peer: Annotated[str | None, typer.Option(help="Side by side with: transformers.")] = None,
+    threads: Annotated[int | None, typer.Option(help="On both sides; default: torch's.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each side at least.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds of each side at least.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Measure bytes per second, in turn with a peer on the same weights."""
+    from bltkit import bench as benchmarks
+    from bltkit.checkpoint import load_bundle, resolve_model
+
+    if preset is not None and model is not None:
+        raise ValueError("give --preset or --model, not both")
+    contexts = context or [1024]
+    if model is not None:
+        subject = benchmarks.subject_of(model, load_bundle(resolve_model(model)))
+    else:
+        subject = benchmarks.preset_subject(preset or "69m", max(contexts))
+    options: dict[str, Any] = {"threads": threads, "command": shlex.join(["blt", *sys.argv[1:]]), "progress": _say}
+    options |= {"limits": benchmarks.Limits(repeats, seconds)}
+    options |= {} if what == Measured.patch else {"peer": peer}
+    options |= {"batch": batch} if what == Measured.train else {}
+    rows = [getattr(benchmarks, what.value)(subject, length, **options) for length in contexts]
+    if as_json:
+        _print_json(rows[0].to_json() if len(rows) == 1 else {"rows": [row.to_json() for row in rows]})
+    else:
+        print("\n".join(row.summary() for row in rows))
 
 
 def _read(text: str | None, file: Path | None) -> bytes:
@@ -216,7 +262,8 @@ def _print(result: Any, as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
 
 
 def _say(line: str) -> None:
@@ -241,13 +288,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `blt`; returns the exit status."""
     arguments = _spread_files(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(args=arguments, prog_name="blt", standalone_mode=False)
+        status = app(args=arguments or ["--help"], prog_name="blt", standalone_mode=False)
+        _flush()
         return status if isinstance(status, int) else 0
     except _USAGE_ERRORS as error:
         message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
         if message:
             _say(f"blt: {message}")
         return 2
+    except BrokenPipeError:  # whoever read stdout has seen enough, as `| head -1` does
+        return 1
     except (ValueError, OSError) as error:
         _say("blt: " + " ".join(str(error).split()))
         return 2
@@ -257,6 +307,15 @@ def main(arguments: list[str] | None = None) -> int:
     except FloatingPointError as error:
         _say(f"blt: {error}")
         return 1
+
+
+def _flush() -> None:
+    """Hand over what was printed. Where nobody takes it, Python would complain once more at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _spread_files(arguments: list[str]) -> list[str]:

@@ -106,9 +106,7 @@ class Corpus:
         return _build(labelled, validation_fraction)
 
     @staticmethod
-    def from_documents(
-        documents: Iterable[bytes], validation_fraction: float = 0.02, weight: float = 1.0
-    ) -> Corpus:
+    def from_documents(documents: Iterable[bytes], validation_fraction: float = 0.02, weight: float = 1.0) -> Corpus:
         """A corpus of documents in memory, as one source."""
         named = (Document(str(index), data) for index, data in enumerate(documents))
         return _build([("memory", weight, named)], validation_fraction)

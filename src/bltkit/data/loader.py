@@ -58,10 +58,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; the counts stay plain integers, so nothing waits for the device."""
-        move = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("ids", "targets", "num_bytes")
-        }
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in ("ids", "targets", "num_bytes")}
         return replace(self, **move)
 
 

@@ -6,6 +6,7 @@ begins inside it.
 """
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -80,6 +81,14 @@ def wrap(
         lines[-1].append(cell)
         used += width
     return tuple(tuple(line) for line in lines if line)
+
+
+def split(content: Sequence[Cell], ends: Sequence[int]) -> list[list[Cell]]:
+    """The cells in front of each of the offsets `ends` (rising) and behind the one before it."""
+    lines: list[list[Cell]] = [[] for _ in ends]
+    for cell in content:
+        lines[bisect_right(ends, cell.start)].append(cell)
+    return lines
 
 
 def _is_newline(cell: Cell) -> bool:

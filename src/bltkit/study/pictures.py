@@ -13,7 +13,7 @@ from pathlib import Path
 from bltkit.checkpoint import write_atomic
 from bltkit.patching.patched import PatchedText
 from bltkit.study.compare import Comparison
-from bltkit.study.glyphs import Cell, cells, wrap
+from bltkit.study.glyphs import Cell, cells, split, wrap
 from bltkit.study.report import count, describe, draws_threshold, facts, statistics
 from bltkit.study.scene import Box, Curve, Dot, Label, Scene, Shape, png_glyphs
 
@@ -155,6 +155,8 @@ def _draw_comparison(comparison: Comparison, shows: Callable[[str], bool]) -> Sc
         *_columns([column.head[1] for column in columns], widths, right, 66, 12.5, MUTED),
     ]
     y = 86.0
+    ends = [line[-1].end for line in lines]
+    rows = [split(cells(scheme.patched.data, scheme.patched.starts, shows), ends) for scheme in comparison.schemes]
     for number, line in enumerate(lines):
         place = _Line(line[0].start, line[-1].end, left)
         for row, scheme in enumerate(comparison.schemes):
@@ -167,8 +169,7 @@ def _draw_comparison(comparison: Comparison, shows: Callable[[str], bool]) -> Sc
                 Label(_MARGIN, y + 12, scheme.title, 14, INK, bold=True),
                 Label(_MARGIN, y + 25, describe(patched.rule), 10.5, MUTED),
             ]
-            own = [cell for cell in cells(patched.data, patched.starts, shows) if place.holds(cell.start)]
-            shapes += _row(patched, own, place, y)
+            shapes += _row(patched, rows[row][number], place, y)
             if number == 0:
                 shapes += _columns([column.values[row] for column in columns], widths, right, y + 18.5, 14.5, INK)
             y += _CELL_HEIGHT + 14

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bltkit.patching.patched import PatchedText
 from bltkit.study.compare import Comparison
-from bltkit.study.glyphs import Cell, cells, wrap
+from bltkit.study.glyphs import Cell, cells, split, wrap
 from bltkit.study.report import count, describe, facts, statistics
 
 BACKGROUNDS = ("#a9cdee", "#f7d08f", "#b5dfc4", "#f3c3cf")
@@ -69,13 +69,15 @@ class ComparisonView:
         content = cells(comparison.data, (), look.shows)
         # Without colour every byte of the byte row has a border mark beside it.
         columns = room if look.color else room // 2
-        for line in wrap(content, columns, _most_columns, at_newlines=False):
-            for scheme in comparison.schemes:
-                patched = scheme.patched
-                all_cells = cells(patched.data, patched.starts, look.shows)
-                own = [cell for cell in all_cells if line[0].start <= cell.start < line[-1].end]
+        lines = wrap(content, columns, _most_columns, at_newlines=False)
+        ends = [line[-1].end for line in lines]
+        rows = [
+            split(cells(scheme.patched.data, scheme.patched.starts, look.shows), ends) for scheme in comparison.schemes
+        ]
+        for own_cells in zip(*rows, strict=True):
+            for scheme, own in zip(comparison.schemes, own_cells, strict=True):
                 yield Text(scheme.title.ljust(margin), "bold", end="")
-                yield look.line(patched, own, aligned=True)
+                yield look.line(scheme.patched, own, aligned=True)
             yield Text()
         yield _figures(comparison)
         for left_out in comparison.left_out:
@@ -85,7 +87,7 @@ class ComparisonView:
 def _figures(comparison: Comparison) -> Table:
     columns = statistics(comparison)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("scheme", no_wrap=True, overflow="crop", vertical="bottom")
+    table.add_column("scheme", no_wrap=True, overflow="crop")
     for column in columns:
         table.add_column("\n".join(column.head), justify="right", no_wrap=True, overflow="crop")
     table.add_column("rule", style="dim", overflow="fold")

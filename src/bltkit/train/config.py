@@ -54,6 +54,8 @@ class TrainerSection(Config):
 
     max_steps: PositiveInt
     seed: NonNegativeInt = 0
+    init: str | None = None
+    """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"

@@ -21,19 +21,23 @@ from bltkit.data import Batch, Corpus, Loader, validation_batches
 from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel
 from bltkit.model.flops import forward_flops
 from bltkit.patches import Patches
-from bltkit.patching import PatchingRule, patch
+from bltkit.patching import patch
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after
 from bltkit.train.optim import apply_update, build_optimizer
+from bltkit.train.patcher import count_text_patches, load_patcher
 from bltkit.train.run import Position, RunDirectory
-from bltkit.vocab import OFFSET
 
 TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended. bits_per_byte is on validation text (training text where there is none)."""
+    """How a run ended.
+
+    bits_per_byte: on validation text; on the first batch of training text where there is none, or no time for it
+        (`interrupted`).
+    """
 
     out: str
     steps: int
@@ -84,7 +88,7 @@ class _Trainer:
         self.device = _device(config.trainer.device)
         self.autocast = _autocast(config.trainer.precision, self.device)
         config.objective.check()
-        self.patcher = _load_patcher(config)
+        self.patcher = load_patcher(config)
         if self.patcher.scorer is not None:
             cast(nn.Module, self.patcher.scorer).to(self.device).eval()
         self.corpus = Corpus.from_sources(config.data.sources, config.data.validation_fraction)
@@ -101,6 +105,8 @@ class _Trainer:
         if start is not None:
             position = self._restore(start)
         else:
+            if config.init is not None:
+                self._take_weights(resolve_model(config.init), "trainer.init must name a model of the config's shape")
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / "config.toml", dump_toml(self.config.model_dump(mode="json")).encode())
         self.run_directory.clean()
@@ -158,27 +164,29 @@ class _Trainer:
     def _step(self, position: Position) -> "tuple[float, float, _Counts]":
         batches = [next(self.loader) for _ in range(self.config.trainer.accumulate)]
         targets = sum(batch.num_targets for batch in batches)
-        total, text, patches = 0.0, 0.0, 0
+        sums = torch.zeros(3, device=self.device)
         self.model.train()
         for batch in batches:
             loss, text_loss, count = self._loss(batch)
             (loss / max(1, targets)).backward()
-            total, text, patches = total + float(loss.detach()), text + float(text_loss), patches + count
-        norm = float(apply_update(self.optimizer, self.config.optim, position.step, position.schedule_steps))
+            sums += torch.stack([loss.detach(), text_loss, count])
+        gradient = apply_update(self.optimizer, self.config.optim, position.step, position.schedule_steps)
+        # All of a step's figures at once: each look at the device waits for it.
+        total, text, patches, norm = torch.cat([sums, gradient[None]]).tolist()
         if not norm < float("inf"):
             raise FloatingPointError(
                 f"the gradient of step {position.step + 1} is not finite; lower optim.lr (now {self.config.optim.lr}) "
                 f"and --resume from the last checkpoint"
             )
-        return total, text, _Counts(sum(batch.text_bytes for batch in batches), targets, patches, norm)
+        return total, text, _Counts(sum(batch.text_bytes for batch in batches), targets, int(patches), norm)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss sums of one batch, and the patches that hold its text (BOS's and EOS's own not counted)."""
         batch = batch.to(self.device)
         patches = self._patches(batch)
         with self.autocast():
             loss, text = self.config.objective.loss(self.model, batch, patches)
-        return loss, text, _count_text_patches(batch.ids, patches)
+        return loss, text, count_text_patches(batch.ids, patches)
 
     def _patches(self, batch: Batch) -> Patches | None:
         if not isinstance(self.model, Blt):
@@ -226,22 +234,23 @@ class _Trainer:
         return Bundle(None, self.model, None, record)
 
     def _restore(self, step: Path) -> Position:
-        bundle = load_bundle(step)
-        saved = bundle.model if isinstance(self.model, Blt) else bundle.scorer
-        if saved is None or cast(Any, saved).config != self.model.config:
-            raise ValueError(
-                f"{step} holds a model of another shape than the config; resume with the run's own config.toml"
-            )
-        source = cast(nn.Module, saved).state_dict()
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                weight.copy_(source[name])
+        self._take_weights(step, "resume with the run's own config.toml")
         position = self.run_directory.restore(step, self.model, self.optimizer)
         self.loader.restore(position.loader)
         self.run_directory.publish(step)  # a kill may have come between writing it and this
         if self.config.optim.schedule_steps is not None:
             position = dataclasses.replace(position, schedule_steps=self.config.optim.schedule_steps)
         return position
+
+    def _take_weights(self, checkpoint: Path, remedy: str) -> None:
+        bundle = load_bundle(checkpoint)
+        saved = bundle.model if isinstance(self.model, Blt) else bundle.scorer
+        if saved is None or cast(Any, saved).config != self.model.config:
+            raise ValueError(f"{checkpoint} holds a model of another shape than the config; {remedy}")
+        source = cast(nn.Module, saved).state_dict()
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                weight.copy_(source[name])
 
     def _train_flops(self, position: Position) -> float:
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
@@ -295,13 +304,6 @@ class _Counts:
     grad_norm: float
 
 
-def _count_text_patches(ids: Tensor, patches: Patches | None) -> int:
-    """Patches that a byte of text opens, not BOS or EOS: what mean_patch_bytes divides by."""
-    if patches is None:
-        return 0
-    return int((patches.own_starts & (ids >= OFFSET)).sum())
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -319,31 +321,3 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], contextlib.A
     if precision == "bf16" or (precision == "auto" and capable):
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext
-
-
-def _load_patcher(config: TrainConfig) -> Bundle:
-    """The scorer and the rule of a BLT's run; empty for other models."""
-    section = config.patching
-    if config.model.kind != "blt":
-        return Bundle(None, None, None, {})
-    source = Bundle(None, None, None, {}) if section.model is None else load_bundle(resolve_model(section.model))
-    rule: PatchingRule | None = section.rule or source.rule
-    if rule is None:
-        raise ValueError(
-            f"{section.model} stores no rule: run `blt calibrate --model {section.model}`, or set patching.rule"
-        )
-    if not rule.streams:
-        raise ValueError(
-            f"patching.rule = {rule.kind!r} needs to see the byte it decides about, so no model can be trained with it"
-        )
-    if rule.scores is None:
-        return Bundle(None, None, rule, source.record)
-    scorer = source.scorer
-    if scorer is None:
-        raise ValueError(f"patching.rule = {rule.kind!r} reads {rule.scores} scores: set patching.model")
-    if (rule.scores == "boundary") != isinstance(scorer, BoundaryModel):
-        raise ValueError(
-            f"patching.rule = {rule.kind!r} reads {rule.scores} scores, but patching.model = {section.model!r} is "
-            f"{'a boundary' if isinstance(scorer, BoundaryModel) else 'an entropy'} model"
-        )
-    return Bundle(None, scorer, rule, source.record)

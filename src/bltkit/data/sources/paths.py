@@ -28,9 +28,7 @@ def expand(paths: Sequence[str]) -> tuple[Path, ...]:
     for entry in paths:
         path = Path(entry).expanduser()
         if path.is_dir():
-            raise ValueError(
-                f"data source: {entry} is a folder; name its files, for example {entry.rstrip('/')}/*.txt"
-            )
+            raise ValueError(f"data source: {entry} is a folder; name its files, for example {entry.rstrip('/')}/*.txt")
         if path.exists():
             # Before the glob: a file may have brackets in its name. Not is_file: a pipe may be read.
             files[path] = None

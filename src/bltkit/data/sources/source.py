@@ -7,7 +7,6 @@ with its name.
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -45,13 +44,3 @@ class SourceConfig(Config):
     def label(self) -> str:
         """A short name for statistics and error messages."""
         raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) over names and contents in order; a training record keeps it to say what was read."""
-        digest = hashlib.sha256()
-        for name, data in self.documents():
-            for part in (name.encode("utf-8", "surrogateescape"), data):
-                # The length in front keeps ("ab", "c") and ("a", "bc") apart.
-                digest.update(len(part).to_bytes(8, "little"))
-                digest.update(part)
-        return digest.hexdigest()

@@ -42,9 +42,7 @@ class StdlibSource(SourceConfig):
 def _names(root: Path) -> Iterator[str]:
     """Names relative to `root`, with forward slashes on every system."""
     for folder, folders, files in os.walk(root):
-        folders[:] = [
-            name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")
-        ]
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
         for file in files:
             if file.endswith(".py") and not file.startswith(_SKIPPED_FILES):
                 yield (Path(folder) / file).relative_to(root).as_posix()

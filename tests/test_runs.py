@@ -1,0 +1,51 @@
+"""The scripts in runs/, cut to a few steps: each line works, and a second run goes on where the first one stopped."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bltkit.checkpoint import load_bundle
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
+
+
+def run(script: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in another directory than the repository's, as a user might."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return subprocess.run(
+        ["sh", str(ROOT / "runs" / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script_is_valid_shell_and_names_what_exists(script: Path) -> None:
+    checked = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    named = re.findall(r"configs/?\"?/?([\w-]+\.toml)", script.read_text(encoding="utf-8"))
+    assert all((ROOT / "configs" / name).exists() for name in named), named
+
+
+@pytest.mark.slow
+def test_tiny_makes_a_model_from_nothing_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "my text.txt").write_text("Some text of one's own.\n" * 400, encoding="utf-8")
+    out = tmp_path / "out"
+    first = run("tiny.sh", "my text.txt", cwd=tmp_path, OUT=str(out), STEPS="2")
+    # Two steps make a sick model; that `blt check` says so is the last thing that happens.
+    assert first.returncode in (0, 1) and "future-leak" in first.stdout, first.stderr
+    assert "def main(" not in first.stdout and "Traceback" not in first.stderr
+    bundle = load_bundle(out / "blt")
+    assert bundle.record["steps"] == 2 and bundle.rule is not None and bundle.rule.kind == "threshold"
+    again = run("tiny.sh", "my text.txt", cwd=tmp_path, OUT=str(out), STEPS="2")
+    assert again.returncode == first.returncode and again.stderr.count("is at step 2 already") == 2, again.stderr
+    assert again.stdout == first.stdout
