@@ -289,3 +289,9 @@ def test_their_repooling_encoder_is_ours_with_one_cross_attention(
     save_bundle(tmp_path / "ours", found)
     assert np.abs(hf.logits(hf.load(tmp_path / "ours"), ids) - hf.logits(theirs, ids)).max() < TOLERANCE
     assert np.abs(logits_of(found, ids).numpy() - hf.logits(theirs, ids)).max() < TOLERANCE
+
+
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    target = save_bundle(tmp_path / "model", bundle())
+    modes = {file.name: file.stat().st_mode for file in target.iterdir()}
+    assert len(set(modes.values())) == 1, modes

@@ -307,6 +307,6 @@ def test_a_run_starts_from_given_weights(kind: str, place: Workplace) -> None:
     other = apply_overrides(
         place.fields(kind, init), ["model.encoder.ffn_width=32" if kind == "blt" else "model.ffn_width=32"]
     )
-    with pytest.raises(ValueError, match="another shape.*trainer.init"):
+    with pytest.raises(ValueError, match=r"another shape.*trainer.init"):
         train(parse(TrainConfig, other, "test"), place.path / "third")
     assert not (place.path / "third").exists()

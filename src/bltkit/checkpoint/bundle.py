@@ -5,6 +5,7 @@ Modules are built on the meta device and get the file's tensors assigned: nothin
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -86,6 +87,8 @@ def write_bundle(
     config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
     (directory / "config.json").write_bytes(_json_of(config))
     (directory / "bltkit.json").write_bytes(_json_of(manifest))
+    for file in files:  # safetensors lets only the owner read its files, whatever the umask says
+        shutil.copymode(directory / "config.json", file)
 
 
 def load_bundle(
