@@ -26,8 +26,12 @@ train tiny blt-1 "$plain" "patching.model=$OUT/entropy-1" patching.rule=threshol
 train tiny-entropy entropy-2 "trainer.init=$OUT/entropy-1" trainer.seed=1 trainer.max_steps=350 checkpoint.dtype=bf16 \
     optim.lr=1.5e-3 optim.warmup_steps=20 "data.sources=[{ kind = \"stdlib\", weight = 2.0 }, \"$OUT/books.jsonl\"]"
 blt calibrate --model "$OUT/entropy-2" --files stdlib "$OUT/books.jsonl" --patch-bytes 4.5
-train tiny blt-2 "trainer.init=$OUT/blt-1" trainer.seed=1 trainer.max_steps=STEPS "patching.model=$OUT/entropy-2" \
+train tiny blt-2 "trainer.init=$OUT/blt-1" trainer.seed=1 trainer.max_steps=2800 "patching.model=$OUT/entropy-2" \
     optim.lr=2.2e-3 optim.warmup_steps=50 "data.sources=[{ kind = \"stdlib\", weight = 2.5 }, \"$OUT/books.jsonl\"]"
 
-python -m scripts.embed "$OUT/blt-2" src/bltkit/embedded/tiny
+train tiny blt-3 "trainer.init=$OUT/blt-2" trainer.seed=2 trainer.max_steps=620 "patching.model=$OUT/entropy-2" \
+    optim.lr=1.2e-3 optim.warmup_steps=20 optim.min_lr_ratio=0.01 \
+    "data.sources=[{ kind = \"stdlib\", weight = 6.0 }, \"$OUT/books.jsonl\"]"
+
+python -m scripts.embed "$OUT/blt-3" src/bltkit/embedded/tiny
 blt check bltkit:tiny

@@ -19,7 +19,7 @@ for seed in 0 1 2; do
     for rule in own "stride:k=$PATCH_BYTES"; do
         name="${rule%%:*}-$seed"
         set -- "trainer.seed=$seed" "trainer.max_steps=${STEPS:-500}" "trainer.precision=${PRECISION:-auto}" \
-            "trainer.validation_batches=64" "data.sources=[$sources]" "patching.model=$MODEL"
+            "trainer.validation_batches=64" optim.warmup_steps=30 "data.sources=[$sources]" "patching.model=$MODEL"
         [ "$rule" = own ] || set -- "$@" "patching.rule=$rule"
         printf '%s ' "$name"
         blt train "$repository/configs/tiny.toml" "$@" --out "$OUT/$name" --resume --json
