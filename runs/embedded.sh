@@ -29,9 +29,5 @@ blt calibrate --model "$OUT/entropy-2" --files stdlib "$OUT/books.jsonl" --patch
 train tiny blt-2 "trainer.init=$OUT/blt-1" trainer.seed=1 trainer.max_steps=2800 "patching.model=$OUT/entropy-2" \
     optim.lr=2.2e-3 optim.warmup_steps=50 "data.sources=[{ kind = \"stdlib\", weight = 2.5 }, \"$OUT/books.jsonl\"]"
 
-train tiny blt-3 "trainer.init=$OUT/blt-2" trainer.seed=2 trainer.max_steps=620 "patching.model=$OUT/entropy-2" \
-    optim.lr=1.2e-3 optim.warmup_steps=20 optim.min_lr_ratio=0.01 \
-    "data.sources=[{ kind = \"stdlib\", weight = 6.0 }, \"$OUT/books.jsonl\"]"
-
-python -m scripts.embed "$OUT/blt-3" src/bltkit/embedded/tiny
+python -m scripts.embed "$OUT/blt-2" src/bltkit/embedded/tiny
 blt check bltkit:tiny
