@@ -17,8 +17,9 @@ blt patch "$sentence" --model bltkit:tiny --compare
 
 say "3. Generation, byte by byte"
 blt generate "def read_lines(path):" --model bltkit:tiny --max-bytes 200 --seed 0
+blt generate "It was late in the evening when" --model bltkit:tiny --max-bytes 200 --seed 0
 
-say "4. How well the model knows a text of its own kind: bits per byte"
-blt score --file runs/demo.sh --model bltkit:tiny
+say "4. How well the model predicts Python that it has not seen: bits per byte"
+blt score --file src/bltkit/patches.py --model bltkit:tiny
 
 say "Done. The picture of the patches is demo/patches.png"
