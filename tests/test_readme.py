@@ -75,6 +75,7 @@ def run(line: str, directory: Path) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="replace",  # a model of two steps writes any bytes
     )
 
 

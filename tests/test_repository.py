@@ -41,7 +41,7 @@ def test_machine_paths_are_recognised() -> None:
     """The pattern of the next test finds what it is meant to find, and lets addresses alone."""
     for folder in ("work", "root", "home"):
         assert MACHINE_PATH.search(f'open("/{folder}/me/x")'.encode())
-    for harmless in (b"https://example.org/home/x", b"runs/work/x", b"~/work/x", b"$HOME/work/x"):
+    for harmless in (b"https://example.org/home/x", b"runs/home/x", b"~/root/x", b"$HOME/root/x"):
         assert not MACHINE_PATH.search(harmless)
 
 
