@@ -102,7 +102,11 @@ def test_every_cut_has_the_gradients_of_the_plain_form(queries: int, window: int
 )
 def test_rotation_turns_neighbouring_pairs(dtype: torch.dtype, tolerance: float) -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    found = Rotation.of(7, 5, 8, 100.0, x.to(dtype)).turn(x.to(dtype))
+    rotation = Rotation.of(torch.arange(7, 12), 8, 100.0, x.to(dtype))
+    found = rotation.turn(x.to(dtype))
+    in_place = x.to(dtype, copy=True)
+    rotation.turn_(in_place)
+    assert torch.equal(in_place, found)
     assert found.dtype == dtype
     for t in range(5):
         for pair in range(4):

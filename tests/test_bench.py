@@ -3,18 +3,25 @@
 import importlib.util
 import json
 import time
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import fields, replace
+from itertools import groupby, pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bltkit import bench
-from bltkit.bench.peer import compared, peer_of
-from bltkit.bench.subject import clear_threshold, row
-from bltkit.bench.timing import commit, in_turn, threads_of
+from bltkit.bench import rates
+from bltkit.bench.peer import BYTES_PER_TOKEN, LlamaPeer, blt_peer_of, compared, peer_of
+from bltkit.bench.record import commit, machine, row_of
+from bltkit.bench.subject import PATCH_BYTES, clear_threshold, row
+from bltkit.bench.timing import Side, in_turn, threads_of
 from bltkit.checkpoint import Bundle
+from bltkit.generate.ledger import Stats
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
+from bltkit.model.forms import available_forms
 from bltkit.patching import SpaceRule, ThresholdRule
 from bltkit.vocab import BOS, decode
 
@@ -43,6 +50,14 @@ def test_the_text_is_the_same_everywhere_in_a_row() -> None:
         row(0)
 
 
+def test_a_presets_patches_do_not_drift() -> None:
+    """Behind the context the bytes that decoding reads have patches as long as in front."""
+    ids = bench.decoding_rows(1024)
+    starts = bench.preset_subject("tiny", ids).patches(ids).starts[0]
+    assert 1024 / starts[:1024].sum() == pytest.approx(PATCH_BYTES, rel=0.15)
+    assert bench.NUM_BYTES / starts[1025:-1].sum() == pytest.approx(PATCH_BYTES, rel=0.25)
+
+
 def test_a_random_models_patches_have_the_length_asked_for() -> None:
     scores = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     threshold = clear_threshold(scores, 4.5)
@@ -52,7 +67,7 @@ def test_a_random_models_patches_have_the_length_asked_for() -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize("what", ["prefill", "decode", "train"])
+@pytest.mark.parametrize("what", ["prefill", "train"])
 def test_a_row_with_a_peer(what: str) -> None:
     subject = small()
     weights = {name: weight.clone() for name, weight in subject.model.state_dict().items()}
@@ -67,23 +82,6 @@ def test_a_row_with_a_peer(what: str) -> None:
     assert (data["dtype"], data["command"]) == ("float32", "blt bench")
     assert {"cpu", "cores", "torch"} <= data["machine"].keys()
     assert all(torch.equal(weights[name], weight) for name, weight in subject.model.state_dict().items())
-
-
-def test_the_parts_of_a_decoding_step() -> None:
-    subject = small()
-    found = bench.decode(subject, 64, steps=4, limits=QUICK).parts
-    assert found is not None
-    assert found.keys() == {
-        "other", "entropy", "encoder", "encoder_cross", "latent", "decoder", "decoder_cross"
-    }  # fmt: skip
-    assert sum(part["share"] for part in found.values()) == pytest.approx(1)
-    assert all(part["ms_per_byte"] > 0 for part in found.values())
-    # Windows of 16: 15 positions are held, of keys and values of 16 numbers in one layer.
-    assert found["entropy"]["kv_bytes"] == found["decoder"]["kv_bytes"] == 15 * 2 * 16 * 4
-    assert found["decoder_cross"]["kv_bytes"] == 2 * 2 * 16 * 4
-    assert found["latent"]["kv_bytes"] > 0
-    hooks = [m for module in (subject.model, subject.scorer) for m in module.modules() if m._forward_hooks]
-    assert not hooks
 
 
 def test_patching_has_no_peer() -> None:
@@ -116,11 +114,9 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="no peer 'llama2'"):
         bench.prefill(subject, 64, peer="llama2")
     with pytest.raises(ValueError, match="did you mean '400m'"):
-        bench.preset_subject("400mm", 64)
+        bench.preset_subject("400mm", row(64))
     with pytest.raises(ValueError, match="holds no BLT"):
         bench.subject_of("m", Bundle(None, subject.scorer, None))
-    with pytest.raises(ValueError, match="steps = 0"):
-        bench.decode(subject, 64, steps=0)
     with pytest.raises(ValueError, match="batch = 0"):
         bench.train(subject, 64, batch=0)
     with pytest.raises(ValueError, match="repeats = 0"):
@@ -132,14 +128,20 @@ def test_mistakes() -> None:
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     fast, slow = in_turn(
-        [("fast", 10, lambda: calls.append("f")), ("slow", 1, lambda: (calls.append("s"), time.sleep(0.02)))],
+        [
+            Side("fast", 10, lambda: calls.append("f")),
+            Side(
+                "slow", 1, lambda: (calls.append("s"), time.sleep(0.02)), lambda: (calls.append("p"), time.sleep(0.05))
+            ),
+        ],
         bench.Limits(repeats=3, seconds=0.03),
         torch.device("cpu"),
     )
-    assert [name for name, _ in groupby(calls)] == ["f", "s"] * 3
+    assert [name for name, _ in groupby(calls)] == ["f", "p", "s"] * 3
     assert sum(fast.seconds) >= 0.03
     assert len(slow.seconds) == 3
     assert slow.bytes_per_second == pytest.approx(1 / sorted(slow.seconds)[1])
+    assert min(slow.seconds) < 0.05  # preparing is not in it
 
 
 def test_threads_are_given_back() -> None:
@@ -152,3 +154,182 @@ def test_threads_are_given_back() -> None:
 def test_the_commit_is_the_checkouts_own() -> None:
     found = commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
+
+
+@needs_transformers
+def test_the_llama_has_the_global_transformers_layers() -> None:
+    subject = small()
+    latent = StackConfig(width=32, layers=3, heads=4, kv_heads=2, ffn_width=56)
+    model = Blt(subject.model.config.replace(latent=latent)).reset_parameters(torch.Generator())
+    before = torch.get_rng_state()
+    with peer_of("llama", replace(subject, model=model)) as llama:
+        assert isinstance(llama, LlamaPeer)
+        theirs = sum(weight.numel() for weight in llama.model.model.layers.parameters())
+        assert theirs == sum(weight.numel() for weight in model.latent.stack.layers.parameters())
+        assert tuple(llama.model.lm_head.weight.shape) == (32_000, 32)
+        assert llama.dtype == torch.float32
+        assert llama.prompt(1000, 3).shape == (3, round(1000 / BYTES_PER_TOKEN))
+        assert "llama" in llama.name
+    assert torch.equal(before, torch.get_rng_state())
+    with peer_of("llama", subject, torch.bfloat16) as llama:
+        assert isinstance(llama, LlamaPeer)
+        assert llama.dtype == torch.bfloat16
+        assert llama.step(llama.start(20)).position == 6
+
+
+@needs_transformers
+def test_the_llamas_steps_are_greedy_decoding_and_its_states_are_values() -> None:
+    with peer_of("llama", small()) as llama:
+        assert isinstance(llama, LlamaPeer)
+        ids = llama.prompt(40, 2)
+        first = state = llama.start(40, 2)
+        for _ in range(5):
+            with torch.inference_mode():
+                expected = llama.model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            assert torch.equal(state.token, expected)
+            assert state.position == ids.shape[1]
+            ids = torch.cat((ids, expected), 1)
+            state = llama.step(state)
+        assert first.cache.get_seq_length() == first.position == 9
+        again = llama.step(first)
+        assert torch.equal(again.token[:, 0], ids[:, 10]) and again.position == 10
+
+
+@needs_transformers
+def test_peers_for_what_they_cannot_do() -> None:
+    subject = small()
+    with pytest.raises(ValueError, match="only decodes"):
+        bench.prefill(subject, 64, peer="llama")
+    with pytest.raises(ValueError, match="bfloat16: peer 'transformers' runs in float32 only"):
+        peer_of("transformers", subject, torch.bfloat16).__enter__()
+    with blt_peer_of(None, subject) as nobody:
+        assert nobody is None
+
+
+def test_rates_are_bytes_and_operations_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+
+    def half_a_second(run: object, device: torch.device) -> float:
+        runs.append(run)
+        return 0.5
+
+    monkeypatch.setattr(rates, "timed", half_a_second)
+    size = rates.Size(num_bytes=2**16, width=64, matmul_width=32)
+    forms = available_forms()
+    found = bench.machine_rates(torch.device("cpu"), forms, size)
+    assert len(runs) == (2 + len(forms)) * rates.RUNS
+    assert found.copy_gb_per_second == pytest.approx(2 * 2**16 / 0.5e9)
+    # int8 has scales as well, so that not as many matrices fill the room.
+    assert found.product_gb_per_second == pytest.approx(dict.fromkeys(forms, 2**16 / 0.5e9), rel=0.05)
+    assert found.matmul_gflops == pytest.approx(2 * 32**3 / 0.5e9)
+
+
+def test_rates_are_measured() -> None:
+    size = rates.Size(num_bytes=2**12, width=32, matmul_width=16)
+    found = bench.machine_rates(torch.device("cpu"), available_forms(), size)
+    assert min(found.copy_gb_per_second, found.matmul_gflops, *found.product_gb_per_second.values()) > 0
+
+
+def decoding_row(**changes: object) -> bench.Row:
+    whole = {field.name: 0 for field in fields(Stats)}
+    ledger = Stats(
+        **whole | {"bytes": 64, "seconds": 2.0, "drafted": 8, "accepted": 6, "weight_gb_read": 5, "kv_gb_read": 1}
+    )
+    decoding = bench.Decoding(
+        strategy="speculative",
+        draft=8,
+        form=bench.Form("bf16", compiled=True),
+        prompts=4,
+        identical=3,
+        identical_to_fp32=2,
+        against_ar=1.5,
+        peer_dtype="bfloat16",
+        ledger=ledger,
+        machine_rates=bench.MachineRates(30.0, {"fp32": 13.0}, 100.0),
+    )
+    timings = [bench.Timing(32, (1.0, 2.0, 1.0)), bench.Timing(10 * BYTES_PER_TOKEN, (1.0,))]
+    found = row_of(
+        small(), "decode", timings, context=64, threads=1, mean_patch_bytes=4.5, command="c",
+        batch=2, peer_name="llama", decoding=decoding,
+    )  # fmt: skip
+    return replace(found, **changes)
+
+
+def test_a_row_of_decoding_says_how() -> None:
+    found = decoding_row()
+    data = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (data["strategy"], data["draft"], data["peer_dtype"], data["batch"]) == ("speculative", 8, "bfloat16", 2)
+    assert data["form"] == {"weights": "bf16", "compiled": True}
+    assert data["temperature"] == 0
+    assert (data["ledger"]["gb_per_second"], data["ledger"]["acceptance"]) == (3.0, 0.75)
+    assert (data["prompts"], data["identical"], data["against_ar"]) == (4, 3, 1.5)
+    assert data["machine_rates"]["product_gb_per_second"] == {"fp32": 13.0}
+    assert (data["ours"], data["peer"]) == (32.0, pytest.approx(44.0))
+    assert "repeated_share" not in data
+    line = found.summary()
+    for words in (
+        "at 64 x 2 (speculative k = 8, bf16, compiled)",
+        "1.50 times ar, 3 of 4 as ar, 2 of 4 as fp32, 75.0% of the drafts kept",
+        "3.0 GB/s read",
+        "13.0 in fp32",
+        "copy 30.0",
+    ):
+        assert words in line
+    assert "\n" not in line
+    plain = replace(found, decoding=bench.Decoding())
+    assert plain.to_json().keys().isdisjoint({"ledger", "machine_rates", "draft", "peer_dtype", "decoding"})
+    assert plain.summary().endswith("ratio 0.73")
+
+
+def test_rows_of_other_kinds_stay_as_they_are() -> None:
+    kept = Path(__file__).parents[1].joinpath("docs/measurements.jsonl").read_text(encoding="utf-8").splitlines()
+    old = next(row for row in map(json.loads, kept) if row.get("what") == "prefill")
+    found = bench.prefill(small(), 32, limits=QUICK).to_json()
+    assert found.keys() == old.keys()
+    assert found["runs"]["ours"].keys() == old["runs"]["ours"].keys()
+    assert found["machine"] == machine(torch.device("cpu"))
+
+
+def test_rows_are_added_to_a_file(tmp_path: Path) -> None:
+    rows = [decoding_row(), decoding_row(context=128)]
+    bench.append_rows(tmp_path / "rows.jsonl", rows[:1])
+    bench.append_rows(tmp_path / "rows.jsonl", rows[1:])
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [json.loads(json.dumps(row.to_json())) for row in rows]
+
+
+@given(st.lists(st.integers(0, 2), max_size=40).map(bytes), st.integers(1, 5))
+def test_the_share_of_repeated_bytes(data: bytes, ngram: int) -> None:
+    places = range(len(data) - ngram + 1)
+    twice = [a for a in places if any(a != b and data[a : a + ngram] == data[b : b + ngram] for b in places)]
+    inside = {a + offset for a in twice for offset in range(ngram)}
+    assert bench.repeated_share(data, ngram) == pytest.approx(len(inside) / len(data) if data else 0)
+
+
+def test_text_that_repeats_itself() -> None:
+    assert bench.repeated_share(b"") == bench.repeated_share(bytes(range(256))) == 0
+    assert bench.repeated_share(b"a" * 17) == 1
+    assert bench.repeated_share(b"0123456789abcdef--0123456789abcdef..") == 32 / 36
+
+
+@given(st.lists(st.text("ab\n", max_size=60).map(str.encode), min_size=1, max_size=4), st.integers(1, 5))
+def test_prompts_are_pieces_of_the_texts(texts: list[bytes], num_bytes: int) -> None:
+    texts = [bytes([65 + at]) + text for at, text in enumerate(texts)]
+    room = sum(len(text) // num_bytes for text in texts)
+    with pytest.raises(ValueError, match=f"room for {room} prompts of {num_bytes} bytes"):
+        bench.prompts_of(texts, room + 1, num_bytes)
+    for count in range(1, room + 1):
+        found = bench.prompts_of(texts, count, num_bytes)
+        assert len(found) == count
+        assert all(len(prompt) == num_bytes and any(prompt in text for text in texts) for prompt in found)
+
+
+def test_prompts_begin_with_lines_and_are_spread() -> None:
+    lines = [f"{number:03}...".encode() for number in range(100)]
+    found = bench.prompts_of([b"\n".join(lines[:50]), b"\n".join(lines[50:])], 10, 7)
+    assert found[0] == b"000...\n"
+    assert all(prompt[:6] in lines for prompt in found)
+    numbers = [int(prompt[:3]) for prompt in found]
+    assert all(9 <= after - before <= 11 for before, after in pairwise(numbers))
+    with pytest.raises(ValueError, match="num_bytes = 0"):
+        bench.prompts_of([b"text"], 1, 0)

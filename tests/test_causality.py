@@ -14,7 +14,7 @@ from bltkit.patches import Patches
 from bltkit.patching import patch
 from bltkit.vocab import BOS, EOS, encode
 from tests import tiny
-from tests.test_session import example
+from tests.rows import example
 from tests.tiny import Case
 
 SAME = 1e-12

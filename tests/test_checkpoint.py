@@ -181,8 +181,30 @@ def test_half_precision_on_disk(tmp_path: Path) -> None:
     for name, tensor in tensors(saved).items():
         assert torch.equal(tensors(wide)[name], tensor.bfloat16().float()), name
         assert torch.equal(tensors(stored)[name], tensor.bfloat16()), name
+    assert {name for name, tensor in tensors(wide).items() if tensor.dtype != torch.float32} == {"model.embed.ngrams"}
+    assert {tensor.dtype for tensor in tensors(load_bundle(tmp_path / "c", dtype=torch.float32)).values()} == {
+        torch.float32
+    }
     assert {tensor.dtype for tensor in load_file(tmp_path / "c" / "model.safetensors").values()} == {torch.bfloat16}
     assert all(tensor.dtype == torch.float32 for tensor in tensors(saved).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tables_of_16_bits_are_computed_with_in_32(dtype: torch.dtype, tmp_path: Path) -> None:
+    """And stay what they are when saved again, in a checkpoint whose dtype is the rest's."""
+    save_bundle(tmp_path / "c", bundle(), dtype=dtype)
+    kept, wide = load_bundle(tmp_path / "c"), load_bundle(tmp_path / "c", dtype=torch.float32)
+    assert kept.model is not None and wide.model is not None
+    assert (kept.model.embed.ngrams.dtype, wide.model.embed.ngrams.dtype) == (dtype, torch.float32)
+    row = torch.randint(4, 260, (2, 1500))
+    assert torch.allclose(kept.model.embed(row), wide.model.embed(row), rtol=0, atol=1e-6)
+    ids = [1, *range(4, 40)]
+    assert torch.allclose(logits_of(kept, ids), logits_of(wide, ids), rtol=0, atol=1e-5)
+    save_bundle(tmp_path / "again", kept)
+    same(load_bundle(tmp_path / "again"), kept)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == "float32"
+    kept.model.embed(row).sum().backward()
+    assert kept.model.embed.ngrams.grad is not None and kept.model.embed.ngrams.grad.dtype == dtype
 
 
 def test_shards(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""The decoding loop: stop strings, limits, how a generation ends, and its ledger."""
+"""The decoding loop: stop strings, limits, how a generation ends, log-probabilities, and its ledger.
+
+That bytes are the right ones, whatever the batch and the strategy, is in test_batch.py and test_strategies.py.
+"""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,23 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import vocab
-from bltkit.generate import Chunk, Sampling, Session, Stats, StopStrings, generate
+from bltkit.api import ByteLM
+from bltkit.checkpoint import Bundle
+from bltkit.generate import Chunk, Request, Sampling, Session, Speculative, StopStrings, generate, generate_rows
 from bltkit.model import EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from tests import tiny
-from tests.test_session import example, start
+from tests.rows import GREEDY, Decoded, Uncached, counted, cut_at_stop, example, start, stats_of
 
 texts = st.lists(st.sampled_from(b"ab"), max_size=20).map(bytes)
 stops = st.lists(st.lists(st.sampled_from(b"ab"), min_size=1, max_size=4).map(bytes), max_size=3).map(tuple)
-
-
-def cut_at_stop(text: bytes, stop: Iterable[bytes]) -> bytes:
-    """The text up to the stop string that is complete first, the longest if several are."""
-    for end in range(len(text) + 1):
-        complete = [len(s) for s in stop if text[:end].endswith(s)]
-        if complete:
-            return text[: end - max(complete)]
-    return text
 
 
 @given(texts, stops, st.lists(st.integers(1, 5), min_size=20, max_size=20))
@@ -42,16 +38,9 @@ def test_streamed_output_is_the_cut_output(text: bytes, stop: tuple[bytes, ...],
     assert state.found == any(s in text for s in stop)
 
 
-def run(session: Session, sampling: Sampling, max_bytes: int, stop: tuple[bytes, ...] = ()) -> tuple[bytes, Chunk]:
-    *chunks, last = generate(session, sampling, max_bytes, stop)
-    assert all(chunk.data and chunk.finish is None and chunk.stats is None for chunk in chunks)
-    assert last.stats is not None and last.finish is not None
-    return b"".join(chunk.data for chunk in chunks) + last.data, last
-
-
-def stats_of(chunk: Chunk) -> Stats:
-    assert chunk.stats is not None
-    return chunk.stats
+def run(session: Session, request: Request) -> tuple[bytes, Chunk]:
+    chunks = list(generate(session, request))
+    return Decoded.of(chunks).data, chunks[-1]
 
 
 @settings(max_examples=12)
@@ -59,45 +48,141 @@ def stats_of(chunk: Chunk) -> Stats:
 def test_stop_strings_cut_what_would_have_come(seed: int, at: int, length: int) -> None:
     sampling = Sampling(temperature=1, seed=seed)
     session = start(example("stride:k=3")).extend([vocab.BOS])
-    full, _ = run(session, sampling, 12)
+    full, _ = run(session, Request(sampling, 12))
     stop = full[at : at + length]
     if stop:  # EOS may have come before
-        found, last = run(session, sampling, 12, (stop,))
+        found, last = run(session, Request(sampling, 12, (stop,)))
         assert found == cut_at_stop(full, (stop,))
         assert last.finish == "stop"
-        assert stats_of(last).bytes == len(found)
 
 
 def test_held_back_bytes_come_out_at_the_end() -> None:
-    session = start(example("byte"))
-    full, _ = run(session, Sampling(seed=1), 6)
-    never = full[-3:] + b"never"
-    found, last = run(session, Sampling(seed=1), 6, (never,))
+    session, sampling = start(example("byte")), Sampling(seed=1)
+    full, _ = run(session, Request(sampling, 6))
+    found, last = run(session, Request(sampling, 6, (full[-3:] + b"never",)))
     assert found == full and last.data == full[-3:] and last.finish == "length"
 
 
+@pytest.mark.parametrize("draft", [None, 3])
+def test_logprobs_come_with_their_bytes(draft: int | None) -> None:
+    """Also of bytes that were held back, and in every chunk as many as bytes; what is cut has none."""
+    case, sampling = example("stride:k=3"), Sampling(temperature=1, seed=3)
+    session, uncached = start(case).extend([vocab.BOS]), Uncached(case)
+    wanted = uncached.decode([vocab.BOS], Request(sampling, 12))
+    strategy = None if draft is None else Speculative(draft=draft)
+    for stop in ((), (wanted.data[2:5] + b"never",), (wanted.data[6:8],), (wanted.data[-3:] + b"never",)):
+        request = Request(sampling, 12, stop, logprobs=True)
+        chunks = list(generate(session, request, strategy))
+        assert all(len(chunk.logprobs) == len(chunk.data) for chunk in chunks)
+        Decoded.of(chunks).assert_equals(uncached.decode([vocab.BOS], request), request)
+        assert all(value < 0 for chunk in chunks for value in chunk.logprobs)
+
+
+def test_logprobs_are_of_the_model_itself() -> None:
+    """At temperature 1 and before any filter, over what can be emitted, whatever the sampling."""
+    case = example("byte")
+    request = Request(Sampling(temperature=0.3, top_k=3, repetition_penalty=2.0), 5, logprobs=True)
+    (chunk, *_), ids = list(generate(start(case), request)), [vocab.BOS]
+    logits = case.run(ids)[0][-1].index_fill(0, torch.tensor(vocab.NEVER_EMITTED), -torch.inf)
+    expected = float(logits.log_softmax(-1)[chunk.data[0] + vocab.OFFSET])
+    assert chunk.logprobs[0] == pytest.approx(expected, abs=1e-10)
+
+
 def test_the_empty_prompt_is_bos_alone() -> None:
-    session = start(example("stride:k=2"))
-    found, last = run(session, Sampling(seed=4), 10)
-    assert (found, last.finish) == (run(session.extend([vocab.BOS]), Sampling(seed=4), 10)[0], "length")
+    session, request = start(example("stride:k=2")), Request(Sampling(seed=4), 10)
+    found, last = run(session, request)
+    assert (found, last.finish) == (run(session.extend([vocab.BOS]), request)[0], "length")
     assert len(found) == 10
+
+
+def test_the_session_stays_as_it_was() -> None:
+    case = example("stride:k=2")
+    session = start(case).extend(vocab.encode(b"abc"))
+    assert run(session, Request(GREEDY, 9))[0] == run(session, Request(GREEDY, 9))[0]
+    Uncached(case).assert_row(session, vocab.encode(b"abc").tolist())
+
+
+def test_bytes_come_as_they_are_made() -> None:
+    """A chunk a round, and none that is empty but perhaps the last."""
+    chunks = generate(start(example("byte")), Request(Sampling(seed=1), 6))
+    assert isinstance(chunks, Iterator)
+    assert [len(chunk.data) for chunk in chunks] == [1] * 6
 
 
 def test_eos_ends_and_is_no_byte() -> None:
     case = example("byte")
     with torch.no_grad():
         case.model.decoder.head.weight.zero_()  # all ids alike, and EOS is the lowest that may be picked
-    found, last = run(start(case), Sampling(temperature=0), 10)
-    assert found == b"" and last.finish == "eos" and stats_of(last).bytes == 0
+    found, last = run(start(case), Request(GREEDY, 10))
+    assert found == b"" and last.finish == "eos"
 
 
 def test_mistakes_are_named_before_the_first_byte() -> None:
-    session = start(example("byte"))
     with pytest.raises(ValueError, match="max_bytes = -1"):
-        generate(session, Sampling(), -1)
+        Request(max_bytes=-1)
     with pytest.raises(ValueError, match="stop"):
-        generate(session, Sampling(), 5, (b"x", b""))
-    assert run(session, Sampling(), 0)[0] == b""
+        Request(stop=(b"x", b""))
+    assert run(start(example("byte")), Request(max_bytes=0))[0] == b""
+    lm = language_model()
+    for options, named in (
+        ({"max_bytes": -1}, "max_bytes"),
+        ({"temperatur": 1}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"stop": [""]}, "stop"),
+        ({"strategy": "speculate"}, "speculative"),
+        ({"draft": 4}, "draft"),
+        ({"strategy": "speculative", "draft": 0}, "draft"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            lm.generate(b"a", **options)
+    with pytest.raises(ValueError, match="num = 0"):
+        lm.samples(b"a", 0)
+
+
+def language_model() -> ByteLM:
+    case = example("stride:k=3")
+    return ByteLM(Bundle(case.model, None, case.rule))
+
+
+@pytest.mark.parametrize("strategy", ["ar", "speculative"])
+def test_samples_share_their_prompt(strategy: str) -> None:
+    """Sample i is what `seed` + i gives alone; the prompt is read once for all."""
+    lm, prompt = language_model(), b"a prompt of some length" * 3
+    options = {"max_bytes": 7, "temperature": 1.0, "strategy": strategy, "logprobs": True}
+    session = lm.session(b"")
+    with counted(session) as calls:
+        found = lm.samples(prompt, 4, seed=10, **options)
+    # One pass for the prompt, one for each byte but the last: the first comes from the prompt's.
+    assert calls["decoder"] == 1 + found[0].stats.decoder_passes
+    if strategy == "ar":
+        assert calls["decoder"] == 7
+    assert len({one.data for one in found}) == 4
+    for i, one in enumerate(found):
+        alone = lm.generate(prompt, seed=10 + i, **options)
+        assert (one.data, one.finish) == (alone.data, alone.finish)
+        assert one.logprobs == pytest.approx(alone.logprobs, abs=1e-10)
+        chunks = list(lm.stream(prompt, seed=10 + i, **options))
+        assert b"".join(chunk.data for chunk in chunks) == one.data
+
+
+def test_only_valid_utf8() -> None:
+    """The prompt may end within a character: its rest comes first."""
+    lm, prompt = language_model(), "a€".encode()[:-1]
+    for seed in range(5):
+        found = lm.generate(prompt, max_bytes=12, temperature=2.0, seed=seed, valid_utf8=True)
+        assert (prompt + found.data).decode() and len(found.data) <= 12
+    with pytest.raises(UnicodeDecodeError):
+        (prompt + lm.generate(prompt, max_bytes=12, temperature=2.0).data).decode()
+
+
+def test_rows_of_one_call_have_ledgers_of_their_own() -> None:
+    """Passes count as long as a row ran, whoever else they served."""
+    session = start(example("byte"), 2).extend([[vocab.BOS], [vocab.BOS]])
+    passes = {}
+    for row, chunk in generate_rows(session, [Request(GREEDY, 3), Request(GREEDY, 8)]):
+        if chunk.stats is not None:
+            passes[row] = chunk.stats.decoder_passes
+    assert passes == {0: 2, 1: 7}
 
 
 def test_ledger() -> None:
@@ -109,8 +194,8 @@ def test_ledger() -> None:
     # A threshold that nothing reaches, cut every 4 bytes.
     rule = parse_rule("threshold:threshold=100.0,max_patch_bytes=4")
     session = Session.start(model, scorer, rule).extend(vocab.encode(b"abcd"))
-    _, last = run(session, Sampling(temperature=1), 9)
-    stats = stats_of(last)
+    _, last = run(session, Request(Sampling(temperature=1), 9))
+    stats = stats_of([last])
     assert (stats.bytes, stats.decoder_passes, stats.encoder_passes, stats.entropy_passes) == (9, 8, 8, 8)
     assert stats.global_passes == 2  # after bytes 8 and 12
     assert (stats.drafted, stats.accepted) == (0, 0)
@@ -133,13 +218,13 @@ def test_ledger() -> None:
 
     # Encoder and decoder have windows of 8: 7 keys and values at most are kept; the latents' 2 and then 3.
     local = sum(2 * 2 * min(seen, 7) * 16 for seen in range(5, 13))
-    entropy_kv = sum(2 * seen * 8 for seen in range(5, 13)) if hasattr(session.scorer_state, "num_bytes") else 0
+    entropy_kv = sum(2 * seen * 8 for seen in range(5, 13))
     assert stats.kv_gb_read == pytest.approx(4 * (local + 2 * (2 + 3) * 32 + entropy_kv) / 1e9)
 
 
 def test_the_clock_stands_still_while_the_consumer_works() -> None:
     chunks = []
-    for chunk in generate(start(example("byte")), Sampling(seed=2), 3):
+    for chunk in generate(start(example("byte")), Request(Sampling(seed=2), 3)):
         chunks.append(chunk)
         time.sleep(0.2)
-    assert len(chunks) == 4 and stats_of(chunks[-1]).seconds < 0.4
+    assert len(chunks) == 3 and stats_of(chunks).seconds < 0.4

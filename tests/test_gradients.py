@@ -13,7 +13,7 @@ from torch import Tensor
 from bltkit.checkpoint import load_bundle
 from bltkit.checkpoint.names import blt_parts
 from bltkit.model import StackConfig
-from bltkit.model.cross import CrossAttention, Segments
+from bltkit.model.cross import CrossAttention, Segments, of_bytes
 from bltkit.patches import Patches
 from bltkit.patching import patch
 from tests import tiny
@@ -71,7 +71,8 @@ def test_reading_a_latent() -> None:
     index = two_rows().byte_latent
 
     def read(h: Tensor, vectors: Tensor) -> Tensor:
-        return block.read(h, block.patch_keys_values(vectors), index)
+        k, v = block.patch_keys_values(vectors)
+        return block.read(h, of_bytes(k, index), of_bytes(v, index))
 
     assert torch.autograd.gradcheck(read, (draw(2, 7, 4), draw(2, 4, 2, 4)))
 

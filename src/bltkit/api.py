@@ -12,8 +12,22 @@ from torch import Tensor
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
 from bltkit.config import parse
 from bltkit.eval.score import Score, score
-from bltkit.generate import Chunk, Finish, Sampling, Session, Stats, generate
+from bltkit.generate import (
+    Chunk,
+    Finish,
+    Request,
+    Sampling,
+    Session,
+    Stats,
+    Strategy,
+    Utf8,
+    generate,
+    generate_rows,
+    strategy_of,
+)
 from bltkit.model import Blt, BoundaryModel
+from bltkit.model.fastest import best_form, measure_forms
+from bltkit.model.forms import LOSSLESS, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import encode, to_bytes
@@ -26,6 +40,16 @@ class Generation:
     data: bytes
     finish: Finish
     stats: Stats
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each byte's probability, where asked for."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        """All of a generation's chunks together."""
+        finish, stats = chunks[-1].finish, chunks[-1].stats
+        assert finish is not None and stats is not None
+        logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
+        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs)
 
     @property
     def text(self) -> str:
@@ -87,6 +111,18 @@ class ByteLM:
             raise ValueError(f"rule {parsed.kind!r} reads {parsed.scores} scores, but this model gives {given}")
         return ByteLM(replace(self.bundle, rule=parsed))
 
+    def with_weights(self, form: str) -> "ByteLM":
+        """The same model with its large matrices in another run-time form, for inference (`model/forms.py`).
+
+        `packed` holds the very same numbers in another layout; fp16, bf16 and int8 round them. `auto` measures the
+        forms that round nothing on this machine, about a second's work, and takes the faster.
+        Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
+        """
+        model = self._needed_model()
+        chosen = best_form(measure_forms(model, self.scorer, LOSSLESS)) if form == "auto" else parse_form(form)
+        scorer = None if self.scorer is None else reform(self.scorer, chosen)
+        return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
+
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
         scorer = self.scorer
@@ -102,32 +138,61 @@ class ByteLM:
 
     def generate(self, prompt: str | bytes = b"", **options: Any) -> Generation:
         """Continue `prompt`; options as for `stream`."""
-        chunks = list(self.stream(prompt, **options))
-        finish, stats = chunks[-1].finish, chunks[-1].stats
-        assert finish is not None and stats is not None
-        return Generation(b"".join(chunk.data for chunk in chunks), finish, stats)
+        return self.samples(prompt, 1, **options)[0]
 
-    def stream(
-        self,
-        prompt: str | bytes = b"",
-        *,
-        max_bytes: int = 256,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int = 0,
-        stop: str | bytes | Sequence[str | bytes] = (),
-    ) -> Iterator[Chunk]:
+    def samples(self, prompt: str | bytes = b"", num: int = 4, *, seed: int = 0, **options: Any) -> list[Generation]:
+        """`num` continuations of one prompt, which is read once; sample i is that of `seed` + i.
+
+        Options as for `stream`. The passes in their stats are shared: those made while a sample ran.
+        """
+        if num < 1:
+            raise ValueError(f"num = {num} must be at least 1")
+        requests, strategy = [], None
+        for i in range(num):
+            request, strategy = self._request(prompt, seed=seed + i, **options)
+            requests.append(request)
+        session = self.session(prompt)
+        chunks: list[list[Chunk]] = [[] for _ in requests]
+        for row, chunk in generate_rows(session if num == 1 else session.select([0] * num), requests, strategy):
+            chunks[row].append(chunk)
+        return [Generation.of(own) for own in chunks]
+
+    def stream(self, prompt: str | bytes = b"", **options: Any) -> Iterator[Chunk]:
         """Continue `prompt`, handing out bytes as they become certain; the last chunk has `finish` and `stats`.
 
-        temperature 0 is greedy; `stop` strings end the text and are not part of it; a sample depends on `seed`
-        and the prompt alone. Raises ValueError for options out of range.
+        max_bytes: 256. strategy: `ar`, or `speculative` (BLT-S) with `draft` bytes a round (default: adaptive), which
+            gives the same bytes.
+        temperature: 0.8, 0 is greedy; top_k, top_p, min_p, repetition_penalty, repetition_window as in `Sampling`.
+        seed: 0; a sample depends on it and the prompt alone.
+        stop: strings that end the text and are not part of it.
+        valid_utf8: make only valid UTF-8. logprobs: hand out the log-probability of every byte.
+
+        Raises ValueError for options unknown or out of range.
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-        sampling: Sampling = parse(Sampling, options, "sampling")
+        request, strategy = self._request(prompt, **options)
+        yield from generate(self.session(prompt), request, strategy)
+
+    def _request(
+        self,
+        prompt: str | bytes,
+        *,
+        max_bytes: int = 256,
+        strategy: str = "ar",
+        draft: int | None = None,
+        stop: str | bytes | Sequence[str | bytes] = (),
+        valid_utf8: bool = False,
+        logprobs: bool = False,
+        **sampling: Any,
+    ) -> tuple[Request, Strategy]:
         strings = [stop] if isinstance(stop, str | bytes) else stop
-        yield from generate(self.session(prompt), sampling, max_bytes, tuple(to_bytes(one) for one in strings))
+        request = Request(
+            sampling=parse(Sampling, sampling, "sampling"),
+            max_bytes=max_bytes,
+            stop=tuple(to_bytes(one) for one in strings),
+            constraint=Utf8.behind(to_bytes(prompt)) if valid_utf8 else None,
+            logprobs=logprobs,
+        )
+        return request, strategy_of(strategy, draft=draft)
 
     def session(self, prompt: str | bytes = b"") -> Session:
         """The cached state behind BOS and `prompt`, for decoding of one's own."""
@@ -149,7 +214,7 @@ class ByteLM:
     def logits(self, ids: Int64[Tensor, " T"] | Sequence[int]) -> Float[Tensor, "T V"]:
         """Raw logits for the id after each of `ids` (BOS is the caller's to put in front), without any cache."""
         model, rule = self._needed_model(), self._needed_rule()
-        row = torch.as_tensor(ids, dtype=torch.long, device=model.decoder.head.weight.device)[None]
+        row = torch.as_tensor(ids, dtype=torch.long, device=model.embed.bytes.weight.device)[None]
         if row.shape[1] == 0:
             raise ValueError("ids are empty; a row has at least BOS (id 1)")
         scores = None if rule.scores is None or self.scorer is None else self.scorer.scores(row)

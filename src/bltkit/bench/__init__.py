@@ -1,27 +1,45 @@
 """Benchmarks side by side with a peer: same weights, same threads, runs in turn, and equal answers checked first.
 
-Every function returns a `Row` that says what was measured, on which machine and commit.
+What is measured comes as a `Row`, which says on which machine and commit; decoding makes several.
 """
 
-from bltkit.bench.decode import decode
+from bltkit.bench.decode import NUM_BYTES, decode, decoding_rows
+from bltkit.bench.generate import generate, strategies_of
 from bltkit.bench.patch import patch
 from bltkit.bench.peer import PEERS
 from bltkit.bench.prefill import prefill
-from bltkit.bench.subject import Subject, benchmark_text, preset_subject, subject_of
-from bltkit.bench.timing import Limits, Row, Timing
+from bltkit.bench.prompts import prompts_of, repeated_share
+from bltkit.bench.rates import MachineRates, machine_rates
+from bltkit.bench.record import Decoding, Form, Row, append_rows
+from bltkit.bench.subject import Subject, benchmark_text, preset_subject, row, subject_of
+from bltkit.bench.timing import Limits, Timing
 from bltkit.bench.train import train
+from bltkit.bench.weights import weights
 
 __all__ = [
+    "NUM_BYTES",
     "PEERS",
+    "Decoding",
+    "Form",
     "Limits",
+    "MachineRates",
     "Row",
     "Subject",
     "Timing",
+    "append_rows",
     "benchmark_text",
     "decode",
+    "decoding_rows",
+    "generate",
+    "machine_rates",
     "patch",
     "prefill",
     "preset_subject",
+    "prompts_of",
+    "repeated_share",
+    "row",
+    "strategies_of",
     "subject_of",
     "train",
+    "weights",
 ]

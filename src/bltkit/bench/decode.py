@@ -1,169 +1,266 @@
-"""Decoding byte by byte behind a context, and where the time of a step goes.
+"""Decoding byte by byte behind a context, held to a text.
 
-The bytes fed are those of the text and not the model's own choice: a random model soon repeats one byte, whose
-patches are nothing like a text's. The choice is made all the same. The peer's only correct way is a full forward pass
-for every byte.
+A random model soon repeats one byte, whose patches are nothing like a text's; so the bytes are the text's. It is the
+engine's own loop, and the choice is made all the same: a constraint allows the text's next byte and no other. Every
+run begins with the same state and reads the same bytes, and these are the same behind every context: speeds at
+several contexts differ by what the context costs alone.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
-from bltkit.bench.peer import compared, peer_of
-from bltkit.bench.subject import MAX_CONTEXT, Subject, row
-from bltkit.bench.timing import Limits, Progress, Row, finish, in_turn, row_of, silent, threads_of
-from bltkit.generate.session import Session
-from bltkit.model import BoundaryModel, EntropyModel
-from bltkit.model.cross import CrossAttention
-from bltkit.vocab import OFFSET
+from bltkit.bench.parts import parts_of
+from bltkit.bench.peer import BYTES_PER_TOKEN, BltPeer, LlamaPeer, Peer, compared, peer_of
+from bltkit.bench.rates import MachineRates, machine_rates
+from bltkit.bench.record import Decoding, Form, Row, row_of
+from bltkit.bench.subject import MAX_CONTEXT, Subject, benchmark_text
+from bltkit.bench.timing import Limits, Progress, Side, Timing, in_turn, silent, threads_of
+from bltkit.generate import Batch, Passes, Request, Sampling, Session, Stats
+from bltkit.generate.sampling import choose
+from bltkit.model.forms import LOSSLESS, WeightForm
+from bltkit.vocab import VOCAB_SIZE, encode
 
-PART_STEPS = 256
-"""Steps of the instrumented pass."""
+NUM_BYTES = 128
+"""Bytes of a run."""
+
+PLACE = 378_800
+"""Of the first row's bytes in the text. Random entropies cut these as often as the thousands of bytes before."""
+
+ROW_DISTANCE = 7_000
+"""From each row's place to the next one's, which lies before it: patches of rows close at different times."""
+
+
+@dataclass(frozen=True)
+class HeldTo:
+    """A constraint: these ids in this order."""
+
+    ids: tuple[int, ...]
+
+    def allowed(self, remaining: int) -> Bool[Tensor, " V"]:
+        """See `Constraint`."""
+        mask = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
+        mask[self.ids[0]] = True
+        return mask
+
+    def after(self, chosen: int) -> "HeldTo":
+        """See `Constraint`."""
+        return HeldTo(self.ids[1:])
+
+
+def decoding_rows(context: int, num_bytes: int = NUM_BYTES, batch: int = 1) -> Int64[Tensor, "R T"]:
+    """What `decode` reads: `context` ids, BOS the first of them, and the `num_bytes` + 1 bytes behind.
+
+    The latter do not depend on the context. Raises ValueError for numbers below 1, and for more than the text holds.
+    """
+    if context < 1 or num_bytes < 1 or batch < 1:
+        raise ValueError(f"context = {context}, num_bytes = {num_bytes} and batch = {batch} must be at least 1")
+    places = [PLACE - row * ROW_DISTANCE for row in range(batch)]
+    if places[-1] < context - 1 or PLACE + num_bytes >= MAX_CONTEXT:
+        raise ValueError(
+            f"context = {context}, num_bytes = {num_bytes} and batch = {batch}: the benchmark text is not so long"
+        )
+    text = benchmark_text(MAX_CONTEXT)
+    return torch.stack([encode(text[place - context + 1 : place + num_bytes + 1]) for place in places])
 
 
 def decode(
     subject: Subject,
-    context: int,
+    contexts: Sequence[int] = (1024,),
     *,
-    steps: int = 32,
+    batches: Sequence[int] = (1,),
+    forms: Sequence[WeightForm] = ("fp32",),
+    num_bytes: int = NUM_BYTES,
+    temperature: float = 0.0,
     peer: str | None = None,
+    peer_dtype: torch.dtype = torch.float32,
     limits: Limits | None = None,
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Row:
-    """Bytes per second of single steps behind `context` ids; a run has `steps` of them, and runs follow one another.
+) -> Iterator[Row]:
+    """Bytes per second of `batches` rows side by side behind each of `contexts`; a row for each form of the weights.
 
-    Row.parts: for each module its milliseconds per byte and share of a step, and the bytes of cached keys and values
-    that it reads per byte. Raises ValueError for a bad number or peer, RuntimeError where the peer's logits are others.
+    Speeds are those of all rows of a batch together. All forms and the peer take turns. Row.parts: see `parts_of`.
+    Raises ValueError for a bad number, form or peer, RuntimeError where the peer's logits are others.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps} must be at least 1")
-    ids = row(context + 1).to(subject.device)
-    with threads_of(threads) as count, peer_of(peer, subject) as other:
-        progress(f"decode {context}: reading the context")
-        session = Session.start(subject.model, subject.scorer, subject.rule).extend(ids[0, :context])
-        line = _Line(session, row(MAX_CONTEXT)[0].tolist())
-        difference = None
-        if other is not None:
-            further = session.extend(ids[0, context:])
-            theirs = other.logits(ids)[0, context - 1 :]
-            difference = max(compared(session.logits[None], theirs[:1]), compared(further.logits[None], theirs[1:]))
-        line.walk(steps)  # the first steps copy and grow caches
-        before = line.session.passes
-        sides: list[tuple[str, int, Any]] = [(f"decode {context}, ours", steps, lambda: line.walk(steps))]
-        if other is not None:
-            sides.append((f"decode {context}, {other.name}", 1, lambda: other.logits(ids[:, :context])))
-        timings = in_turn(sides, limits or Limits(), subject.device, progress)
-        spent = line.session.passes - before
-        parts = _parts(subject, line)
-    return row_of(
-        subject,
-        "decode",
-        timings,
-        context=context,
-        threads=count,
-        peer_name=None if other is None else other.name,
-        max_difference=difference,
-        mean_patch_bytes=spent.ids / max(1, spent.latent),
-        command=command,
-        parts=parts,
-    )
+    if peer == "transformers" and max(batches) > 1:
+        raise ValueError(f"batch = {max(batches)}: peer 'transformers' decodes one row, its patches depend on others")
+    for context in contexts:
+        for batch in batches:
+            decoding_rows(context, num_bytes, batch)
+    formed = {form: subject.reformed(form) for form in forms}
+    with threads_of(threads) as count, peer_of(peer, subject, peer_dtype) as other:
+        rates = machine_rates(subject.device, list(dict.fromkeys(("fp32", *forms))))
+        for context in contexts:
+            for batch in batches:
+                point = _Point(subject, formed, context, batch, num_bytes, temperature)
+                yield from point.measure(other, limits or Limits(), rates, count, command, progress)
 
 
-class _Line:
-    """A session that walks on through the text, from its end to its beginning again; the one state of this file."""
+class _Walk:
+    """Rounds of the engine, in every run the same."""
 
-    def __init__(self, session: Session, ids: list[int]) -> None:
-        self.session, self.ids = session, ids
+    def __init__(self, session: Session, requests: Sequence[Request], rounds: int) -> None:
+        self.session, self.requests, self.rounds = session, requests, rounds
+        self.batch = Batch()
 
-    def walk(self, steps: int) -> None:
-        """Choose a byte and read the text's next one, `steps` times."""
+    def prepare(self) -> None:
+        """Everything in front of the first pass; storage of its own, so that the run copies none."""
+        self.batch = Batch()
+        self.batch, _ = Batch().admit(self.session.fork(), self.requests).step()
+
+    def run(self) -> None:
+        """A pass and a choice in each round."""
+        for _ in range(self.rounds):
+            self.batch, _ = self.batch.step()
+
+    @property
+    def now(self) -> Session:
+        """The state that the last run came to."""
+        assert self.batch.session is not None
+        return self.batch.session
+
+    @property
+    def patches(self) -> int:
+        """Closed by the last run, in all rows."""
+        return _patches_of(self.now) - _patches_of(self.session)
+
+
+class _Point:
+    """One context and batch."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        formed: dict[WeightForm, Subject],
+        context: int,
+        batch: int,
+        num_bytes: int,
+        temperature: float,
+    ) -> None:
+        self.subject, self.formed, self.context, self.batch = subject, formed, context, batch
+        self.num_bytes, self.temperature = num_bytes, temperature
+        self.name = f"decode {context}" + (f" x {batch}" if batch > 1 else "")
+        self.ids = decoding_rows(context, num_bytes, batch)
+        self.fed = self.ids[:, context:].tolist()
+        self.samplings = [Sampling(temperature=temperature, seed=row) for row in range(batch)]
+
+    def measure(
+        self, peer: Peer | None, limits: Limits, rates: MachineRates, threads: int, command: str, progress: Progress
+    ) -> Iterator[Row]:
+        """A row for each form."""
+        progress(f"{self.name}: reading the context")
+        sessions = {form: self._session(subject) for form, subject in self.formed.items()}
+        logits = {form: self._logits(session) for form, session in sessions.items()}
+        exact = isinstance(peer, BltPeer) or any(form not in LOSSLESS for form in logits)
+        if exact and "fp32" not in logits:
+            logits["fp32"] = self._logits(self._session(self.subject))
+        differences = {} if not isinstance(peer, BltPeer) else self._compared(peer, logits)
+        walks = {form: _Walk(session, self._requests(), self.num_bytes) for form, session in sessions.items()}
+        sides = [
+            Side(f"{self.name}, {form}", self.batch * self.num_bytes, walk.run, walk.prepare)
+            for form, walk in walks.items()
+        ]
+        if peer is not None:
+            side = peer_side(peer, self.context, self.batch, self.num_bytes, self.ids)
+            sides.append(replace(side, name=f"{self.name}, {side.name}"))
+        timings = in_turn(sides, limits, self.subject.device, progress)
+        for (form, walk), timing in zip(walks.items(), timings, strict=False):
+            subject = self.formed[form]
+            decoding = Decoding(
+                temperature=self.temperature,
+                form=Form(form),
+                peer_dtype=dtype_of(peer),
+                max_bytes=self.num_bytes,
+                agreement=None if form in LOSSLESS else self._agreement(logits[form], logits["fp32"]),
+                ledger=self._ledger(subject, walk, timing),
+                machine_rates=rates,
+            )
+            mean_patch_bytes = self.batch * self.num_bytes / max(1, walk.patches)
+            walk.prepare()
+            yield row_of(
+                subject,
+                "decode",
+                [timing, *timings[len(walks) :]],
+                context=self.context,
+                batch=self.batch,
+                threads=threads,
+                peer_name=None if peer is None else peer.name,
+                max_difference=differences.get(form),
+                mean_patch_bytes=mean_patch_bytes,
+                command=command,
+                parts=parts_of(subject, walk.run, self.num_bytes, walk.now, self.samplings),
+                decoding=decoding,
+            )
+
+    def _session(self, subject: Subject) -> Session:
+        session = Session.start(subject.model, subject.scorer, subject.rule, self.batch)
+        return session.extend(self.ids[:, : self.context].to(subject.device))
+
+    def _requests(self) -> list[Request]:
+        # Further bytes may be made than are: no row ends.
+        return [
+            Request(sampling, self.num_bytes + 2, constraint=HeldTo(tuple(own)))
+            for sampling, own in zip(self.samplings, self.fed, strict=True)
+        ]
+
+    def _logits(self, session: Session) -> Float[Tensor, "S R V"]:
+        """Behind the context and each byte that a run reads, in steps as in a run; the first steps are slow."""
+        found = [session.logits]
+        for column in range(self.num_bytes):
+            session = session.extend([[own[column]] for own in self.fed])
+            found.append(session.logits)
+        return torch.stack(found)
+
+    def _compared(self, peer: BltPeer, logits: dict[WeightForm, Tensor]) -> dict[WeightForm, float]:
+        theirs = peer.logits(self.ids[:, :-1].to(self.subject.device))[0, self.context - 1 :]
+        found = {form: float((own[:, 0] - theirs).abs().max()) for form, own in logits.items()}
+        return found | {form: compared(own[:, 0], theirs) for form, own in logits.items() if form in LOSSLESS}
+
+    def _agreement(self, logits: Tensor, exact: Tensor) -> float:
+        greedy = [Sampling(temperature=0.0)] * len(logits)
+        ours, right = (torch.tensor(choose(greedy, one, [0] * len(one)).ids) for one in (logits, exact))
+        return float((ours == right).double().mean())
+
+    def _ledger(self, subject: Subject, walk: _Walk, timing: Timing) -> Stats:
+        runs = len(timing.seconds)
+        passes = sum([walk.batch.passes] * runs, Passes())
+        num_bytes = runs * self.batch * self.num_bytes
+        return Stats.of(subject.model, subject.scorer, passes, num_bytes, sum(timing.seconds))
+
+
+def peer_side(peer: Peer, context: int, batch: int, num_bytes: int, ids: Int64[Tensor, "R T"]) -> Side:
+    """A peer that makes about `num_bytes` bytes a row behind `context` ids, the same in every run.
+
+    `transformers` makes one byte, by reading `ids[:, :context]` whole. The first run, which is slow, is made here.
+    """
+    if isinstance(peer, BltPeer):
+        whole = ids[:, :context].to(peer.model.device)
+        peer.logits(whole)
+        return Side(peer.name, 1.0, lambda: peer.logits(whole))
+    return _llama_side(peer, context, batch, max(1, round(num_bytes / BYTES_PER_TOKEN)))
+
+
+def _llama_side(llama: LlamaPeer, context: int, batch: int, steps: int) -> Side:
+    start = llama.start(context, batch)
+
+    def run() -> None:
+        state = start
         for _ in range(steps):
-            self.session.logits[OFFSET:].argmax().item()
-            self.session = self.session.extend([self.ids[1 + self.session.position % (len(self.ids) - 1)]])
+            state = llama.step(state)
+
+    run()
+    return Side(llama.name, steps * BYTES_PER_TOKEN * batch, run)
 
 
-@dataclass
-class _Clock:
-    """Seconds by module, filled in by hooks."""
-
-    device: Any
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = 0.0
-
-    def start(self, *_: object) -> None:
-        """Hook in front of a module."""
-        finish(self.device)
-        self.began = time.perf_counter()
-
-    def stop(self, part: str) -> Any:
-        """Hook behind a module of `part`."""
-
-        def hook(*_: object) -> None:
-            finish(self.device)
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - self.began
-
-        return hook
+def dtype_of(peer: Peer | None) -> str | None:
+    """What `Decoding.peer_dtype` says."""
+    return None if peer is None else str(peer.model.dtype).removeprefix("torch.")
 
 
-def _parts(subject: Subject, line: _Line) -> dict[str, dict[str, float]]:
-    """An instrumented walk: time per byte in the layers of each stack and in the cross-attention blocks."""
-    clock = _Clock(subject.device)
-    model, before = subject.model, line.session.passes
-    with ExitStack() as hooks:
-        stacks = {"encoder": model.encoder.stack, "latent": model.latent.stack, "decoder": model.decoder.stack}
-        if isinstance(subject.scorer, EntropyModel | BoundaryModel):
-            stacks["entropy"] = subject.scorer.stack
-        for part, stack in stacks.items():
-            for layer in stack.layers:
-                hooks.enter_context(_between(layer, layer, clock, part))
-        for part, blocks in (("encoder_cross", model.encoder.cross), ("decoder_cross", model.decoder.cross)):
-            # A block's first step is the norm of its queries, its last the output projection (and a sum).
-            for block in map(_cross, blocks):
-                hooks.enter_context(_between(block.q_norm, block.out, clock, part))
-        began = time.perf_counter()
-        line.walk(PART_STEPS)
-        total = time.perf_counter() - began
-    spent = line.session.passes - before
-    clock.seconds["other"] = total - sum(clock.seconds.values())
-    reads = _kv_bytes(line.session, spent.latent / spent.ids)
-    return {
-        part: {
-            "ms_per_byte": 1000 * seconds / PART_STEPS,
-            "share": seconds / total,
-            "kv_bytes": reads.get(part, 0.0),
-        }
-        for part, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1])
-    }
-
-
-def _cross(block: nn.Module) -> CrossAttention:
-    assert isinstance(block, CrossAttention)
-    return block
-
-
-@contextmanager
-def _between(first: nn.Module, last: nn.Module, clock: _Clock, part: str) -> Iterator[None]:
-    handles = (first.register_forward_pre_hook(clock.start), last.register_forward_hook(clock.stop(part)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kv_bytes(session: Session, patches_per_byte: float) -> dict[str, float]:
-    """Bytes of cached keys and values that a step reads; the latent transformer's once a patch."""
-    held = sum(x.numel() * x.element_size() for pair in session.patch_kv or () for x in pair)
-    return {
-        "entropy": float(getattr(getattr(session.scorer_state, "cache", None), "num_bytes", 0)),
-        "encoder": float(session.encoder.num_bytes),
-        "latent": session.latent.num_bytes * patches_per_byte,
-        "decoder": float(session.decoder.num_bytes),
-        "decoder_cross": float(held),
-    }
+def _patches_of(session: Session) -> int:
+    return sum(cache.positions[0] for cache in session.latents)

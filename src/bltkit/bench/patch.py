@@ -1,7 +1,8 @@
 """Cutting a text: the scorer over a whole row, and the rule."""
 
+from bltkit.bench.record import Row, row_of
 from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Row, in_turn, row_of, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
 
 
 def patch(
@@ -17,8 +18,8 @@ def patch(
     ids = row(context).to(subject.device)
     with threads_of(threads) as count:
         patches = subject.patches(ids)  # the first run of a shape is slow, and not timed
-        run = ("patch", context, lambda: subject.patches(ids))
-        timings = in_turn([run], limits or Limits(), subject.device, progress)
+        side = Side("patch", context, lambda: subject.patches(ids))
+        timings = in_turn([side], limits or Limits(), subject.device, progress)
     return row_of(
         subject,
         "patch",

@@ -1,8 +1,9 @@
 """Reading a prompt: scorer, rule and model over a whole row, logits of every position."""
 
-from bltkit.bench.peer import compared, peer_of
+from bltkit.bench.peer import blt_peer_of, compared
+from bltkit.bench.record import Row, row_of
 from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Row, in_turn, row_of, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
 
 
 def prefill(
@@ -20,12 +21,12 @@ def prefill(
     Raises ValueError for a bad number or peer, RuntimeError where the peer's logits are others.
     """
     ids = row(context).to(subject.device)
-    with threads_of(threads) as count, peer_of(peer, subject) as other:
+    with threads_of(threads) as count, blt_peer_of(peer, subject) as other:
         ours = subject.logits(ids)  # the first run of a shape is slow: it is the check, and not timed
         difference = None if other is None else compared(ours, other.logits(ids))
-        sides = [(f"prefill {context}, ours", context, lambda: subject.logits(ids))]
+        sides = [Side(f"prefill {context}, ours", context, lambda: subject.logits(ids))]
         if other is not None:
-            sides.append((f"prefill {context}, {other.name}", context, lambda: other.logits(ids)))
+            sides.append(Side(f"prefill {context}, {other.name}", context, lambda: other.logits(ids)))
         timings = in_turn(sides, limits or Limits(), subject.device, progress)
         patches = subject.patches(ids).max_patches
     return row_of(

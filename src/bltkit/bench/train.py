@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bltkit.bench.peer import compared, peer_of
+from bltkit.bench.peer import blt_peer_of, compared
+from bltkit.bench.record import Row, row_of
 from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Row, in_turn, row_of, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
 
 LEARNING_RATE = 1e-4
 
@@ -37,7 +38,7 @@ def train(
     if batch < 1:
         raise ValueError(f"batch = {batch} must be at least 1")
     ids = row(context, batch).to(subject.device)
-    with threads_of(threads) as count, peer_of(peer, subject) as other:
+    with threads_of(threads) as count, blt_peer_of(peer, subject) as other:
         difference = None
         if other is not None:
             # Row by row: the peer's entropies leak from row to row in a batch (spec 11.3).
@@ -49,13 +50,13 @@ def train(
             return logits
 
         step = _step(trained.model.parameters(), ours, ids)
-        sides = [(f"train {batch} x {context}, ours", batch * context, step)]
+        sides = [Side(f"train {batch} x {context}, ours", batch * context, step)]
         step()
         if other is not None:
             theirs = other.model
             weights = (weight for name, weight in theirs.named_parameters() if ".patcher." not in f".{name}")
             step = _step(weights, lambda: theirs(ids, use_cache=False).logits, ids)
-            sides.append((f"train {batch} x {context}, {other.name}", batch * context, step))
+            sides.append(Side(f"train {batch} x {context}, {other.name}", batch * context, step))
             step()
         timings = in_turn(sides, limits or Limits(repeats=3), subject.device, progress)
         patches = int(subject.patches(ids).num_patches.sum())

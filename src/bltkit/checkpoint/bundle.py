@@ -6,8 +6,9 @@ Modules are built on the meta device and get the file's tensors assigned: nothin
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +84,7 @@ def write_bundle(
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
     entries = {file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files}
     manifest = _manifest(bundle, entries)
-    stored = dtype or next(iter(tensors.values())).dtype
+    stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
     config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
     (directory / "config.json").write_bytes(_json_of(config))
     (directory / "bltkit.json").write_bytes(_json_of(manifest))
@@ -96,9 +97,11 @@ def load_bundle(
 ) -> Bundle:
     """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
 
-    dtype: of all parameters, the scorer's too; when absent float32 on the CPU and the files' own elsewhere. Float32
-    weights on the CPU stay in the file's memory map as far as they are stored in one piece: fast to load, and copied
-    page by page when written to.
+    dtype: of all parameters, the scorer's too; when absent float32 on the CPU and the files' own elsewhere. Weights
+    on the CPU whose dtype is the file's stay in its memory map as far as they are stored in one piece: fast to load,
+    read as they are used, and copied page by page when written to. So do, when `dtype` is absent, n-gram tables of 16
+    bits, most of a large model: what is looked up of them is computed with in float32. To train the tables say
+    torch.float32.
     verify: compare the weight files with the sha256 in bltkit.json first, which reads them whole.
 
     Raises ValueError with one line that names the file or tensor, what was expected and what was found.
@@ -111,7 +114,8 @@ def load_bundle(
     found = _describe(directory)
     if verify:
         _verify(directory, found.files)
-    if dtype is None and device.type == "cpu":
+    keep_tables = dtype is None and device.type == "cpu"
+    if keep_tables:
         dtype = torch.float32
     prefix = SCORER_PREFIX if found.model is not None else ""
     with torch.device("meta"):
@@ -119,7 +123,7 @@ def load_bundle(
         scorer = None if found.scorer is None else build_scorer(found.scorer)
     with Weights(directory) as weights:
         expected = {part.name for _, parts in _layout(model, scorer, prefix) for part in parts}
-        reader = _Reader(weights, found, expected, dtype, device)
+        reader = _Reader(weights, found, expected, dtype, device, keep_tables)
         reader.refuse_unexpected()
         if model is not None:
             reader.fill(model, blt_parts)
@@ -203,13 +207,15 @@ class _Reader:
     expected: set[str]
     dtype: torch.dtype | None
     device: torch.device
+    keep_tables: bool
+    """Leave n-gram tables of 16 bits as they are."""
 
     def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[Part, ...]]) -> None:
         """Assign every parameter of a module that was built on the meta device, then move its buffers."""
         state = {}
         for name, parameter in module.state_dict().items():
-            pieces = [self._read(part) for part in parts_of(name, parameter.shape)]
-            state[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            parts = parts_of(name, parameter.shape)
+            state[name] = self._read(*parts) if len(parts) == 1 else self._join(parts, parameter.shape)
         module.load_state_dict(state, assign=True)
         module.to(self.device)
 
@@ -225,9 +231,19 @@ class _Reader:
 
     def _read(self, part: Part) -> Tensor:
         source = self._source(part.name)
-        tensor = self.weights.read(source, part.shape).to(device=self.device, dtype=self.dtype)
+        stored = self.weights.read(source, part.shape)
+        kept = self.keep_tables and part.name == _TABLES and stored.dtype in (torch.bfloat16, torch.float16)
+        tensor = stored.to(device=self.device, dtype=stored.dtype if kept else self.dtype)
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
+
+    def _join(self, parts: Sequence[Part], shape: torch.Size) -> Tensor:
+        """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
+        stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
+        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)
+        for target, tensor in zip(whole.split([part.shape[0] for part in parts]), stored, strict=True):
+            target.copy_(tensor)
+        return whole
 
     def _source(self, name: str) -> str:
         """The tensor of the file that stands for tensor `name`."""
@@ -240,6 +256,7 @@ class _Reader:
 
 
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
+_TABLES = "model.encoder_hash_tok_embedding.weight"
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 

@@ -1,8 +1,32 @@
-"""Generation: `Session` holds one growing sequence, `Sampling` picks a byte, `generate` joins the two."""
+"""Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `Batch` joins them."""
 
-from bltkit.generate.engine import Chunk, Finish, StopStrings, generate
+from bltkit.generate.constraint import Constraint, Utf8
+from bltkit.generate.engine import Batch, Chunk, Finish, Request, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.reading import Reading
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
+from bltkit.generate.stop import StopStrings
+from bltkit.generate.strategies import STRATEGIES, Autoregressive, Speculative, Strategy, strategy_of
 
-__all__ = ["Chunk", "Finish", "Passes", "Sampling", "Session", "Stats", "StopStrings", "generate"]
+__all__ = [
+    "STRATEGIES",
+    "Autoregressive",
+    "Batch",
+    "Chunk",
+    "Constraint",
+    "Finish",
+    "Passes",
+    "Reading",
+    "Request",
+    "Sampling",
+    "Session",
+    "Speculative",
+    "Stats",
+    "StopStrings",
+    "Strategy",
+    "Utf8",
+    "generate",
+    "generate_rows",
+    "strategy_of",
+]

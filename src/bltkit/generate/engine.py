@@ -1,20 +1,55 @@
-"""The decoding loop: a session and a sampling in, bytes out in chunks, the ledger with the last one.
+"""The decoding loop, one for every strategy: propose, read, choose, keep what agrees.
 
-Nothing here knows text: bytes that are not UTF-8 are bytes like others, and stop strings are bytes too.
+A round reads of each row the id chosen last and the ids drafted behind it, in one pass of the full model, and
+chooses at every place; drafts count as long as they are what was chosen. A row's bytes follow from its prompt and
+its request alone: not from its neighbours, nor from the strategy. Nothing here knows text: bytes that are not UTF-8
+are bytes like others.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Literal, Self
+from typing import Literal
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from bltkit.generate.constraint import Constraint, masks_along
 from bltkit.generate.ledger import Passes, Stats
-from bltkit.generate.sampling import Sampling
+from bltkit.generate.sampling import Choice, Sampling, choose, seen_along
 from bltkit.generate.session import Session
-from bltkit.vocab import BOS, EOS, OFFSET
+from bltkit.generate.stop import StopStrings
+from bltkit.generate.strategies import Autoregressive, Pending, Strategy
+from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE
 
 Finish = Literal["eos", "stop", "length"]
 """Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a row is to become.
+
+    max_bytes: bytes made at most, those of a stop string included.
+    stop: byte strings that end the generation; they are not handed out.
+    constraint: the state of a constraint in front of the first byte made.
+    logprobs: hand out the log-probability of every byte.
+
+    Raises ValueError for a negative max_bytes or an empty stop string.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_bytes: int = 256
+    stop: tuple[bytes, ...] = ()
+    constraint: Constraint | None = None
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise ValueError(f"max_bytes = {self.max_bytes}: must be 0 or more")
+        if b"" in self.stop:
+            raise ValueError("stop = b'': a stop string must hold at least one byte")
 
 
 @dataclass(frozen=True)
@@ -24,77 +59,249 @@ class Chunk:
     data: bytes
     finish: Finish | None = None
     stats: Stats | None = None
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each byte's probability, where asked for."""
 
 
 @dataclass(frozen=True)
-class StopStrings:
-    """Finds the first stop string in bytes that arrive in pieces; holds back what may be the beginning of one.
+class Row:
+    """A request on its way."""
 
-    The string that is complete first counts; of several that are complete at the same byte, the longest.
-    """
-
-    strings: tuple[bytes, ...]
-    held: bytes = b""
-    """Arrived, but not handed out; the beginning of some stop string."""
-    found: bool = False
-
-    def feed(self, data: bytes) -> tuple[bytes, Self]:
-        """What is certain not to be part of a stop string, and the state after; nothing follows a stop."""
-        if self.found:
-            return b"", self
-        text = self.held + data
-        for end in range(len(self.held) + 1, len(text) + 1):
-            complete = [stop for stop in self.strings if text.endswith(stop, 0, end)]
-            if complete:
-                return text[: end - max(map(len, complete))], replace(self, held=b"", found=True)
-        certain = len(text) - max((_overlap(text, stop) for stop in self.strings), default=0)
-        return text[:certain], replace(self, held=text[certain:])
-
-
-def generate(session: Session, sampling: Sampling, max_bytes: int, stop: tuple[bytes, ...] = ()) -> Iterator[Chunk]:
-    """Continue `session`, which stays as it was; an empty one begins with BOS.
-
-    max_bytes: bytes made at most, those of a stop string included.
-    stop: byte strings that end the generation; they are not handed out.
-
-    Raises ValueError at once for a negative max_bytes or an empty stop string.
-    """
-    if max_bytes < 0:
-        raise ValueError(f"max_bytes = {max_bytes}: must be 0 or more")
-    if b"" in stop:
-        raise ValueError("stop = b'': a stop string must hold at least one byte")
-    return _generate(session, sampling, max_bytes, StopStrings(stop))
-
-
-def _generate(session: Session, sampling: Sampling, max_bytes: int, stop: StopStrings) -> Iterator[Chunk]:
-    before: Passes = session.passes
-    finish: Finish = "length"
-    num_bytes, seconds, resumed = 0, 0.0, perf_counter()
-    if not session.position:
-        session = session.extend([BOS])
+    key: int
+    request: Request
+    stop: StopStrings
+    constraint: Constraint | None
+    passes: Passes
+    """Of the batch when the row came in."""
+    seconds: float
+    pace: int
     chosen: int | None = None
-    for _ in range(max_bytes):
-        if chosen is not None:
-            session = session.extend([chosen])
-        chosen = sampling.pick(session.logits, session.position)
-        if chosen == EOS:
+    """Not read yet; None in front of the first."""
+    made: int = 0
+    handed_out: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    logprobs: tuple[float, ...] = ()
+    """Of bytes held back."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that are continued side by side: a value. Rows may come in and go at any time.
+
+    passes, seconds: of all rounds so far; time that the caller takes between rounds is not in it.
+    """
+
+    strategy: Strategy = field(default_factory=Autoregressive)
+    session: Session | None = field(default=None, repr=False)
+    rows: tuple[Row, ...] = ()
+    passes: Passes = field(default_factory=Passes)
+    seconds: float = 0.0
+    next_key: int = 0
+
+    def admit(self, session: Session, requests: Sequence[Request]) -> "Batch":
+        """With the rows of `session` behind those that run, one for each request. Empty rows begin with BOS.
+
+        Row.key counts from 0 in the order of admission. Raises ValueError where the numbers differ, or for a session
+        of another model.
+        """
+        if len(requests) != session.rows:
+            raise ValueError(f"{len(requests)} requests for a session of {session.rows} rows")
+        if not all(session.positions):
+            session = session.extend([[] if position else [BOS] for position in session.positions])
+        new = tuple(
+            Row(
+                key=self.next_key + i,
+                request=request,
+                stop=StopStrings(request.stop),
+                constraint=request.constraint,
+                passes=self.passes,
+                seconds=self.seconds,
+                pace=self.strategy.first_pace,
+            )
+            for i, request in enumerate(requests)
+        )
+        joined = session if self.session is None else Session.join([self.session, session])
+        return replace(self, session=joined, rows=(*self.rows, *new), next_key=self.next_key + len(new))
+
+    def cancel(self, keys: Sequence[int]) -> "Batch":
+        """Without these rows, finished or not."""
+        return self._without({row.key for row in self.rows if row.key in keys})
+
+    def step(self) -> tuple["Batch", list[tuple[int, Chunk]]]:
+        """One round for all rows, and what became certain, by key; rows that finished are gone."""
+        if self.session is None:
+            return self, []
+        began = perf_counter()
+        fresh = [row.chosen is None and row.request.max_bytes > 0 for row in self.rows]
+        if any(fresh) or any(row.request.max_bytes == 0 for row in self.rows):
+            session, found, passes = self.session, self._first(fresh), self.passes
+            proposals: Sequence[Sequence[int]] = ((),) * len(self.rows)
+        else:
+            session, found, proposals, passes = self._round(self.session)
+        rows, chunks = [], []
+        for row, new, drafts in zip(self.rows, found, proposals, strict=True):
+            moved, chunk = _take(row, new, len(drafts), self.strategy)
+            rows.append(moved)
+            chunks.append(chunk)
+        seconds = self.seconds + perf_counter() - began
+        batch = replace(self, session=session, rows=tuple(rows), passes=passes, seconds=seconds)
+        finished = {row.key for row, chunk in zip(rows, chunks, strict=True) if chunk.finish is not None}
+        out = []
+        for row, chunk in zip(rows, chunks, strict=True):
+            if chunk.finish is not None:
+                out.append((row.key, replace(chunk, stats=batch._stats(row))))
+            elif chunk.data:
+                out.append((row.key, chunk))
+        return batch._without(finished), out
+
+    def _first(self, fresh: Sequence[bool]) -> list[list[tuple[int, float]]]:
+        """The first id of rows that just came in; what their prompt predicts is known."""
+        assert self.session is not None
+        found = self._choose(self.session.logits[:, None], self.session.positions, ((),) * len(self.rows))
+        return [_with_logprobs(found, row, 1) if new else [] for row, new in enumerate(fresh)]
+
+    def _round(
+        self, session: Session
+    ) -> tuple[Session, list[list[tuple[int, float]]], Sequence[Sequence[int]], Passes]:
+        proposal = self.strategy.propose(session, [_pending(row) for row in self.rows])
+        ids = [(_chosen(row), *drafts) for row, drafts in zip(self.rows, proposal.drafts, strict=True)]
+        reading = session.read(ids)
+        positions = [position + 1 for position in session.positions]
+        found = self._choose(reading.logits, positions, proposal.drafts)
+        new, counts = [], []
+        for row, drafts in enumerate(proposal.drafts):
+            agreed = 0
+            while agreed < len(drafts) and drafts[agreed] == found.ids[row][agreed]:
+                agreed += 1
+            new.append(_with_logprobs(found, row, agreed + 1))
+            counts.append(agreed + 1)
+        passes = self.passes + reading.cost + proposal.passes
+        return reading.keep(counts), new, proposal.drafts, passes
+
+    def _choose(self, logits: Tensor, positions: Sequence[int], drafts: Sequence[Sequence[int]]) -> Choice:
+        size = logits.shape[1]
+        return choose(
+            [row.request.sampling for row in self.rows],
+            logits,
+            positions,
+            allowed=self._allowed(drafts, size),
+            seen=self._seen(drafts, size),
+            logprobs=any(row.request.logprobs for row in self.rows),
+        )
+
+    def _allowed(self, drafts: Sequence[Sequence[int]], size: int) -> Bool[Tensor, "R S V"] | None:
+        if all(row.constraint is None for row in self.rows):
+            return None
+        masks = []
+        for row, own in zip(self.rows, drafts, strict=True):
+            if row.constraint is None or row.made >= row.request.max_bytes:
+                masks.append(torch.ones(size, VOCAB_SIZE, dtype=torch.bool))
+            else:
+                mask = masks_along(row.constraint, own, row.request.max_bytes - row.made)
+                masks.append(torch.cat((mask, mask[-1:].expand(size - len(mask), -1))))
+        return torch.stack(masks)
+
+    def _seen(self, drafts: Sequence[Sequence[int]], size: int) -> Bool[Tensor, "R S V"] | None:
+        assert self.session is not None
+        if all(row.request.sampling.repetition_penalty == 1 for row in self.rows):
+            return None
+        masks = []
+        for row, text, own in zip(self.rows, self.session.texts, drafts, strict=True):
+            window = row.request.sampling.repetition_window
+            before = [*text.tail(window), *([] if row.chosen is None else [row.chosen])]
+            mask = seen_along(before, own, window)
+            masks.append(torch.cat((mask, mask[-1:].expand(size - len(mask), -1))))
+        return torch.stack(masks)
+
+    def _stats(self, row: Row) -> Stats:
+        assert self.session is not None
+        return Stats.of(
+            self.session.model,
+            self.session.scorer,
+            self.passes - row.passes,
+            row.handed_out,
+            self.seconds - row.seconds,
+            row.drafted,
+            row.accepted,
+        )
+
+    def _without(self, keys: set[int]) -> "Batch":
+        if not keys:
+            return self
+        left = [i for i, row in enumerate(self.rows) if row.key not in keys]
+        session = self.session.select(left) if self.session is not None and left else None
+        return replace(self, session=session, rows=tuple(self.rows[i] for i in left))
+
+
+def generate(session: Session, request: Request, strategy: Strategy | None = None) -> Iterator[Chunk]:
+    """Continue a session of one row, which stays as it was; an empty one begins with BOS."""
+    for _, chunk in generate_rows(session, [request], strategy):
+        yield chunk
+
+
+def generate_rows(
+    session: Session, requests: Sequence[Request], strategy: Strategy | None = None
+) -> Iterator[tuple[int, Chunk]]:
+    """Continue every row of a session side by side, handing out (row, chunk) as bytes become certain.
+
+    A row's stats count the passes made while it ran, which its neighbours shared.
+    """
+    batch = Batch(strategy or Autoregressive()).admit(session, requests)
+    while batch.rows:
+        batch, chunks = batch.step()
+        yield from chunks
+
+
+def _pending(row: Row) -> Pending:
+    room = row.request.max_bytes - row.made
+    return Pending(_chosen(row), room, row.request.sampling, row.constraint, row.pace)
+
+
+def _chosen(row: Row) -> int:
+    assert row.chosen is not None
+    return row.chosen
+
+
+def _with_logprobs(found: Choice, row: int, count: int) -> list[tuple[int, float]]:
+    ids = found.ids[row][:count]
+    return list(zip(ids, found.logprobs[row] if found.logprobs else [0.0] * count, strict=False))
+
+
+def _take(row: Row, new: Sequence[tuple[int, float]], drafted: int, strategy: Strategy) -> tuple[Row, Chunk]:
+    """The row with its new ids, and what became certain; ids behind an end do not count."""
+    data = b""
+    finish: Finish | None = None
+    constraint, stop, made, logprobs, taken = row.constraint, row.stop, row.made, row.logprobs, 0
+    if made >= row.request.max_bytes:
+        finish = "length"
+    for value, logprob in new:
+        taken += 1
+        if value == EOS:
             finish = "eos"
             break
-        data, stop = stop.feed(bytes([chosen - OFFSET]))
-        num_bytes += len(data)
-        if data:
-            seconds += perf_counter() - resumed
-            yield Chunk(data)
-            resumed = perf_counter()
+        certain, stop = stop.feed(bytes([value - OFFSET]))
+        data, made, logprobs = data + certain, made + 1, (*logprobs, logprob)
         if stop.found:
             finish = "stop"
             break
-    num_bytes += len(stop.held)
-    seconds += perf_counter() - resumed
-    passes = session.passes - before
-    yield Chunk(stop.held, finish, Stats.of(session.model, session.scorer, passes, num_bytes, seconds))
-
-
-def _overlap(text: bytes, stop: bytes) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+        if made == row.request.max_bytes:
+            finish = "length"
+            break
+        constraint = None if constraint is None else constraint.after(value)
+    if finish is not None:
+        data += stop.held
+    accepted = min(len(new) - 1, taken) if new else 0
+    moved = replace(
+        row,
+        chosen=new[-1][0] if new else row.chosen,
+        constraint=constraint,
+        stop=stop,
+        made=made,
+        handed_out=row.handed_out + len(data),
+        drafted=row.drafted + drafted,
+        accepted=row.accepted + accepted,
+        logprobs=logprobs[len(data) :],
+        pace=strategy.next_pace(row.pace, drafted, accepted) if new else row.pace,
+    )
+    return moved, Chunk(data, finish, None, logprobs[: len(data)] if row.request.logprobs else ())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bltkit.model import Blt, EntropyTable, Scorer
 from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
+from bltkit.model.forms import FormedLinear, weight_bytes
 
 GB = 1e9
 
@@ -66,6 +67,15 @@ class Stats:
     """2 bytes x [decoder passes x P_dec + global passes x (P_enc + P_glob)] / 1e9 (Fast BLT's memory bandwidth):
     weights only, 16 bits each, no entropy model, no tables, an encoder pass charged with every global pass."""
 
+    @property
+    def gb_per_second(self) -> float:
+        """Bandwidth achieved: weights and cached keys and values read, in GB, by the time it took."""
+        return (self.weight_gb_read + self.kv_gb_read) / self.seconds if self.seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"gb_per_second": self.gb_per_second}
+
     @classmethod
     def of(
         cls,
@@ -98,14 +108,14 @@ class Stats:
 def _weight_bytes(model: Blt, scorer: Scorer | None, passes: Passes) -> int:
     encoder, decoder, embed = model.encoder, model.decoder, model.embed
     # Made once a patch, beside its latent: its pooled vectors, and the keys and values that bytes read of it.
-    keys_values = sum(_size(block.kv) + _size(block.kv_norm) for block in _cross(decoder))
-    patch_side = _size(decoder.patch_projection) + keys_values
-    per_patch = _size(encoder) - _size(encoder.stack) + _size(model.latent) + patch_side
+    keys_values = sum(weight_bytes(block.kv) + weight_bytes(block.kv_norm) for block in _cross(decoder))
+    patch_side = weight_bytes(decoder.patch_projection) + keys_values
+    per_patch = weight_bytes(encoder) - weight_bytes(encoder.stack) + weight_bytes(model.latent) + patch_side
     rows = _row(embed.bytes.weight) + model.config.ngrams.num_tables * _row(embed.ngrams)
     return (
-        passes.encoder * _size(encoder.stack)
+        passes.encoder * weight_bytes(encoder.stack)
         + passes.latent * per_patch
-        + passes.decoder * (_size(decoder) - patch_side)
+        + passes.decoder * (weight_bytes(decoder) - patch_side)
         + passes.ids * rows
         + _scorer_bytes(scorer, passes)
     )
@@ -117,7 +127,7 @@ def _scorer_bytes(scorer: Scorer | None, passes: Passes) -> int:
     if not isinstance(scorer, nn.Module) or not passes.entropy:
         return 0
     tables = [module for module in scorer.modules() if isinstance(module, nn.Embedding)]
-    dense = _size(scorer) - sum(map(_size, tables))
+    dense = weight_bytes(scorer) - sum(map(weight_bytes, tables))
     return passes.entropy * dense + passes.ids * sum(_row(table.weight) for table in tables)
 
 
@@ -129,9 +139,8 @@ def _row(table: Tensor) -> int:
     return table.shape[1] * table.element_size()
 
 
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
-
-
 def _count(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
+    formed = (inner for inner in module.modules() if isinstance(inner, FormedLinear))
+    return sum(weight.numel() for weight in module.parameters()) + sum(
+        one.in_features * one.out_features for one in formed
+    )

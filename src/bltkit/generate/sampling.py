@@ -1,25 +1,37 @@
-"""From logits to a byte: greedy, or drawn after temperature, top-k, top-p and min-p.
+"""From logits to ids: greedy, or drawn after repetition penalty, temperature, top-k, top-p and min-p.
 
 The noise of a draw is a function of (seed, position) alone. So a byte depends neither on the device and the
 batch nor on how the bytes before it were found, and two models that look at the same position see the same
 noise: what a draft proposes and what the model would say agree where their distributions do.
+
+Everything is float64 in numpy on the CPU (260 numbers a choice: a launch anywhere else costs more than the work),
+and a choice has the same bits alone and in any batch: operations are elementwise, comparisons, counts or
+sequential sums along one row.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64, Num
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from bltkit.config import Config
-from bltkit.vocab import NEVER_EMITTED
+from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
+
+# A generator costs as much to set up as its numbers for 3 positions, so several positions share one. More would
+# make a miss dearer where there are more rows than blocks are kept (128 blocks of 33 kB).
+_BLOCK = 16
 
 
 class Sampling(Config):
-    """How the next id is picked. Ids 0, 1 and 3 are never picked; 2 (EOS) may be.
+    """How a row's ids are chosen. Ids 0, 1 and 3 are never chosen; 2 (EOS) may be.
 
-    The filters act in the order top-k, top-p, min-p on the distribution at `temperature`; each sees what the
-    one before it left, and the most probable id always stays.
+    The order: repetition penalty, temperature, top-k, top-p, min-p. Each filter sees what the one before it left,
+    and the most probable id always stays.
     """
 
     temperature: NonNegativeFloat = 0.8
@@ -30,55 +42,182 @@ class Sampling(Config):
     """Keep the fewest of the most probable ids whose probabilities sum to at least this."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Keep ids at least this many times as probable as the most probable one."""
+    repetition_penalty: float = Field(default=1.0, ge=1e-6, le=1e6)
+    """Logits of seen ids are divided by it where positive and multiplied by it where negative (CTRL,
+    arXiv 1909.05858, section 4.1); 1 changes nothing, above 1 repeats less."""
+    repetition_window: PositiveInt = 64
+    """An id counts as seen if it is among the row's last so many. In longer text every letter has been seen."""
     seed: int = 0
 
     def pick(self, logits: Float[Tensor, " V"], position: int) -> int:
-        """The id at `position` of the row, given the raw logits for it. Raises ValueError where they are not finite."""
-        scores = self._log_weights(logits)
+        """The id at `position` of a row, given the raw logits for it; `choose` for one, with nothing seen."""
+        return choose([self], logits[None, None], [position]).ids[0][0]
+
+    def probabilities(
+        self,
+        logits: Float[Tensor, " V"],
+        allowed: Bool[Tensor, " V"] | None = None,
+        seen: Bool[Tensor, " V"] | None = None,
+    ) -> Float64[Tensor, " V"]:
+        """What `choose` draws from, on the CPU; at temperature 0 all mass is on one id. Raises as `choose` does."""
+        scores = torch.from_numpy(_log_weights([self], _emittable(logits, allowed), seen)[0])
         if self.temperature > 0:
-            scores = scores + _gumbel(self.seed, position, len(scores))
-        return int(scores.argmax())
-
-    def probabilities(self, logits: Float[Tensor, " V"]) -> Float64[Tensor, " V"]:
-        """What `pick` draws from, on the CPU; at temperature 0 all mass is on one id."""
-        weights = self._log_weights(logits)
-        if self.temperature > 0:
-            return weights.softmax(0)
-        return torch.zeros_like(weights).index_fill(0, weights.argmax(), 1.0)
-
-    def _log_weights(self, logits: Tensor) -> Tensor:
-        """Logarithms of the distribution up to a constant, in float64 on the CPU."""
-        scores = logits.to("cpu", torch.float64, copy=True)
-        scores[list(NEVER_EMITTED)] = -torch.inf
-        if not bool(scores.max().isfinite()):
-            raise ValueError("the logits are not finite: the model's weights are broken, or its training diverged")
-        if self.temperature == 0:
-            return scores
-        # The shift keeps a tiny temperature from overflowing.
-        scores = (scores - scores.max()) / self.temperature
-        if self.top_k is None and self.top_p is None and self.min_p is None:
-            return scores
-        return scores.masked_fill(~self._kept(scores), -torch.inf)
-
-    def _kept(self, scores: Tensor) -> Tensor:
-        order = scores.argsort(descending=True, stable=True)
-        p = scores[order].softmax(0)
-        if self.top_k is not None:
-            p[self.top_k :] = 0
-        if self.top_p is not None:
-            before = p.cumsum(0) - p
-            p[1:] *= before[1:] < self.top_p * p.sum()
-        if self.min_p is not None:
-            p[1:] *= p[1:] >= self.min_p * p[0]
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[order] = p > 0
-        return kept
+            return scores.softmax(0)
+        return torch.zeros_like(scores).index_fill(0, scores.argmax(), 1.0)
 
 
-def _gumbel(seed: int, position: int, count: int) -> Float64[Tensor, " V"]:
-    """Gumbel noise: log-probabilities plus this have their maximum at an id drawn from the distribution."""
-    # A counter-based generator: any (seed, position) at no cost, and raw bits that numpy promises to keep.
-    key = np.array([seed % 2**64, position], dtype=np.uint64)
-    bits = np.random.Philox(key=key).random_raw(count)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return torch.from_numpy(-np.log(-np.log(uniform)))
+@dataclass(frozen=True)
+class Choice:
+    """Ids for R rows of S columns, as plain numbers: what follows them is control flow."""
+
+    ids: list[list[int]]
+    logprobs: list[list[float]] | None
+    """Natural logarithms of the chosen ids' probabilities, where asked for. The distribution is the model's own: at
+    temperature 1, before penalty and filters, over the ids that can be emitted and the constraint allows."""
+
+
+def choose(
+    rows: Sequence[Sampling],
+    logits: Float[Tensor, "R S V"],
+    positions: Sequence[int],
+    *,
+    allowed: Bool[Tensor, "R S V"] | None = None,
+    seen: Bool[Tensor, "R S V"] | None = None,
+    logprobs: bool = False,
+) -> Choice:
+    """The id for every row and column; of one row and column it depends on nothing but what stands there.
+
+    rows: how each row chooses.
+    logits: raw, of any floating type, on any device.
+    positions: the position in its row of the id that column 0 is for; column s is for the one s further on.
+    allowed: ids that may be chosen; None allows all.
+    seen: ids that a repetition penalty applies to (`seen_along`); None is none.
+
+    Raises ValueError where logits are not finite, and where `allowed` leaves no id that the model can emit.
+    """
+    num_rows, num_columns, num_ids = logits.shape
+    assert len(rows) == len(positions) == num_rows
+    own = _emittable(logits, allowed)
+    scores = _log_weights(rows, own, seen)
+    if any(row.temperature > 0 for row in rows):
+        silence = np.zeros((num_columns, num_ids))
+        noise = [
+            _gumbel(row.seed, at, num_columns, num_ids) if row.temperature > 0 else silence
+            for row, at in zip(rows, positions, strict=True)
+        ]
+        scores = scores + np.concatenate(noise)
+    chosen: Int64[np.ndarray, " N"] = scores.argmax(-1)
+    ids: list[list[int]] = chosen.reshape(num_rows, num_columns).tolist()
+    if not logprobs:
+        return Choice(ids, None)
+    own = own - own.max(-1, keepdims=True)
+    total = np.exp(own).cumsum(-1)[:, -1]
+    found = own[np.arange(len(own)), chosen] - np.log(total)
+    return Choice(ids, found.reshape(num_rows, num_columns).tolist())
+
+
+def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[Tensor, "S V"]:
+    """What each of len(drafts) + 1 columns has seen: the last `window` of `ids` and of the drafts before it.
+
+    ids: the row so far, or at least its last `window` ids.
+    """
+    row = [*ids[-window:], *drafts]
+    seen = np.zeros((len(drafts) + 1, VOCAB_SIZE), dtype=np.bool_)
+    for column in range(len(drafts) + 1):
+        end = len(row) - len(drafts) + column
+        seen[column, row[max(0, end - window) : end]] = True
+    return torch.from_numpy(seen)
+
+
+def _emittable(logits: Float[Tensor, "*S V"], allowed: Bool[Tensor, "*S V"] | None) -> Float64[np.ndarray, "N V"]:
+    """The logits in float64, all columns of all rows under one another; -inf where an id cannot be chosen."""
+    copy = logits.detach().cpu().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    own: Float64[np.ndarray, "N V"] = copy.numpy().reshape(-1, logits.shape[-1])
+    for never in NEVER_EMITTED:
+        own[:, never] = -np.inf
+    # The largest is NaN where anything is; -inf alone is a way of saying "never".
+    if not np.isfinite(own.max(-1)).all():
+        raise ValueError("the logits are not finite: the model's weights are broken, or its training diverged")
+    if allowed is not None:
+        np.copyto(own, -np.inf, where=~allowed.cpu().numpy().reshape(own.shape))
+        if own.max(-1).min() == -np.inf:
+            raise ValueError("the constraint allows no id that the model can emit; it must always leave one")
+    return own
+
+
+@np.errstate(over="ignore")  # a tiny temperature: -inf is right
+def _log_weights(
+    rows: Sequence[Sampling], own: Float64[np.ndarray, "N V"], seen: Bool[Tensor, "*S V"] | None
+) -> Float64[np.ndarray, "N V"]:
+    """Logarithms of what is drawn from, up to a constant; N / R successive columns belong to each row.
+
+    Rows of all settings go together. A setting that a row does not have is given the value that changes nothing.
+    """
+    if seen is not None and any(row.repetition_penalty != 1 for row in rows):
+        penalty = _spread([row.repetition_penalty for row in rows], own)
+        penalised = np.where(own > 0, own / penalty, own * penalty)
+        own = np.where(seen.cpu().numpy().reshape(own.shape), penalised, own)
+    if all(row.temperature == 0 for row in rows):
+        return own
+    # The shift keeps a tiny temperature from overflowing.
+    scores = (own - own.max(-1, keepdims=True)) / _spread([row.temperature or 1.0 for row in rows], own)
+    if all(row.top_k is None and row.top_p is None and row.min_p is None for row in rows):
+        return scores
+    return _filter(rows, scores)
+
+
+def _filter(rows: Sequence[Sampling], scores: Float64[np.ndarray, "N V"]) -> Float64[np.ndarray, "N V"]:
+    """Scores (0 is the largest of a row) with -inf where a filter takes an id out.
+
+    In the order of probability each filter keeps a beginning, so all that is to find is how many ids stay.
+    """
+    num_lines, num_ids = scores.shape
+    lines = np.arange(num_lines)
+    ascending = np.sort(scores, axis=-1)
+    weights = np.exp(ascending)[:, ::-1]
+    kept = np.full(num_lines, num_ids)
+    if any(row.top_k is not None for row in rows):
+        kept = np.minimum(kept, _spread([row.top_k or num_ids for row in rows], scores)[:, 0])
+    if any(row.top_p is not None for row in rows):
+        mass = weights.cumsum(-1)
+        # 1 keeps everything, whatever rounding does to the sum.
+        share = _spread([np.inf if row.top_p is None or row.top_p == 1 else row.top_p for row in rows], scores)
+        enough = mass[:, :-1] < share * mass[lines, kept - 1, None]
+        kept = np.minimum(kept, 1 + enough.sum(-1))
+    if any(row.min_p is not None for row in rows):
+        likely = weights >= _spread([row.min_p or 0.0 for row in rows], scores)
+        kept = np.minimum(kept, likely.sum(-1))
+    least = ascending[lines, num_ids - kept, None]
+    stays = scores >= least
+    if (stays.sum(-1) > kept).any():
+        # The border runs between equals: the lower ids stay.
+        above, equal = scores > least, scores == least
+        stays = above | (equal & (equal.cumsum(-1) <= (kept - above.sum(-1))[:, None]))
+    return np.where(stays, scores, -np.inf)
+
+
+def _spread(values: Sequence[float], like: Float64[np.ndarray, "N V"]) -> Num[np.ndarray, "N 1"]:
+    """One value a row -> one value a line of `like`."""
+    return np.repeat(np.asarray(values), len(like) // len(values))[:, None]
+
+
+def _gumbel(seed: int, position: int, num_columns: int, num_ids: int) -> Float64[np.ndarray, "S V"]:
+    """Gumbel noise for successive positions: log-weights plus this have their maximum at an id drawn from them."""
+    first, last = position // _BLOCK, (position + num_columns - 1) // _BLOCK
+    blocks = [_gumbel_block(seed, block, num_ids) for block in range(first, last + 1)]
+    joined = blocks[0] if first == last else np.concatenate(blocks)
+    start = position - first * _BLOCK
+    return joined[start : start + num_columns]
+
+
+@lru_cache(maxsize=128)
+def _gumbel_block(seed: int, block: int, num_ids: int) -> Float64[np.ndarray, "S V"]:
+    """The noise of the positions from `block` * _BLOCK on, kept for the next of them; read-only."""
+    # A counter-based generator: any (seed, block) without those before it, and raw bits that numpy promises to keep.
+    key = np.array([seed % 2**64, block], dtype=np.uint64)
+    bits = np.random.Philox(key=key).random_raw((_BLOCK, num_ids))
+    # 52 bits: with one more, half a step below 1 would round to 1, whose noise is infinite.
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    noise: Float64[np.ndarray, "S V"] = -np.log(-np.log(uniform))
+    noise.setflags(write=False)
+    return noise

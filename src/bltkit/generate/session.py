@@ -1,15 +1,13 @@
-"""One growing row of ids as a value: exact decoding with everything cached that a further byte needs.
+"""Growing rows of ids as a value: exact decoding with everything cached that a further byte needs.
 
-`extend` reads any number of ids on one path: scorer -> rule -> embed -> encoder -> latents of the patches that
-these ids closed -> decoder. The global transformer runs only when a patch closes. What comes out equals the
-uncached model on the whole row, however the row was cut into calls. Extending one session twice gives two
-independent sessions.
+`extend` reads any number of ids a row; the global transformer runs only for rows in which a patch closes. What comes
+out equals the uncached model on each whole row alone, however the rows were cut into calls and whatever stands
+beside them. A session is never changed: two that go on from one are independent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,23 +15,44 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.ledger import Passes
+from bltkit.generate.reading import ByteStates, Reading, read
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import StackCache
 from bltkit.model.decoder import PatchKV
-from bltkit.patches import Patches
+from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule, Stream
-from bltkit.vocab import BOS
+from bltkit.vocab import BOS, PAD
 
 CHUNK = 4096
 """Ids of a long prompt read at once: what bounds its memory. State carries over, so the cut is invisible."""
 
-ByteStates = tuple[Tensor, ...]
-"""States [1, n, D] of n bytes that pooling reads, one for every cross-attention block of the encoder."""
+Rows = Sequence[int] | Sequence[Sequence[int]] | Int64[Tensor, " S"] | Int64[Tensor, "R S"]
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The ids of one row so far. The list is shared and append-only; a text that others outgrew copies it."""
+
+    items: list[int] = field(default_factory=list, repr=False)
+    length: int = 0
+
+    def append(self, more: Sequence[int]) -> "Text":
+        """The text with further ids."""
+        items = self.items if len(self.items) == self.length else self.items[: self.length]
+        items.extend(more)
+        return Text(items, self.length + len(more))
+
+    def tail(self, count: int, documents: bool = False) -> list[int]:
+        """The last `count` ids, PAD in front of the row and, with `documents`, of the document."""
+        found = self.items[max(0, self.length - count) : self.length]
+        if documents and BOS in found:
+            found = found[len(found) - 1 - found[::-1].index(BOS) :]
+        return [PAD] * (count - len(found)) + found
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A model, its scorer and rule, and their state after `position` ids of one row.
+    """A model, its scorer and rule, and their state behind R rows, of different lengths as it may be.
 
     A row begins with BOS. Where the model masks documents, a later BOS begins a new one: it closes the open
     patch, and nothing before it is seen again. Such a BOS comes too late for the byte in front of it, whose logits
@@ -45,24 +64,24 @@ class Session:
     """May be None for a rule that reads no scores, and is not run then."""
     rule: PatchingRule
     stream: Stream = field(repr=False)
+    scorer_state: Any = field(repr=False)
     encoder: StackCache = field(repr=False)
-    latent: StackCache = field(repr=False)
-    """Its position is the number of patches that closed."""
+    latents: tuple[StackCache, ...] = field(repr=False)
+    """One for every row: their patches close at different times. Its position counts the patches that closed."""
     decoder: StackCache = field(repr=False)
-    scorer_state: object | None = field(default=None, repr=False)
-    history: Int64[Tensor, "1 h"] | None = field(default=None, repr=False)
-    """The last ids, for the n-grams."""
-    open_patch: tuple[ByteStates, ...] = field(default=(), repr=False)
-    """The bytes of the patch not yet closed, as they came; empty where the next byte opens one."""
-    patch_kv: PatchKV | None = field(default=None, repr=False)
-    """What the decoder reads of the last patch that closed."""
-    next_logits: Float[Tensor, " V"] | None = field(default=None, repr=False)
-    position: int = 0
-    """Ids read."""
+    texts: tuple[Text, ...] = field(repr=False)
+    open_patches: tuple[tuple[ByteStates, ...], ...] = field(repr=False)
+    """The bytes of each row's patch not yet closed, as they came; empty where the next byte opens one."""
+    patch_kv: PatchKV = field(repr=False)
+    """[R, 1, k, H, d]: what the decoder reads of the last patch that closed; zeros before there is one."""
+    next_logits: Float[Tensor, "R V"] | None = field(default=None, repr=False)
     passes: Passes = field(default_factory=Passes)
+    reading: Reading | None = field(default=None, repr=False)
+    """The last pass, if it was a small one, for `rollback`; and how much of it was kept."""
+    kept: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
-    def start(cls, model: Blt, scorer: Scorer | None, rule: PatchingRule) -> Self:
+    def start(cls, model: Blt, scorer: Scorer | None, rule: PatchingRule, rows: int = 1) -> Self:
         """The session in front of the first id.
 
         Raises ValueError for a rule that cannot stream, or that reads scores where there is no scorer.
@@ -75,139 +94,181 @@ class Session:
                 "pass the scorer model, or use a rule that reads none, such as 'space' or 'stride:k=4.5'"
             )
         device = model.embed.ngrams.device
-        stream = patching.start_stream(rule, device=device, documents=model.config.document_masks)
+        stream = patching.start_stream(rule, rows, device, documents=model.config.document_masks)
         return cls(
             model=model,
             scorer=scorer,
             rule=rule,
             stream=stream,
-            encoder=model.encoder.stack.empty_cache(),
-            latent=model.latent.stack.empty_cache(),
-            decoder=model.decoder.stack.empty_cache(),
+            scorer_state=None if scorer is None else scorer.start(rows),
+            encoder=model.encoder.stack.empty_cache(rows),
+            latents=tuple(model.latent.stack.empty_cache() for _ in range(rows)),
+            decoder=model.decoder.stack.empty_cache(rows),
+            texts=tuple(Text() for _ in range(rows)),
+            open_patches=((),) * rows,
+            patch_kv=model.decoder.no_patch(rows),
         )
 
     @property
-    def logits(self) -> Float[Tensor, " V"]:
-        """Raw logits of the next id. Raises ValueError before the first one."""
-        if self.next_logits is None:
-            raise ValueError("an empty session predicts nothing; extend it with ids that begin with BOS (1)")
+    def rows(self) -> int:
+        """How many rows grow side by side."""
+        return len(self.texts)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Ids read of each row."""
+        return tuple(text.length for text in self.texts)
+
+    @property
+    def logits(self) -> Float[Tensor, "R V"]:
+        """Raw logits of each row's next id. Raises ValueError before the first one."""
+        if self.next_logits is None or not all(self.positions):
+            raise ValueError("an empty row predicts nothing; extend it with ids that begin with BOS (1)")
         return self.next_logits
 
     @property
-    def opens(self) -> bool:
-        """Does the next byte open a patch."""
-        return not self.open_patch
+    def opens(self) -> tuple[bool, ...]:
+        """Does each row's next byte open a patch."""
+        return tuple(not patch for patch in self.open_patches)
 
-    def extend(self, ids: Int64[Tensor, " S"] | Sequence[int]) -> Self:
-        """The session after S further ids; this one stays as it was. No ids, no change.
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.stream.position.device
 
-        Raises ValueError where a row does not begin with BOS.
+    def extend(self, ids: Rows) -> "Session":
+        """The session after further ids: of the one row, or of each row (none in some, as it may be).
+
+        This one stays as it was. Raises ValueError where a row does not begin with BOS.
         """
-        values: list[int] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        if values and not self.position and values[0] != BOS:
-            raise ValueError(f"a row begins with BOS ({BOS}), got id {values[0]}; vocab.encode(text) puts it in front")
+        rows = self._checked(ids)
+        resets = frozenset((BOS,) if self.stream.documents else ())
+        resets |= frozenset() if self.scorer is None else self.scorer.resets
+        pieces = [list(stretches(row, resets, CHUNK)) for row in rows]
         session = self
-        with torch.inference_mode():
-            for piece in _pieces(values, documents=self.stream.documents):
-                session = session._read(piece)
+        for turn in range(max(map(len, pieces))):
+            now = [row[slice(*own[turn])] if turn < len(own) else [] for row, own in zip(rows, pieces, strict=True)]
+            session = session.read(now).keep()
         return session
 
-    def _read(self, values: list[int]) -> Self:
-        """Reads ids of one document; a BOS that begins one can only be the first."""
-        begins = values[0] == BOS and self.stream.documents
-        before = self._new_document() if begins else self
-        model = self.model
-        ids = torch.tensor([values], device=self.stream.position.device)
+    def read(self, rows: Sequence[Sequence[int]]) -> Reading:
+        """One pass over further ids of each row, of which `Reading.keep` may keep fewer.
 
-        scores, scorer_state = None, None
-        if self.scorer is not None:
-            scores, scorer_state = self.scorer.extend_scores(ids, self.scorer_state)
-        opens, stream = patching.extend(self.rule, self.stream, ids, scores)
+        An id that begins a document or resets the scorer may only be the first of its row; there must be some id.
+        """
+        with torch.inference_mode():
+            return read(self, rows)
 
-        x = model.embed(ids, None, before.history)
-        outputs, encoder = model.encoder.stack.extend(x, before.encoder)
-        closes: list[bool] = opens[0].tolist()  # the one place where the host waits for the device
-        latent, patch_kv, open_patch = before._close_patches(model.encoder.pooled_from(outputs), closes)
+    def rollback(self, count: int | Sequence[int]) -> "Session":
+        """The session without its last `count` ids (of each row: a number for all, or one for each).
 
-        # The last patch from before stands in front of the new ones, unless the first id already sees a new one.
-        byte_latent = opens.cumsum(1) - int(closes[0])
-        logits, decoder = model.decoder.extend(outputs[-1], patch_kv, byte_latent, before.decoder)
+        Ids of the last pass are taken back at no cost; for more of them the rows are read anew from their beginning.
+        Raises ValueError for more than there are.
+        """
+        counts = [count] * self.rows if isinstance(count, int) else list(count)
+        lengths = [length - n for length, n in zip(self.positions, counts, strict=True)]
+        if min(counts) < 0 or min(lengths) < 0:
+            raise ValueError(f"rollback = {counts}: rows have {list(self.positions)} ids")
+        if not any(counts):
+            return self
+        if self.reading is not None and all(n <= kept for n, kept in zip(counts, self.kept, strict=True)):
+            return self.reading.keep([kept - n for n, kept in zip(counts, self.kept, strict=True)])
+        fresh = Session.start(self.model, self.scorer, self.rule, self.rows)
+        return fresh.extend([text.items[:length] for text, length in zip(self.texts, lengths, strict=True)])
+
+    def fork(self) -> "Session":
+        """The same state with storage of its own, so that both can go on without either copying at its next step."""
+        return self.select(range(self.rows))
+
+    def select(self, rows: Sequence[int]) -> "Session":
+        """These rows in this order, any of them also several times: to end rows, or to branch from a prefix.
+
+        Raises ValueError where none is left.
+        """
+        rows = list(rows)
+        if not rows:
+            raise ValueError("rows = []: a session has at least one row")
+        with torch.inference_mode():
+            at = torch.tensor(rows, device=self.device)
+            return replace(
+                self,
+                stream=self.stream.select(rows),
+                scorer_state=None if self.scorer is None else self.scorer_state.select(rows),
+                encoder=self.encoder.select(rows),
+                latents=tuple(self.latents[row].select([0]) for row in rows),
+                decoder=self.decoder.select(rows),
+                texts=tuple(Text().append(self.texts[row].tail(self.texts[row].length)) for row in rows),
+                open_patches=tuple(self.open_patches[row] for row in rows),
+                patch_kv=tuple((k[at], v[at]) for k, v in self.patch_kv),
+                next_logits=None if self.next_logits is None else self.next_logits[at],
+                reading=None,
+            )
+
+    @classmethod
+    def join(cls, sessions: Sequence["Session"]) -> "Session":
+        """All rows under one another, of one model, scorer and rule: so rows come in while others run.
+
+        Raises ValueError for sessions of different models or rules, or where one has not read anything.
+        """
+        first = sessions[0]
+        for other in sessions:
+            if (other.model, other.scorer, other.rule) != (first.model, first.scorer, first.rule):
+                raise ValueError("sessions of different models, scorers or rules cannot be joined")
+        passes = first.passes
+        for other in sessions[1:]:
+            passes = passes + other.passes
+        with torch.inference_mode():
+            return replace(
+                first,
+                stream=Stream.join([one.stream for one in sessions]),
+                scorer_state=None
+                if first.scorer is None
+                else type(first.scorer_state).join([one.scorer_state for one in sessions]),
+                encoder=StackCache.join([one.encoder for one in sessions]),
+                latents=tuple(cache for one in sessions for cache in one.latents),
+                decoder=StackCache.join([one.decoder for one in sessions]),
+                texts=tuple(text for one in sessions for text in one.texts),
+                open_patches=tuple(patch for one in sessions for patch in one.open_patches),
+                patch_kv=tuple(
+                    (torch.cat([k for k, _ in block]), torch.cat([v for _, v in block]))
+                    for block in zip(*(one.patch_kv for one in sessions), strict=True)
+                ),
+                next_logits=torch.cat([one.logits for one in sessions]),
+                passes=passes,
+                reading=None,
+            )
+
+    def beginning(self, first: Sequence[int | None]) -> "Session":
+        """In front of a pass in which rows begin with these ids: a new document or segment sees nothing of what was.
+
+        Only positions run on. The patch that ends so takes one, but its latent is not computed: nobody would read it.
+        """
+        before = replace(self, reading=None)
+        resets = frozenset() if self.scorer is None else self.scorer.resets
+        if scored := [row for row, value in enumerate(first) if value in resets]:
+            before = replace(before, scorer_state=before.scorer_state.forget(scored))
+        begun = [row for row, value in enumerate(first) if value == BOS] if self.stream.documents else []
+        if not begun:
+            return before
+        latents, open_patches = list(self.latents), list(self.open_patches)
+        for row in begun:
+            latents[row] = latents[row].forget([0], skipped=int(bool(open_patches[row])))
+            open_patches[row] = ()
         return replace(
-            self,
-            stream=stream,
-            encoder=encoder,
-            latent=latent,
-            decoder=decoder,
-            scorer_state=scorer_state,
-            history=model.embed.next_history(ids, None, before.history),
-            open_patch=open_patch,
-            patch_kv=tuple((_last(k), _last(v)) for k, v in patch_kv),
-            next_logits=_last(logits)[0, 0],
-            position=self.position + len(values),
-            passes=self.passes + before._cost(len(values), any(closes)),
+            before,
+            encoder=self.encoder.forget(begun),
+            latents=tuple(latents),
+            decoder=self.decoder.forget(begun),
+            open_patches=tuple(open_patches),
         )
 
-    def _close_patches(
-        self, states: ByteStates, closes: list[bool]
-    ) -> tuple[StackCache, PatchKV, tuple[ByteStates, ...]]:
-        """Runs the global transformer over the patches that close after one of the new bytes.
-
-        Returns its cache, what the new bytes read of patches, and the bytes of the patch that stays open.
-        """
-        if not any(closes):
-            assert self.patch_kv is not None, "the first byte of a document closes its patch"
-            return self.latent, self.patch_kv, (*self.open_patch, states)
-        new = len(closes)
-        states = tuple(torch.cat(parts, 1) for parts in zip(*self.open_patch, states, strict=True))
-        held = states[0].shape[1] - new
-        done = new - closes[::-1].index(True)
-        starts = torch.tensor([[True] + [False] * held + closes[:done]], device=states[0].device)
-        num_bytes = torch.tensor([held + done], device=starts.device)
-        patches = Patches(starts, num_bytes, sum(closes))
-        z = self.model.encoder.pool(tuple(state[:, : held + done] for state in states), patches)
-        latents, latent = self.model.latent.extend(z, self.latent)
-        patch_kv = self.model.decoder.patch_keys_values(latents)
-        if not closes[0]:
-            assert self.patch_kv is not None
-            pairs = zip(self.patch_kv, patch_kv, strict=True)
-            patch_kv = tuple((torch.cat((k0, k), 1), torch.cat((v0, v), 1)) for (k0, v0), (k, v) in pairs)
-        rest = tuple(state[:, held + done :].clone() for state in states)
-        return latent, patch_kv, (rest,) if done < new else ()
-
-    def _new_document(self) -> Self:
-        """Nothing of the document before is seen again, so nothing is kept; only positions run on.
-
-        The patch that ends here takes one, but its latent is not computed: nobody would read it.
-        """
-        return replace(
-            self,
-            history=None,
-            encoder=_emptied(self.encoder),
-            latent=_emptied(self.latent, int(not self.opens)),
-            decoder=_emptied(self.decoder),
-            open_patch=(),
-            patch_kv=None,
-        )
-
-    def _cost(self, num_ids: int, closing: bool) -> Passes:
-        """Of reading ids from here on."""
-        kv_bytes = self.encoder.num_bytes + self.decoder.num_bytes + closing * self.latent.num_bytes
-        kv_bytes += getattr(self.scorer_state, "num_bytes", 0)
-        return Passes(int(self.scorer is not None), 1, int(closing), 1, num_ids, kv_bytes)
-
-
-def _pieces(ids: list[int], documents: bool) -> Iterator[list[int]]:
-    """Stretches of at most CHUNK ids that lie within one document."""
-    borders = [at for at, value in enumerate(ids) if at and value == BOS] if documents else []
-    for begin, end in pairwise((0, *borders, len(ids))):
-        for at in range(begin, end, CHUNK):
-            yield ids[at : min(at + CHUNK, end)]
-
-
-def _emptied(cache: StackCache, skipped: int = 0) -> StackCache:
-    return replace(StackCache.empty(len(cache.layers)), position=cache.position + skipped)
-
-
-def _last(x: Tensor) -> Tensor:
-    """The last column; a copy where it would keep the others alive."""
-    return x if x.shape[1] == 1 else x[:, -1:].clone()
+    def _checked(self, ids: Rows) -> list[list[int]]:
+        values: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        single = not values or isinstance(values[0], int)
+        rows: list[list[int]] = [values] if single else [list(row) for row in values]
+        if len(rows) != self.rows:
+            raise ValueError(f"ids of {len(rows)} rows for a session of {self.rows}")
+        for row, text in zip(rows, self.texts, strict=True):
+            if row and not text.length and row[0] != BOS:
+                raise ValueError(f"a row begins with BOS ({BOS}), got id {row[0]}; vocab.encode(text) puts it in front")
+        return rows

@@ -7,13 +7,15 @@ queries, which skips most of the masked half.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, Self
+from functools import cached_property, lru_cache
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
+
+from bltkit.model.cache import Slot, StackCache
 
 STEPS = 8
 """Parts that a long dense causal mask is cut into: 9/16 of the whole is computed."""
@@ -23,18 +25,15 @@ MIN_STEP = 128
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotary angles of T consecutive positions; made once per stack and shared by its layers."""
+    """Rotary angles of positions; made once per stack and shared by its layers."""
 
-    cos: Float[Tensor, "T d"]
-    sin: Float[Tensor, "T d"]
+    cos: Float[Tensor, "... T d"]
+    sin: Float[Tensor, "... T d"]
 
     @classmethod
-    def of(cls, start: int, length: int, head_dim: int, theta: float, like: Tensor) -> Self:
-        """For positions start .. start+length-1: computed in fp32 (float64 for float64), then cast to the dtype of
-        `like` (spec 0.1, 0.2)."""
-        wide, device = torch.promote_types(like.dtype, torch.float32), like.device
-        frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
-        angle = torch.arange(start, start + length, dtype=wide, device=device)[:, None] * frequency
+    def of(cls, positions: Int64[Tensor, "... T"], head_dim: int, theta: float, like: Tensor) -> Self:
+        """Computed in fp32 (float64 for float64), then cast to the dtype of `like` (spec 0.1, 0.2)."""
+        angle = positions[..., None] * _frequencies(head_dim, theta, like.dtype, like.device)
         return cls(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
     def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
@@ -46,9 +45,24 @@ class Rotation:
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), -1).flatten(-2)
 
+    def turn_(self, x: Float[Tensor, "B H T D"]) -> None:
+        """`turn` in place, for passes without gradient."""
+        if x.dtype in (torch.float32, torch.float64):
+            torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(self._factors)
+        else:
+            x.copy_(self.turn(x))
+
     @cached_property
-    def _factors(self) -> Complex[Tensor, "T d"]:
+    def _factors(self) -> Complex[Tensor, "... T d"]:
         return torch.complex(self.cos, self.sin)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " d"]:
+    """Kept, since a step of a small model would spend a tenth of its time on them."""
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.inference_mode(False):
+        return theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +96,20 @@ class Visibility:
             return cls("dense", reach, _dense_mask(queries, history, reach, segments, device))
         return cls("blocks", reach, _block_mask(queries, history, reach, segments, device))
 
+    @classmethod
+    def behind(cls, slot: Slot, device: torch.device) -> "Visibility":
+        """For the new positions of a slot, against its columns [first, end)."""
+        cache, size = slot.cache, slot.size
+        if slot.aligned:
+            return cls.of(size, slot.end - size - slot.first, cache.window, None, device)
+        start, stop = torch.tensor([cache.starts, cache.stops], device=device)[:, :, None, None, None]
+        query = stop + torch.arange(size, device=device)[:, None]
+        key = torch.arange(slot.first, slot.end, device=device)
+        seen = (key <= query) & (key >= start)
+        if cache.window is not None:
+            seen = seen & (key > query - cache.window)
+        return cls("dense", slot.end - slot.first, seen)
+
     def attend(
         self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B G K D"], v: Float[Tensor, "B G K D"]
     ) -> Float[Tensor, "B H Q D"]:
@@ -91,6 +119,66 @@ class Visibility:
         if self.form == "dense" and q.shape[2] >= 2 * MIN_STEP:
             return _stepped_attention(q, k, v, self.mask)
         return _sdpa(q, k, v, self.mask, causal=self.form == "causal")
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """Attention of one pass through a stack; the layers hand in what they project, not yet turned."""
+
+    def __call__(self, layer: int, fused: Float[Tensor, "B N T D"]) -> Float[Tensor, "B H T D"]:
+        """fused: the heads of queries, keys and values, in this order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class RowAttention:
+    """Over whole rows; differentiable."""
+
+    rotation: Rotation
+    visible: Visibility
+    heads: int
+    kv_heads: int
+
+    def __call__(self, layer: int, fused: Float[Tensor, "B N T D"]) -> Float[Tensor, "B H T D"]:
+        """See `Attend`."""
+        qk, v = fused.split((self.heads + self.kv_heads, self.kv_heads), 1)
+        q, k = self.rotation.turn(qk).split((self.heads, self.kv_heads), 1)
+        return self.visible.attend(q, k, v)
+
+
+class CachedAttention:
+    """Of new positions, over a cache and themselves; writes their keys and values into a slot behind the cache."""
+
+    def __init__(self, cache: StackCache, size: int, heads: int, kv_heads: int, theta: float, x: Tensor) -> None:
+        """x: [R, size, D], of which only shape, dtype and device count."""
+        self.heads, self.kv_heads = heads, kv_heads
+        head_dim = x.shape[-1] // heads
+        self.slot = cache.slot(size, 2 * kv_heads, head_dim, x)
+        self.visible = Visibility.behind(self.slot, x.device)
+        new = torch.arange(size, device=x.device)
+        if len(set(cache.positions)) == 1:
+            positions = new + cache.positions[0]
+        else:
+            positions = torch.tensor(cache.positions, device=x.device)[:, None, None] + new
+        self.rotation = Rotation.of(positions, head_dim, theta, x)
+
+    def __call__(self, layer: int, fused: Float[Tensor, "R N S D"]) -> Float[Tensor, "R H S D"]:
+        """See `Attend`."""
+        self.rotation.turn_(fused[:, : self.heads + self.kv_heads])
+        kv = self.slot.write(layer, fused[:, self.heads :])
+        return self.visible.attend(fused[:, : self.heads], kv[:, : self.kv_heads], kv[:, self.kv_heads :])
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralCaches:
+    """Of rows whose caches lie apart: one after another."""
+
+    parts: tuple[CachedAttention, ...]
+
+    def __call__(self, layer: int, fused: Float[Tensor, "R N S D"]) -> Float[Tensor, "R H S D"]:
+        """See `Attend`."""
+        rows = fused.split([len(part.slot.cache.stops) for part in self.parts])
+        return torch.cat([part(layer, own) for part, own in zip(self.parts, rows, strict=True)])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:

@@ -38,7 +38,7 @@ class CrossAttention(nn.Module):
             nn.init.ones_(norm.weight)
 
     def pool(
-        self, z: Float[Tensor, "B P k D"], h: Float[Tensor, "B T D"], segments: "Segments"
+        self, z: Float[Tensor, "B P k D"], h: Float[Tensor, "B T D"], segments: "Segments | OneSegment"
     ) -> Float[Tensor, "B P k D"]:
         """Each patch's k queries attend to the bytes of their patch."""
         q = segments.spread(self._heads(self.q(self.q_norm(z))))
@@ -55,14 +55,13 @@ class CrossAttention(nn.Module):
         return self.gain * z + self.out(mixed.flatten(-2).unflatten(0, (len(h), -1)).to(z.dtype))
 
     def read(
-        self, h: Float[Tensor, "B T D"], kv: tuple[Tensor, Tensor], byte_latent: Int64[Tensor, "B T"]
+        self, h: Float[Tensor, "B T D"], k: Float[Tensor, "B Tk k H d"], v: Float[Tensor, "B Tk k H d"]
     ) -> Float[Tensor, "B T D"]:
-        """Each byte attends to the k vectors of one patch; `kv` comes from `patch_keys_values`."""
+        """Each byte attends to the k vectors of one patch: k[:, t] and v[:, t], or all to one (Tk = 1)."""
         q = self._heads(self.q(self.q_norm(h)))
-        k, v = (_gather(x, byte_latent) for x in kv)
         scores = (q.unsqueeze(2) * k).sum(-1) * self.head_dim**-0.5
         mixed = (scores.softmax(2).unsqueeze(-1) * v).sum(2)
-        return self.gain * h + self.out(mixed.flatten(2).to(h.dtype))
+        return torch.add(self.out(mixed.flatten(2).to(h.dtype)), h, alpha=self.gain)
 
     def patch_keys_values(
         self, vectors: Float[Tensor, "B P k D"]
@@ -82,7 +81,8 @@ class CrossAttention(nn.Module):
         return k, v
 
 
-def _gather(x: Float[Tensor, "B P k H d"], index: Int64[Tensor, "B T"]) -> Float[Tensor, "B T k H d"]:
+def of_bytes(x: Float[Tensor, "B P k H d"], index: Int64[Tensor, "B T"]) -> Float[Tensor, "B T k H d"]:
+    """For each byte what belongs to its patch, `index` within the row."""
     rows, patches = x.shape[:2]
     row_start = torch.arange(rows, device=x.device)[:, None] * patches
     return F.embedding(row_start + index, x.reshape(rows * patches, -1)).unflatten(-1, x.shape[2:])
@@ -127,6 +127,22 @@ class Segments:
 
     def _drop_padding(self, x: Tensor) -> Tensor:
         return x.unflatten(0, (self.rows, -1))[:, :-1].flatten(0, 1)
+
+
+class OneSegment:
+    """`Segments` of one row that is one patch: what decoding meets most often, without the layout's cost."""
+
+    def spread(self, x: Float[Tensor, "1 1 ..."]) -> Float[Tensor, "1 ..."]:
+        """The one value, which broadcasts over the bytes."""
+        return x[0]
+
+    def sum(self, x: Float[Tensor, "N ..."]) -> Float[Tensor, "1 ..."]:
+        """Over all bytes."""
+        return x.sum(0, keepdim=True)
+
+    def maximum(self, x: Float[Tensor, "N ..."]) -> Float[Tensor, "1 ..."]:
+        """Over all bytes."""
+        return x.amax(0, keepdim=True)
 
 
 def _segment_sum(x: Tensor, lengths: Tensor) -> Tensor:

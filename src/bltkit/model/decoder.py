@@ -1,14 +1,15 @@
 """The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.cache import StackCache
+from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
-from bltkit.model.cross import CrossAttention
+from bltkit.model.cross import CrossAttention, of_bytes
 from bltkit.model.layers import Before, Linear, RMSNorm, Transformer, truncated_normal
 from bltkit.vocab import VOCAB_SIZE
 
@@ -47,31 +48,40 @@ class LocalDecoder(nn.Module):
         documents: Int64[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """byte_latent: the one latent that each byte sees."""
-        read = self._reading(self.patch_keys_values(latents), byte_latent)
-        return self._logits(self.stack(h, documents, read)[-1])
+        patch_kv = self.patch_keys_values(latents)
+
+        def of_block(i: int) -> tuple[Tensor, Tensor]:
+            k, v = patch_kv[i]
+            return of_bytes(k, byte_latent), of_bytes(v, byte_latent)
+
+        return self._logits(self.stack(h, documents, self._reading(of_block))[-1])
 
     def extend(
-        self,
-        h: Float[Tensor, "B S D"],
-        patch_kv: PatchKV,
-        byte_latent: Int64[Tensor, "B S"],
-        cache: StackCache,
-        documents: Int64[Tensor, "B S"] | None = None,
-    ) -> tuple[Float[Tensor, "B S V"], StackCache]:
-        """`forward` for S further bytes; byte_latent counts within `patch_kv`."""
-        outputs, cache = self.stack.extend(h, cache, documents, self._reading(patch_kv, byte_latent))
-        return self._logits(outputs[-1]), cache
+        self, h: Float[Tensor, "R S D"], byte_kv: PatchKV, cache: StackCache
+    ) -> tuple[Float[Tensor, "R S V"], Slot]:
+        """`forward` for S further bytes of every row; byte_kv: of the patch that each byte sees, or, [R, 1, ...], of
+        the one that all of a row see."""
+        outputs, (slot,) = self.stack.extend(h, [cache], self._reading(byte_kv.__getitem__))
+        return self._logits(outputs[-1]), slot
 
     def patch_keys_values(self, latents: Float[Tensor, "B P H"]) -> PatchKV:
         """What the bytes read of each patch: its k vectors as keys and values of every block."""
         vectors = self.patch_projection(latents).unflatten(-1, (self.k, -1))
         return tuple(cast(CrossAttention, block).patch_keys_values(vectors) for block in self.cross)
 
-    def _reading(self, patch_kv: PatchKV, byte_latent: Tensor) -> Before:
+    def no_patch(self, rows: int) -> PatchKV:
+        """In place of what bytes read of a patch where there is none yet: zeros, [rows, 1, k, H, d]."""
+        blocks = [cast(CrossAttention, block) for block in self.cross]
+        weight = self.norm.weight
+        return tuple(
+            (zeros, zeros)
+            for block in blocks
+            for zeros in [weight.new_zeros(rows, 1, self.k, block.heads, block.head_dim)]
+        )
+
+    def _reading(self, byte_kv: Callable[[int], tuple[Tensor, Tensor]]) -> Before:
         def before(i: int, h: Tensor) -> Tensor:
-            if i >= len(self.cross):
-                return h
-            return cast(CrossAttention, self.cross[i]).read(h, patch_kv[i], byte_latent)
+            return h if i >= len(self.cross) else cast(CrossAttention, self.cross[i]).read(h, *byte_kv(i))
 
         return before
 

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from bltkit.model.config import NGRAM_PRIMES, NgramConfig
 from bltkit.model.layers import Embedding, truncated_normal
-from bltkit.vocab import BOS, PAD, VOCAB_SIZE
+from bltkit.vocab import PAD, VOCAB_SIZE
+
+WIDENED_AT_ONCE = 1024
+"""Positions whose n-gram vectors are held one by one; for 6 tables of width 1,024 that is 25 MB in fp32."""
 
 
 def ngram_weights(config: NgramConfig) -> Int64[Tensor, "tables n"]:
@@ -31,7 +34,10 @@ def ngram_weights(config: NgramConfig) -> Int64[Tensor, "tables n"]:
 
 
 class ByteEmbedding(nn.Module):
-    """x_t = E[c_t] + sum over tables of T[hash of the n-gram that ends at t]."""
+    """x_t = E[c_t] + sum over tables of T[hash of the n-gram that ends at t].
+
+    The tables may be of another dtype than the rest of the model, which their sums are given in.
+    """
 
     hash_weights: Tensor
     table_offsets: Tensor
@@ -53,50 +59,48 @@ class ByteEmbedding(nn.Module):
             truncated_normal(weight, weight.shape[1] ** -0.5, generator)
 
     def buckets(
-        self,
-        ids: Int64[Tensor, "B T"],
-        documents: Int64[Tensor, "B T"] | None = None,
-        history: Int64[Tensor, "B h"] | None = None,
+        self, ids: Int64[Tensor, "B T"], documents: Int64[Tensor, "B T"] | None = None
     ) -> Int64[Tensor, "B T tables"]:
         """Each position's row in the fused table.
 
         documents: non-decreasing numbers; an n-gram does not reach into another document.
-        history: the longest - 1 ids before the row (`next_history`); None at a start.
         """
-        windows = self._windows(ids, documents, history)
+        return self._buckets(self._windows(ids, documents))
+
+    def _buckets(self, windows: Int64[Tensor, "B T n"]) -> Int64[Tensor, "B T tables"]:
         raw = (windows.unsqueeze(-2) * self.hash_weights).sum(-1)
         return raw.remainder(self.config.buckets) + self.table_offsets
 
     def forward(
-        self,
-        ids: Int64[Tensor, "B T"],
-        documents: Int64[Tensor, "B T"] | None = None,
-        history: Int64[Tensor, "B h"] | None = None,
+        self, ids: Int64[Tensor, "B T"], documents: Int64[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """Arguments as for `buckets`."""
-        rows = self.buckets(ids, documents, history)
-        ngrams = F.embedding_bag(rows.flatten(0, 1), self.ngrams, mode="sum").unflatten(0, ids.shape)
+        return self._embed(ids, self._windows(ids, documents))
+
+    def extend(self, window: Int64[Tensor, "R T"]) -> Float[Tensor, "R S D"]:
+        """`forward` for further ids, the last columns of `window`: in front of them stand the `longest` - 1 ids before,
+        PAD where there are none in the row or its document."""
+        return self._embed(window[:, self.longest - 1 :], window.unfold(1, self.longest, 1))
+
+    def _embed(self, ids: Tensor, windows: Tensor) -> Tensor:
+        ngrams = self._sums(self._buckets(windows).flatten(0, 1)).unflatten(0, ids.shape)
         return (self.bytes(ids) + ngrams) * self.scale
 
-    def next_history(
-        self,
-        ids: Int64[Tensor, "B T"],
-        documents: Int64[Tensor, "B T"] | None = None,
-        history: Int64[Tensor, "B h"] | None = None,
-    ) -> Int64[Tensor, "B h"]:
-        """What a further `forward` needs as its history, once `ids` are seen; ids of earlier documents are blank."""
-        return self._windows(ids, documents, history)[:, -1, 1:]
+    def _sums(self, rows: Int64[Tensor, "N tables"]) -> Float[Tensor, "N D"]:
+        """The n-gram vectors of each position added up, in the bytes' dtype.
 
-    def _windows(self, ids: Tensor, documents: Tensor | None, history: Tensor | None) -> Int64[Tensor, "B T n"]:
+        Of tables in another dtype (16 bits in a file's memory map, see `load_bundle`) only what is looked up is read,
+        and widened before it is added.
+        """
+        dtype = self.bytes.weight.dtype
+        if self.ngrams.dtype == dtype:
+            return F.embedding_bag(rows, self.ngrams, mode="sum")
+        return torch.cat([F.embedding(part, self.ngrams).to(dtype).sum(1) for part in rows.split(WIDENED_AT_ONCE)])
+
+    def _windows(self, ids: Tensor, documents: Tensor | None) -> Int64[Tensor, "B T n"]:
         before = self.longest - 1
-        if history is None:
-            history = ids.new_full((len(ids), before), PAD)
-        elif documents is not None:
-            history = history.where(ids[:, :1] != BOS, PAD)
-        windows = torch.cat((history, ids), 1).unfold(1, self.longest, 1)
+        windows = F.pad(ids, (before, 0), value=PAD).unfold(1, self.longest, 1)
         if documents is None:
             return windows
-        # What is left of the history belongs to the document that the row continues.
-        first = documents[:, :1].expand(-1, before)
-        own = torch.cat((first, documents), 1).unfold(1, self.longest, 1) == documents[..., None]
+        own = F.pad(documents, (before, 0), value=-1).unfold(1, self.longest, 1) == documents[..., None]
         return windows.where(own, PAD)

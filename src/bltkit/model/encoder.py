@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
-from bltkit.model.cross import CrossAttention, Segments
+from bltkit.model.cross import CrossAttention, OneSegment, Segments
 from bltkit.model.layers import Linear, Transformer, truncated_normal
 from bltkit.patches import Patches
 
@@ -36,15 +36,17 @@ class LocalEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B P k D"]]:
         """Byte states go to the decoder as they are; patch vectors go to the latent transformer."""
         outputs = self.stack(x, documents)
-        return outputs[-1], self.pool(self.pooled_from(outputs), patches)
+        return outputs[-1], self.pool(self.pooled_from(outputs), Segments.of(patches))
 
     def pooled_from(self, outputs: list[Float[Tensor, "B T D"]]) -> tuple[Float[Tensor, "B T D"], ...]:
         """The layer outputs that pooling reads, one for each cross-attention block."""
         return tuple(outputs[-len(self.cross) :])
 
-    def pool(self, states: tuple[Float[Tensor, "B T D"], ...], patches: Patches) -> Float[Tensor, "B P k D"]:
+    def pool(
+        self, states: tuple[Float[Tensor, "B T D"], ...], segments: Segments | OneSegment
+    ) -> Float[Tensor, "B P k D"]:
         """k vectors per patch: the maximum over its bytes, projected, then attending to its bytes."""
-        first, segments = states[0], Segments.of(patches)
+        first = states[0]
         peak = segments.maximum(first.flatten(0, 1)).unflatten(0, (len(first), -1))
         z: Tensor = self.patch_projection(peak).unflatten(-1, (self.k, -1))
         for block, h in zip(self.cross, states, strict=True):

@@ -4,15 +4,17 @@
 by a logit for "a token ends here"; `CnnEntropy` sees two bytes, so that its entropies fit in a table.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, cast, runtime_checkable
+from itertools import pairwise
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.cache import StackCache
+from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BoundaryConfig, ByteTransformerConfig, CnnConfig, EntropyConfig
 from bltkit.model.layers import Embedding, Linear, RMSNorm, Transformer, truncated_normal
 from bltkit.vocab import BOS, OFFSET, PAD, VOCAB_SIZE
@@ -33,32 +35,69 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def stretches(ids: Sequence[int], resets: frozenset[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of pieces of at most `limit` ids in which one of `resets` can only be the first."""
+    borders = [at for at, value in enumerate(ids) if at and value in resets]
+    for begin, end in pairwise((0, *borders, len(ids))):
+        for at in range(begin, end, limit):
+            yield at, min(at + limit, end)
+
+
+@runtime_checkable
+class ScorerState(Protocol):
+    """What a scorer remembers of R rows: a value."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that one step reads of it, in bytes."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> "ScorerState":
+        """These rows in this order."""
+        ...
+
+    def forget(self, rows: Sequence[int]) -> "ScorerState":
+        """These rows begin anew."""
+        ...
+
+    @classmethod
+    def join(cls, states: Sequence[Any]) -> "ScorerState":
+        """All rows under one another."""
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Ids that a scorer has read, of which any number may be kept."""
+
+    def keep(self, counts: Sequence[int]) -> ScorerState:
+        """The state behind the first counts[r] of them in each row."""
+        ...
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """What a patching rule listens to: scores[t] is about byte t+1 and depends on ids up to t only."""
+
+    @property
+    def resets(self) -> frozenset[int]:
+        """Ids in front of which everything is forgotten; the caller of `extend_scores` sees to that."""
+        ...
 
     def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Scores of whole rows, without gradient."""
         ...
 
-    def extend_scores(
-        self, ids: Int64[Tensor, "B S"], state: object | None = None
-    ) -> tuple[Float[Tensor, "B S"], object]:
-        """Scores of S further ids, and the state that follows; `None` is the state in front of a row."""
+    def start(self, rows: int = 1) -> ScorerState:
+        """The state in front of the first id."""
         ...
 
+    def extend_scores(self, ids: Int64[Tensor, "R S"], state: Any) -> tuple[Float[Tensor, "R S"], Scored]:
+        """Scores of S further ids of every row, without gradient; `Scored.keep` gives the states that may follow.
 
-@dataclass(frozen=True, eq=False)
-class _StackState:
-    """State of a byte transformer: its cache, and the number of the segment that the last id lies in."""
-
-    cache: StackCache
-    segment: Int64[Tensor, "B 1"] | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that one step's attention reads, in bytes."""
-        return self.cache.num_bytes
+        An id of `resets` may only be the first of its row, behind a state that forgot this row.
+        """
+        ...
 
 
 class ByteTransformer(nn.Module):
@@ -84,38 +123,41 @@ class ByteTransformer(nn.Module):
         """Outputs at every position."""
         return self._outputs(self.stack(self.embed(ids), self._segments(ids))[-1])
 
-    def extend(
-        self, ids: Int64[Tensor, "B S"], state: _StackState | None = None
-    ) -> tuple[Float[Tensor, "B S V"], _StackState]:
-        """`forward` for S further ids."""
-        if state is None:
-            state = _StackState(self.stack.empty_cache())
-        segments = self._segments(ids)
-        if segments is not None and state.segment is not None:
-            segments = segments + state.segment
-        outputs, cache = self.stack.extend(self.embed(ids), state.cache, segments)
-        return self._outputs(outputs[-1]), _StackState(cache, None if segments is None else segments[:, -1:])
+    @property
+    def resets(self) -> frozenset[int]:
+        """Ids that begin a segment."""
+        documents = (BOS,) if self.config.document_masks else ()
+        return frozenset((*documents, NEWLINE) if self.config.reset_at_newline else documents)
 
     @torch.no_grad()
     def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Scores of whole rows of any length, in linear memory: context runs across the chunks of the computation."""
-        pieces, state = [], None
-        for chunk in ids.split(SCORING_CHUNK, 1):
-            scores, state = self.extend_scores(chunk, state)
-            pieces.append(scores)
-        return torch.cat(pieces, 1)
+        """Scores of whole rows of any length; long ones in linear memory, the context runs across the cuts."""
+        if ids.shape[1] <= SCORING_CHUNK:
+            return self.score(self(ids))
+        return torch.cat([self._scores_in_pieces(row) for row in ids.split(1)])
+
+    def start(self, rows: int = 1) -> StackCache:
+        """The state in front of the first id."""
+        return self.stack.empty_cache(rows)
 
     @torch.no_grad()
-    def extend_scores(
-        self, ids: Int64[Tensor, "B S"], state: object | None = None
-    ) -> tuple[Float[Tensor, "B S"], object]:
-        """Scores of S further ids."""
-        outputs, following = self.extend(ids, cast(_StackState | None, state))
-        return self.score(outputs), following
+    def extend_scores(self, ids: Int64[Tensor, "R S"], state: StackCache) -> tuple[Float[Tensor, "R S"], Slot]:
+        """Scores of S further ids of every row."""
+        outputs, (slot,) = self.stack.extend(self.embed(ids), [state])
+        return self.score(self._outputs(outputs[-1])), slot
 
     def score(self, outputs: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
         """The rule's score from the head's outputs."""
         raise NotImplementedError
+
+    def _scores_in_pieces(self, ids: Int64[Tensor, "1 T"]) -> Float[Tensor, "1 T"]:
+        pieces, state, values = [], self.start(), ids[0].tolist()
+        for begin, end in stretches(values, self.resets, SCORING_CHUNK):
+            state = state.forget([0]) if values[begin] in self.resets else state
+            scores, slot = self.extend_scores(ids[:, begin:end], state)
+            state = slot.keep([end - begin])
+            pieces.append(scores)
+        return torch.cat(pieces, 1)
 
     def _outputs(self, h: Tensor) -> Tensor:
         return self.head(self.norm(h))
@@ -157,7 +199,57 @@ class BoundaryModel(ByteTransformer):
         return _wide(outputs[..., 0])
 
 
-class CnnEntropy(nn.Module):
+@dataclass(frozen=True, eq=False)
+class _LastIds:
+    """The state of a scorer that sees two ids."""
+
+    ids: Int64[Tensor, "R 1"]
+    num_bytes = 0
+
+    def select(self, rows: Sequence[int]) -> "_LastIds":
+        return _LastIds(self.ids[list(rows)])
+
+    def forget(self, rows: Sequence[int]) -> "_LastIds":
+        return _LastIds(self.ids.index_fill(0, torch.tensor(rows, device=self.ids.device), PAD))
+
+    @classmethod
+    def join(cls, states: Sequence["_LastIds"]) -> "_LastIds":
+        return cls(torch.cat([state.ids for state in states]))
+
+
+@dataclass(frozen=True, eq=False)
+class _ReadIds:
+    ids: Int64[Tensor, "R S1"]
+    """The state's and the new ones."""
+
+    def keep(self, counts: Sequence[int]) -> _LastIds:
+        return _LastIds(self.ids.gather(1, torch.tensor(counts, device=self.ids.device)[:, None]))
+
+
+class _TwoIds:
+    """Of a scorer that sees the last two ids, and the first only within its document."""
+
+    resets: frozenset[int] = frozenset()
+
+    def start(self, rows: int = 1) -> _LastIds:
+        """The state in front of the first id."""
+        return _LastIds(torch.full((rows, 1), PAD))
+
+    def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Entropies of whole rows, in nats."""
+        return self.extend_scores(ids, self.start(len(ids)))[0]
+
+    @torch.no_grad()
+    def extend_scores(self, ids: Int64[Tensor, "R S"], state: _LastIds) -> tuple[Float[Tensor, "R S"], _ReadIds]:
+        """Entropies of S further ids of every row."""
+        both = torch.cat((state.ids.to(ids.device), ids), 1)
+        return self._entropies(both), _ReadIds(both)
+
+    def _entropies(self, both: Int64[Tensor, "R S1"]) -> Float[Tensor, "R S"]:
+        raise NotImplementedError
+
+
+class CnnEntropy(_TwoIds, nn.Module):
     """A convolutional byte model over the last `context` ids: the simplest entropy source (BLT 2.3, spec 3.7)."""
 
     def __init__(self, config: CnnConfig) -> None:
@@ -182,17 +274,8 @@ class CnnEntropy(nn.Module):
         x = torch.cat([self.embed(part) for part in window], -1)
         return self.head(F.silu(self.mix(x)))
 
-    def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Entropies of whole rows, in nats."""
-        return self.extend_scores(ids)[0]
-
-    @torch.no_grad()
-    def extend_scores(
-        self, ids: Int64[Tensor, "B S"], state: object | None = None
-    ) -> tuple[Float[Tensor, "B S"], object]:
-        """Entropies of S further ids; the state is the last id."""
-        last = torch.full_like(ids[:, :1], PAD) if state is None else cast(Tensor, state)
-        return entropy(self(torch.cat((last, ids), 1))[:, 1:]), ids[:, -1:]
+    def _entropies(self, both: Int64[Tensor, "R S1"]) -> Float[Tensor, "R S"]:
+        return entropy(self(both)[:, 1:])
 
     @torch.no_grad()
     def table(self) -> "EntropyTable":
@@ -202,22 +285,13 @@ class CnnEntropy(nn.Module):
         return EntropyTable(entropy(self(pairs)[:, 1]).reshape(VOCAB_SIZE, VOCAB_SIZE).float())
 
 
-class EntropyTable(nn.Module):
+class EntropyTable(_TwoIds, nn.Module):
     """Entropies looked up by the last two ids."""
 
     def __init__(self, entropies: Float[Tensor, "V V"]) -> None:
         super().__init__()
         self.entropies = nn.Parameter(entropies, requires_grad=False)
 
-    def scores(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """Entropies of whole rows, in nats."""
-        return self.extend_scores(ids)[0]
-
-    @torch.no_grad()
-    def extend_scores(
-        self, ids: Int64[Tensor, "B S"], state: object | None = None
-    ) -> tuple[Float[Tensor, "B S"], object]:
-        """Entropies of S further ids; the state is the last id."""
-        last = torch.full_like(ids[:, :1], PAD) if state is None else cast(Tensor, state)
-        before = torch.cat((last, ids[:, :-1]), 1)
-        return self.entropies[before.where(ids != BOS, PAD), ids].float(), ids[:, -1:]
+    def _entropies(self, both: Int64[Tensor, "R S1"]) -> Float[Tensor, "R S"]:
+        before, now = both[:, :-1], both[:, 1:]
+        return self.entropies[before.where(now != BOS, PAD), now].float()

@@ -1,10 +1,12 @@
 """The global latent transformer: patches -> patches (BLT 3.1, spec 6). The heavy part, once per patch, not per byte."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.cache import StackCache
+from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.layers import Linear, Transformer, truncated_normal
 
@@ -31,8 +33,8 @@ class LatentTransformer(nn.Module):
         return self.stack(self.projection(z.flatten(2)), documents)[-1]
 
     def extend(
-        self, z: Float[Tensor, "B S k D"], cache: StackCache, documents: Int64[Tensor, "B S"] | None = None
-    ) -> tuple[Float[Tensor, "B S H"], StackCache]:
-        """`forward` for S further patches."""
-        outputs, cache = self.stack.extend(self.projection(z.flatten(2)), cache, documents)
-        return outputs[-1], cache
+        self, z: Float[Tensor, "R S k D"], caches: Sequence[StackCache]
+    ) -> tuple[Float[Tensor, "R S H"], tuple[Slot, ...]]:
+        """`forward` for S further patches of every row."""
+        outputs, slots = self.stack.extend(self.projection(z.flatten(2)), caches)
+        return outputs[-1], slots

@@ -4,18 +4,17 @@ Projections are stored fused (query, key, value in one matrix; gate and up in on
 split only in the checkpoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.attention import Rotation, Visibility
-from bltkit.model.cache import KVCache, StackCache
+from bltkit.model.attention import Attend, CachedAttention, Rotation, RowAttention, SeveralCaches, Visibility
+from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import StackConfig
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Before = Callable[[int, Tensor], Tensor]
 """What happens to the stream in front of layer i: (i, x) -> x."""
 
@@ -51,23 +50,24 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        weight: Tensor = self.weight
+        if weight.dtype != x.dtype:
+            weight = weight.to(x.dtype)
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with interleaved RoPE and grouped key/value heads."""
+    """Causal self-attention with interleaved RoPE and grouped key/value heads; layer `index` of its stack."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, index: int) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.num_kv_heads, config.head_dim
-        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim)
+        self.index, self.head_dim = index, config.head_dim
+        self.qkv = Linear(config.width, (config.heads + 2 * config.num_kv_heads) * config.head_dim)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Float[Tensor, "B T D"], angles: Rotation, attend: Attend) -> Float[Tensor, "B T D"]:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), 1)
-        q, k = angles.turn(qk).split((self.heads, self.kv_heads), 1)
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+    def forward(self, x: Float[Tensor, "B T D"], attend: Attend) -> Float[Tensor, "B T D"]:
+        fused = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self.out(attend(self.index, fused).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -86,15 +86,15 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Pre-norm transformer layer."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, index: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config, index)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Float[Tensor, "B T D"], angles: Rotation, attend: Attend) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), angles, attend)
+    def forward(self, x: Float[Tensor, "B T D"], attend: Attend) -> Float[Tensor, "B T D"]:
+        x = x + self.attention(self.attention_norm(x), attend)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Truncated normal, sigma = fan_in^-1/2 / sqrt(2 (depth + 1)) (spec 8, `current_depth`)."""
@@ -125,50 +125,35 @@ class Transformer(nn.Module):
 
         segments: attention stays within equal numbers (documents); None for one segment a row.
         """
-        visible = Visibility.of(x.shape[1], 0, self.config.window, segments, x.device)
-        angles = self._angles(0, x)
-        outputs = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x if before is None else before(i, x), angles, visible.attend)
-            outputs.append(x)
-        return outputs
+        config = self.config
+        visible = Visibility.of(x.shape[1], 0, config.window, segments, x.device)
+        positions = torch.arange(x.shape[1], device=x.device)
+        rotation = Rotation.of(positions, config.head_dim, config.rope_theta, x)
+        return self._layers(x, RowAttention(rotation, visible, config.heads, config.num_kv_heads), before)
 
     def extend(
-        self,
-        x: Float[Tensor, "B S D"],
-        cache: StackCache,
-        segments: Int64[Tensor, "B S"] | None = None,
-        before: Before | None = None,
-    ) -> tuple[list[Float[Tensor, "B S D"]], StackCache]:
-        """`forward` for S further positions behind the cached ones: the same outputs, and the cache that follows."""
-        all_segments = cache.with_segments(segments)
-        history = len(cache.layers[0])
-        visible = Visibility.of(x.shape[1], history, self.config.window, all_segments, x.device)
-        angles = self._angles(cache.position, x)
-        keep = history + x.shape[1] if self.config.window is None else self.config.window - 1
-        outputs, caches = [], []
-        for i, (layer, kv) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            state = _Attending(visible, kv)
-            x = layer(x if before is None else before(i, x), angles, state)
-            outputs.append(x)
-            caches.append(state.cache.keep_last(keep))
-        kept = None if all_segments is None else all_segments[:, max(0, all_segments.shape[1] - keep) :]
-        return outputs, StackCache(tuple(caches), cache.position + x.shape[1], kept)
+        self, x: Float[Tensor, "R S D"], caches: Sequence[StackCache], before: Before | None = None
+    ) -> tuple[list[Float[Tensor, "R S D"]], tuple[Slot, ...]]:
+        """`forward` for S further positions of rows of which the caches hold what came before: the same outputs.
 
-    def empty_cache(self) -> StackCache:
+        caches: their rows together are the rows of x. The slots say how much of the new positions the next caches
+        keep (`Slot.keep`). Not differentiable: it writes into the caches' storage.
+        """
+        config, parts, row = self.config, [], 0
+        for cache in caches:
+            own = x[row : row + len(cache.stops)]
+            parts.append(CachedAttention(cache, x.shape[1], config.heads, config.num_kv_heads, config.rope_theta, own))
+            row += len(cache.stops)
+        attend: Attend = parts[0] if len(parts) == 1 else SeveralCaches(tuple(parts))
+        return self._layers(x, attend, before), tuple(part.slot for part in parts)
+
+    def empty_cache(self, rows: int = 1) -> StackCache:
         """The state in front of the first position."""
-        return StackCache.empty(len(self.layers))
+        return StackCache.empty(len(self.layers), self.config.window, rows)
 
-    def _angles(self, start: int, x: Tensor) -> Rotation:
-        return Rotation.of(start, x.shape[1], self.config.head_dim, self.config.rope_theta, x)
-
-
-class _Attending:
-    """Attention of one layer over its cache and the new keys; lives for one call and hands out the new cache."""
-
-    def __init__(self, visible: Visibility, cache: KVCache) -> None:
-        self.visible, self.cache = visible, cache
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache = self.cache.append(k, v)
-        return self.visible.attend(q, self.cache.keys, self.cache.values)
+    def _layers(self, x: Tensor, attend: Attend, before: Before | None) -> list[Tensor]:
+        outputs = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x if before is None else before(i, x), attend)
+            outputs.append(x)
+        return outputs

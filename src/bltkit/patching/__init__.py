@@ -6,7 +6,7 @@
 """
 
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
-from bltkit.patching.engine import Stream, extend, patch, start_stream
+from bltkit.patching.engine import Answers, Stream, ask, extend, patch, start_stream
 from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
 from bltkit.patching.registry import RULES, Rule, parse_rule
 from bltkit.patching.rule import PatchingRule, ScoreKind
@@ -16,6 +16,7 @@ from bltkit.patching.tokenizer import ByteTokenizer, train_bpe
 
 __all__ = [
     "RULES",
+    "Answers",
     "BothRule",
     "BpeOracleRule",
     "BpeRule",
@@ -29,6 +30,7 @@ __all__ = [
     "Stream",
     "StrideRule",
     "ThresholdRule",
+    "ask",
     "extend",
     "parse_rule",
     "patch",

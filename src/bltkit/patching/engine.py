@@ -6,6 +6,7 @@ patch, the byte after it opens the next, and the count restarts. Without, as in 
 one document.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +33,52 @@ class Stream:
     """Their scores; None for rules that read none."""
     documents: bool
     """Does a BOS begin a new document."""
+
+    def select(self, rows: Sequence[int]) -> "Stream":
+        """These rows in this order."""
+        at = torch.tensor(rows, device=self.position.device)
+        scores = None if self.scores is None else self.scores[at]
+        return Stream(self.position[at], self.open_bytes[at], self.ids[at], scores, self.documents)
+
+    @classmethod
+    def join(cls, streams: Sequence["Stream"]) -> "Stream":
+        """The rows of all streams, of one rule, under one another."""
+        scores = [stream.scores for stream in streams if stream.scores is not None]
+        return cls(
+            torch.cat([stream.position for stream in streams]),
+            torch.cat([stream.open_bytes for stream in streams]),
+            torch.cat([stream.ids for stream in streams]),
+            torch.cat(scores) if scores else None,
+            streams[0].documents,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A rule's answers to S further ids of every row, of which any number may be kept."""
+
+    opens: Bool[Tensor, "B S"]
+    """Does the byte behind the id open a patch."""
+    rule: PatchingRule
+    stream: Stream
+    """Before the ids."""
+    position: Int64[Tensor, "B S"]
+    open_bytes: Int64[Tensor, "B S"] | None
+    """As in the stream, after each id; None without a limit."""
+    ids: Int64[Tensor, "B W"]
+    """With `lookback` columns in front."""
+    scores: Float[Tensor, "B W"] | None
+
+    def keep(self, num_bytes: Int64[Tensor, " B"] | None = None) -> Stream:
+        """The stream after the first num_bytes[b] of the ids; after all of them when None."""
+        after = replace(self.stream, position=_after(self.stream.position, self.position + 1, num_bytes))
+        if self.open_bytes is not None:
+            after = replace(after, open_bytes=_after(self.stream.open_bytes, self.open_bytes, num_bytes))
+        if self.rule.lookback:
+            after = replace(after, ids=_tail(self.ids, self.rule.lookback, num_bytes))
+            if self.scores is not None:
+                after = replace(after, scores=_tail(self.scores, self.rule.lookback, num_bytes))
+        return after
 
 
 def patch(
@@ -92,34 +139,27 @@ def extend(
 
     Raises ValueError as `patch` does, and for a rule that cannot stream.
     """
-    _check_streams(rule)
-    scores = _checked_scores(rule, ids, scores)
-    step = _advance(rule, stream, ids, scores)
-    opens = step.opens
+    answers = ask(rule, stream, ids, scores)
+    opens = answers.opens
     if num_bytes is not None:
         opens = opens & (torch.arange(ids.shape[1], device=ids.device) < num_bytes[:, None])
-    after = replace(stream, position=_after(stream.position, step.position + 1, num_bytes))
-    if step.open_bytes is not None:
-        after = replace(after, open_bytes=_after(stream.open_bytes, step.open_bytes, num_bytes))
-    if rule.lookback:
-        after = replace(after, ids=_tail(step.ids, rule.lookback, num_bytes))
-        if step.scores is not None:
-            after = replace(after, scores=_tail(step.scores, rule.lookback, num_bytes))
-    return opens, after
+    return opens, answers.keep(num_bytes)
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    opens: Bool[Tensor, "B S"]
-    position: Int64[Tensor, "B S"]
-    open_bytes: Int64[Tensor, "B S"] | None  # after each column; None without a limit
-    ids: Int64[Tensor, "B W"]  # with lookback columns in front
-    scores: Float[Tensor, "B W"] | None
+def ask(
+    rule: PatchingRule,
+    stream: Stream,
+    ids: Int64[Tensor, "B S"],
+    scores: Float[Tensor, "B S"] | None = None,
+) -> Answers:
+    """`extend` for a caller who decides only afterwards how many of the ids it keeps."""
+    _check_streams(rule)
+    return _advance(rule, stream, ids, _checked_scores(rule, ids, scores))
 
 
 def _advance(
     rule: PatchingRule, stream: Stream, ids: Int64[Tensor, "B S"], scores: Float[Tensor, "B S"] | None
-) -> _Step:
+) -> Answers:
     """The one place where a rule is asked."""
     begins = ids == BOS if stream.documents else torch.zeros_like(ids, dtype=torch.bool)
     position = _columns_since(begins, stream.position)
@@ -130,13 +170,13 @@ def _advance(
             scores = torch.cat([stream.scores, scores], 1)
     natural = rule.opens(ids, scores, position) | (position == 0)
     if rule.max_patch_bytes is None:
-        return _Step(natural, position, None, ids, scores)
+        return Answers(natural, rule, stream, position, None, ids, scores)
     # Cuts count from the rule's own starts (spec 3.3): a cut never moves a later start. A BOS need not be marked:
     # it answers that the byte after it starts, and the count begins anew there.
     starts = F.pad(natural, (1, 0))[:, :-1]
     length = _columns_since(starts, stream.open_bytes) + 1
     cut = length % rule.max_patch_bytes == 0
-    return _Step(natural | cut, position, length.masked_fill(natural, 0), ids, scores)
+    return Answers(natural | cut, rule, stream, position, length.masked_fill(natural, 0), ids, scores)
 
 
 def _columns_since(marks: Bool[Tensor, "B S"], first: Int64[Tensor, " B"]) -> Int64[Tensor, "B S"]:

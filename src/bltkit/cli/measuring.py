@@ -1,0 +1,264 @@
+"""The verb `bench`: speeds as rows of JSON, side by side with a peer."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bltkit.cli.terminal import Json, print_json, read_file, say
+
+if TYPE_CHECKING:
+    from bltkit.bench import Row, Subject
+    from bltkit.bench.weights import WeightsRow
+
+Source = tuple[str | None, str | None, str]
+"""Preset and model, one of them or neither, and the device."""
+
+SCORED_BYTES = 16_384
+"""Of the benchmark text, where no file is given."""
+
+
+class Measured(StrEnum):
+    """What `blt bench` measures."""
+
+    prefill = "prefill"
+    decode = "decode"
+    train = "train"
+    patch = "patch"
+    weights = "weights"
+
+
+class PeerDtype(StrEnum):
+    """What the weights of peer `llama` are held in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+def bench(
+    what: Annotated[Measured, typer.Argument(help="What is measured.")],
+    preset: Annotated[str | None, typer.Option(help="Random weights of this shape; default: 69m.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint instead of a preset.")] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(help="Bytes in the row or prompt (repeatable); default: 1024, of a prompt 256."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Rows side by side (repeatable); default: 1, of a training step 2.")
+    ] = None,
+    peer: Annotated[str | None, typer.Option(help="Side by side with: transformers; decode: also llama.")] = None,
+    peer_dtype: Annotated[PeerDtype | None, typer.Option(help="decode: of the peer's weights; default: fp32.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Their form, such as bf16 (repeatable); default: fp32, of `weights` all.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="decode: default 0, which is greedy.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="decode: prompts out of this text (repeatable); weights: scored.")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(help="decode --file: how many, as many from each file; default: 64.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="decode: bytes of a run; default: 128, of a continued prompt 256.")
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="decode --file: beside ar, such as speculative (repeatable).")
+    ] = None,
+    draft: Annotated[
+        list[str] | None, typer.Option(help="decode --file: bytes drafted a round, or auto (repeatable).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="decode --file: of the first prompt; default: 0.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="On both sides; default: torch's.")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Runs of each side at least; default: 5, of continued prompts 1.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of each side at least; default: 2.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the rows to this file of JSON lines.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="decode: draw the speeds into F.png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure bytes per second, in turn with a peer.
+
+    decode: behind a context, held to a text's bytes; with --file what a trained model writes behind prompts. weights:
+    what other forms of the weights gain, and what they cost in bits per byte.
+    """
+    prompted: dict[str, Any] = {"--prompts": prompts, "--strategy": strategy, "--draft": draft, "--seed": seed}
+    decoding: dict[str, Any] = {
+        "--peer-dtype": peer_dtype,
+        "--temperature": temperature,
+        "--max-bytes": max_bytes,
+        "--plot": plot,
+    }
+    formed: dict[str, Any] = {"--weights": weights, "--file": file}
+    if what != Measured.decode:
+        _refuse(decoding | prompted, f"is for `blt bench decode`, not for {what.value}")
+    elif file is None:
+        _refuse(prompted, "is for prompts of a text; add --file F and --model M")
+    else:
+        _refuse({"--preset": preset}, "has random weights, which repeat themselves; continue prompts with --model M")
+        _refuse({"--seconds": seconds}, "is for runs that are all the same; with --file give --prompts and --repeats")
+        if model is None:
+            raise ValueError("--file needs a trained model that continues prompts; add --model M, such as bltkit:tiny")
+    if what not in (Measured.decode, Measured.weights):
+        _refuse(formed, f"is for decode and weights, not for {what.value}")
+    if what in (Measured.prefill, Measured.patch):
+        _refuse({"--batch": batch}, f"is for decode, train and weights; {what.value} reads one row")
+    if what in (Measured.patch, Measured.weights):
+        _refuse({"--peer": peer}, f"is for what a peer does as well; nobody else does {what.value}")
+    if what == Measured.weights:
+        _refuse({"--context": context, "--seconds": seconds}, "is for what reads a row, not for weights")
+    if preset is not None and model is not None:
+        raise ValueError("give --preset or --model, not both")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot {plot}: its name must end in .png")
+
+    shared: dict[str, Any] = {"threads": threads, "command": shlex.join(["blt", *sys.argv[1:]]), "progress": say}
+    source = preset, model, device
+    found: Iterable[Row | WeightsRow]
+    if what == Measured.weights:
+        found = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
+    elif what != Measured.decode:
+        batches = [{"batch": size} for size in batch or [2]] if what == Measured.train else [{}]
+        shared |= {"limits": _limits(repeats, seconds)} | _given(peer=peer)
+        found = _each(what, source, context or [1024], batches, shared)
+    else:
+        shared |= _given(
+            forms=weights, batches=batch, temperature=temperature, peer=peer, peer_dtype=_dtype(peer_dtype)
+        )
+        if file is None:
+            found = _decode(source, context or [1024], max_bytes, shared | {"limits": _limits(repeats, seconds)})
+        else:
+            shared |= _given(prompts=prompts, max_bytes=max_bytes, seed=seed, rounds=repeats)
+            found = _continue(source, file, context or [256], strategy or [], draft or [], shared)
+    _report(found, out, plot, as_json)
+
+
+def _each(
+    what: Measured, source: Source, contexts: Sequence[int], batches: Sequence[dict[str, int]], options: dict[str, Any]
+) -> "Iterator[Row]":
+    from bltkit import bench as benchmarks
+
+    subject = _subject(source, [benchmarks.row(max(contexts))])
+    for context in contexts:
+        for batch in batches:
+            yield getattr(benchmarks, what.value)(subject, context, **batch, **options)
+
+
+def _decode(source: Source, contexts: Sequence[int], num_bytes: int | None, options: dict[str, Any]) -> "Iterator[Row]":
+    from bltkit import bench as benchmarks
+
+    size = benchmarks.NUM_BYTES if num_bytes is None else num_bytes
+    rows = [benchmarks.decoding_rows(context, size) for context in contexts]
+    return benchmarks.decode(_subject(source, rows), contexts, num_bytes=size, **options)
+
+
+def _continue(
+    source: Source,
+    files: Sequence[Path],
+    contexts: Sequence[int],
+    strategies: Sequence[str],
+    drafts: Sequence[str],
+    options: dict[str, Any],
+) -> "Iterator[Row]":
+    from bltkit import bench as benchmarks
+
+    several = benchmarks.strategies_of(strategies, _drafts(drafts))
+    texts = [read_file(file) for file in files]
+    return benchmarks.generate(_subject(source, []), texts, contexts, strategies=several, **options)
+
+
+def _weights(
+    source: Source, files: Sequence[Path], batches: Sequence[int], options: dict[str, Any]
+) -> "Iterator[WeightsRow]":
+    from bltkit import bench as benchmarks
+    from bltkit.checkpoint import Bundle, load_bundle, resolve_model
+    from bltkit.eval.score import score
+
+    text = b"".join(map(read_file, files)) or benchmarks.benchmark_text(SCORED_BYTES)
+    subject = _subject(source, [benchmarks.row(SCORED_BYTES)])
+    # Windows are as long as the model's training row, which its record says.
+    record = {} if source[1] is None else load_bundle(resolve_model(source[1])).record
+
+    def bits_per_byte(model: Any, scorer: Any, data: bytes) -> float:
+        return score(Bundle(model, scorer, subject.rule, record), data).bits_per_byte
+
+    for batch in batches:
+        yield from benchmarks.weights(subject, text, bits_per_byte, batch=batch, **options)
+
+
+def _report(found: "Iterable[Row | WeightsRow]", out: Path | None, plot: Path | None, as_json: bool) -> None:
+    """Rows as they come: where a run is broken off, the file has what was measured."""
+    from bltkit.bench import append_rows
+
+    if out is not None:
+        append_rows(out, [])  # a place that cannot be written to is found out first
+    rows = []
+    for row in found:
+        rows.append(row)
+        if out is not None:
+            append_rows(out, [row])
+        if not as_json:
+            print(row.summary(), flush=True)
+    if as_json:
+        print_json(rows[0].to_json() if len(rows) == 1 else {"rows": [row.to_json() for row in rows]})
+    if plot is not None:
+        from bltkit.study.speed import write_speeds
+
+        for place in write_speeds([row.to_json() for row in rows], plot):
+            say(f"wrote {place}")
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(f"{given} {why}")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Without those that are not: these have their defaults where they are used."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
+    """A preset is cut on the rows that are to be read."""
+    from bltkit import bench as benchmarks
+    from bltkit.checkpoint import load_bundle, resolve_model
+
+    preset, model, device = source
+    if model is not None:
+        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(_device(device))
+    return benchmarks.preset_subject(preset or "69m", *rows).on(_device(device))
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def _limits(repeats: int | None, seconds: float | None) -> Any:
+    from bltkit.bench import Limits
+
+    return Limits(**_given(repeats=repeats, seconds=seconds))
+
+
+def _dtype(name: PeerDtype | None) -> Any:
+    import torch
+
+    return None if name is None else {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def _drafts(given: Sequence[str]) -> list[int | None]:
+    for value in given:
+        if value != "auto" and not (value.isdecimal() and int(value) > 0):
+            raise ValueError(f"--draft {value}: a number of bytes from 1 on, or auto")
+    return [None if value == "auto" else int(value) for value in given]

@@ -1,0 +1,41 @@
+"""Decoding strategies, and the one line that registers each: its place in `Strategies`."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from bltkit.config import nearest, parse
+from bltkit.generate.strategies.ar import Autoregressive
+from bltkit.generate.strategies.speculative import Speculative
+from bltkit.generate.strategies.strategy import Pending, Proposal, Strategy
+
+Strategies = Annotated[Autoregressive | Speculative, Field(discriminator="kind")]
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Strategies)[0])
+}
+"""By name."""
+
+
+def strategy_of(kind: str, **fields: object) -> Strategy:
+    """The strategy called `kind`; fields that are None count as not given.
+
+    Raises ValueError that names the nearest one, or the fields that it has.
+    """
+    if kind not in STRATEGIES:
+        raise ValueError(f"no strategy {kind!r}{nearest(kind, list(STRATEGIES))}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+    return found
+
+
+__all__ = [
+    "STRATEGIES",
+    "Autoregressive",
+    "Pending",
+    "Proposal",
+    "Speculative",
+    "Strategies",
+    "Strategy",
+    "strategy_of",
+]

@@ -1,0 +1,307 @@
+"""The contract of every strategy: it proposes, and what comes out is what plain decoding makes.
+
+A strategy is enrolled by its registration, with the `examples` of its fields.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bltkit import vocab
+from bltkit.generate import (
+    STRATEGIES,
+    Autoregressive,
+    Batch,
+    Chunk,
+    Request,
+    Sampling,
+    Session,
+    Strategy,
+    Utf8,
+    generate,
+    generate_rows,
+)
+from bltkit.generate import strategy_of as strategy_named
+from bltkit.generate.strategies import Pending
+from tests import tiny
+from tests.rows import (
+    GREEDY,
+    NEWLINE,
+    Decoded,
+    Uncached,
+    counted,
+    draw_request,
+    example,
+    start,
+    stats_of,
+    tempered,
+)
+from tests.test_session import TIE, nearest_tie
+from tests.tiny import Case
+
+KINDS = sorted(STRATEGIES)
+
+
+def examples_of(kind: str) -> list[Strategy]:
+    """Every combination of the examples of its fields; drafts of every length up to 16."""
+    fields = {name: list(field.examples or []) for name, field in STRATEGIES[kind].model_fields.items()}
+    fields = {name: values for name, values in fields.items() if values}
+    if "draft" in fields:
+        fields["draft"] = [*dict.fromkeys([*fields["draft"], *range(1, 17)])]
+    found = [
+        strategy_named(kind, **dict(zip(fields, values, strict=True))) for values in itertools.product(*fields.values())
+    ]
+    assert all(isinstance(one, STRATEGIES[kind]) for one in found)
+    return found
+
+
+def decoded(session: Session, request: Request, strategy: Strategy) -> Decoded:
+    return Decoded.of(list(generate(session, request, strategy)))
+
+
+def scored_case(case: Case) -> Case:
+    """An example with a scorer and a limit, whose patches are of every length up to it."""
+    config = tiny.EntropyConfig(width=8, layers=1, heads=2, ffn_width=12, window=6, reset_at_newline=True)
+    fields = {"kind": "threshold", "threshold": 0.6, "max_patch_bytes": 4}
+    return replace(case, scorer_config=config, rule_fields=fields, ids=vocab.encode(b"some text here").tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12)
+@given(case=tiny.cases(), data=st.data())
+def test_bytes_and_logprobs_are_those_of_plain_decoding(kind: str, case: Case, data: st.DataObject) -> None:
+    """With any model, rule, scorer and request."""
+    strategy = data.draw(st.sampled_from(examples_of(kind)))
+    case = tempered(case, data.draw(st.sampled_from([0.0, 0.1, 1.0])), data.draw(st.sampled_from([1.0, 2.0])))
+    prompt = case.ids[:14]
+    request = draw_request(data, prompt, longest=18)
+    found = decoded(start(case).extend(prompt), request, strategy)
+    found.assert_equals(Uncached(case).decode(prompt, request), request)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@given(case=tiny.cases(), data=st.data())
+def test_rows_do_not_meet(kind: str, case: Case, data: st.DataObject) -> None:
+    """Rows of a batch accept different numbers of their drafts, and end at different times."""
+    strategy = data.draw(st.sampled_from(examples_of(kind)))
+    case = tempered(case, data.draw(st.sampled_from([0.0, 0.1, 1.0])))
+    prompts = [case.ids[:9], *data.draw(st.lists(tiny.rows(9), min_size=1, max_size=3))]
+    asked = [draw_request(data, prompt) for prompt in prompts]
+    chunks: list[list[Chunk]] = [[] for _ in prompts]
+    for row, chunk in generate_rows(start(case, len(prompts)).extend(prompts), asked, strategy):
+        chunks[row].append(chunk)
+    uncached = Uncached(case)
+    for own, prompt, request in zip(chunks, prompts, asked, strict=True):
+        Decoded.of(own).assert_equals(uncached.decode(prompt, request), request)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_budget(kind: str) -> None:
+    """Of none, of one byte, around the number of drafts; the last round drafts no more than there is room for."""
+    case = tempered(scored_case(example("byte")), 0.1)
+    session = start(case).extend(case.ids)
+    settled = [Sampling(temperature=temperature, seed=5) for temperature in (0, 1)]
+    whole = [Uncached(case).decode(case.ids, Request(sampling, 18)) for sampling in settled]
+    assert {one.finish for one in whole} == {"length"}
+    settings_in_turns = itertools.cycle(zip(settled, whole, strict=True))
+    for strategy, (sampling, wanted) in zip(examples_of(kind), settings_in_turns, strict=False):
+        k = getattr(strategy, "draft", None) or 8
+        for budget in {0, 1, k, k + 1}:
+            request = Request(sampling, budget, logprobs=True)
+            chunks = list(generate(session, request, strategy))
+            cut = Decoded(wanted.data[:budget], "length", wanted.logprobs[:budget])
+            Decoded.of(chunks).assert_equals(cut, request)
+            if budget <= 2:
+                assert stats_of(chunks).drafted == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ends_inside_a_draft(kind: str) -> None:
+    """EOS and stop strings anywhere in what a whole draft would have been; what comes behind them is nobody's."""
+    ends = set()
+    for seed in range(6):
+        case = tempered(replace(scored_case(example("byte")), seed=seed), 0.05, eos=3.0)
+        session, uncached = start(case).extend(case.ids), Uncached(case)
+        for sampling in (GREEDY, Sampling(temperature=1, seed=seed)):
+            free = uncached.decode(case.ids, Request(sampling, 12))
+            for at in (1, 4, 12):
+                stop = (free.data[at : at + 2],) if free.data[at : at + 2] else ()
+                request = Request(sampling, 12, stop, logprobs=True)
+                wanted = uncached.decode(case.ids, request)
+                ends.add(wanted.finish)
+                strategy = examples_of(kind)[(seed + at) % len(examples_of(kind))]
+                found = list(generate(session, request, strategy))
+                Decoded.of(found).assert_equals(wanted, request)
+                assert stats_of(found).accepted <= stats_of(found).drafted
+    assert ends == {"eos", "stop", "length"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ar"])
+def test_drafts_are_accepted_and_rejected(kind: str) -> None:
+    """So that the tests above can fail: both happen, also across patch borders and cuts."""
+    shares = []
+    for damping in (0.0, 0.1, 1.0):
+        case = tempered(scored_case(example("byte")), damping)
+        session = start(case).extend(case.ids)
+        stats = stats_of(list(generate(session, Request(GREEDY, 48), strategy_named(kind))))
+        shares.append(stats.accepted / stats.drafted)
+        assert stats.drafted >= 24
+        assert stats.global_passes >= 1
+    assert shares[0] > 0.9  # latents that do not count: drafts are what the full model says
+    assert shares[2] < 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@given(case=tiny.cases(), data=st.data())
+def test_the_ledger_counts_what_happens(kind: str, case: Case, data: st.DataObject) -> None:
+    """Passes against hooks on the modules; at most one pass of the global transformer a round, none to draft."""
+    strategy = data.draw(st.sampled_from(examples_of(kind)))
+    case = tempered(case, data.draw(st.sampled_from([0.0, 1.0])))
+    prompts = [case.ids[:9], case.ids[:4]]
+    request = Request(Sampling(temperature=data.draw(st.sampled_from([0, 1]))), 14)
+    session = start(case, 2).extend(prompts)
+    batch, stats, rounds = Batch(strategy).admit(session, [request] * 2), {}, 0
+    with counted(session) as calls:
+        while batch.rows:
+            before = calls.copy()
+            batch, made = batch.step()
+            rounds += 1
+            assert calls["latent"] - before["latent"] <= 1
+            assert calls["entropy"] - before["entropy"] <= 1
+            assert calls["latent"] == calls["pooling"] == calls["patch_kv"]
+            for key, chunk in made:
+                if chunk.stats is not None:
+                    stats[key] = chunk.stats
+                    passes = chunk.stats
+                    assert (passes.encoder_passes, passes.decoder_passes) == (calls["encoder"], calls["decoder"])
+                    assert (passes.global_passes, passes.entropy_passes) == (calls["latent"], calls["entropy"])
+    assert set(stats) == {0, 1}
+    for one in stats.values():
+        assert 0 <= one.accepted <= one.drafted
+        # A round makes one byte of its own beside those accepted; the first has no draft. EOS is no byte.
+        assert one.bytes <= one.accepted + rounds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8)
+@given(case=tiny.cases(), data=st.data())
+def test_a_proposal(kind: str, case: Case, data: st.DataObject) -> None:
+    """No more than there is room for, nothing that resets the scorer, by the local model alone, to no effect."""
+    strategy = data.draw(st.sampled_from(examples_of(kind)))
+    prompts = [case.ids[:12], case.ids[:5]]
+    session, uncached = start(case, 2).extend(prompts), Uncached(case)
+    pending = [
+        Pending(
+            chosen=data.draw(st.sampled_from([4, 50, 255, NEWLINE])),
+            room=data.draw(st.sampled_from([1, 2, 5, 40])),
+            sampling=Sampling(temperature=data.draw(st.sampled_from([0, 2]))),
+            constraint=None,
+            pace=strategy.first_pace,
+        )
+        for _ in prompts
+    ]
+    with counted(session) as calls:
+        proposal = strategy.propose(session, pending)
+    for row, drafts in zip(pending, proposal.drafts, strict=True):
+        assert len(drafts) <= min(row.room - 1, row.pace)
+        assert session.scorer is None or not session.scorer.resets & set(drafts)
+        assert not set(drafts) & set(vocab.NEVER_EMITTED) and vocab.EOS not in drafts[:-1]
+    passes = proposal.passes
+    assert (passes.encoder, passes.decoder) == (calls["encoder"], calls["decoder"])
+    assert passes.encoder <= max((min(row.room - 1, row.pace) for row in pending), default=0)
+    assert passes.entropy == passes.latent == 0
+    assert not calls["latent"] and not calls["pooling"] and not calls["patch_kv"] and not calls["entropy"]
+    uncached.assert_rows(session, prompts)
+    more = [[row.chosen, 60] for row in pending]
+    uncached.assert_rows(session.extend(more), [[*p, *m] for p, m in zip(prompts, more, strict=True)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pace(kind: str) -> None:
+    """A pace that adapts stays within bounds, and what is fixed stays as it is."""
+    for strategy in examples_of(kind):
+        paces = {strategy.first_pace}
+        for accepted in (1.0, 0.0, 0.5):
+            pace = strategy.first_pace
+            for _ in range(12):
+                pace = strategy.next_pace(pace, pace, int(accepted * pace))
+                assert pace >= 0
+                paces.add(pace)
+            assert strategy.next_pace(pace, 0, 0) == pace  # a round without drafts says nothing
+        draft = getattr(strategy, "draft", None)
+        if kind == "ar" or draft is not None:
+            assert paces == {draft or 0}
+        else:
+            assert min(paces) >= 1 and max(paces) <= 64 and len(paces) > 2
+
+
+def test_strategies_by_name() -> None:
+    assert strategy_named("speculative", draft=None) == strategy_named("speculative")
+    with pytest.raises(ValueError, match=r"no strategy 'speculativ'.*speculative"):
+        strategy_named("speculativ")
+    with pytest.raises(ValueError, match="draft"):
+        strategy_named("speculative", draft=0)
+    with pytest.raises(ValueError, match="draft"):
+        strategy_named("ar", draft=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ar"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_thousands_of_prompts(kind: str, temperature: float) -> None:
+    """In float64 there is no exception: every row of every batch, drafts of every length."""
+    generator, strategies, rows, ties = torch.Generator().manual_seed(0), examples_of(kind), 16, 0
+    for turn in range(80):
+        case = tempered(replace(scored_case(example("byte")), seed=turn), (0.0, 0.1, 1.0)[turn % 3], eos=1.2)
+        prompts = [
+            [vocab.BOS, *torch.randint(4, 260, (size,), generator=generator).tolist()]
+            for size in torch.randint(0, 40, (rows,), generator=generator).tolist()
+        ]
+        asked = [
+            Request(
+                Sampling(temperature=temperature, seed=row, repetition_penalty=1.3 if row % 4 == 0 else 1.0),
+                max_bytes=24,
+                constraint=Utf8.behind(vocab.decode(prompt)) if row % 3 == 0 else None,
+                logprobs=True,
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+        session = start(case, rows).extend(prompts)
+        plain, drafted = (
+            decode_rows(session, asked, strategy) for strategy in (Autoregressive(), strategies[turn % len(strategies)])
+        )
+        for one, other, request in zip(plain, drafted, asked, strict=True):
+            other.assert_equals(one, request)
+            ties += one.finish == "eos"
+    assert ties > 0
+
+
+def decode_rows(session: Session, asked: list[Request], strategy: Strategy) -> list[Decoded]:
+    chunks: list[list[Chunk]] = [[] for _ in asked]
+    for row, chunk in generate_rows(session, asked, strategy):
+        chunks[row].append(chunk)
+    return [Decoded.of(own) for own in chunks]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ar"])
+@settings(max_examples=5, derandomize=True)
+@given(case=tiny.cases(dtype=torch.float32), data=st.data())
+def test_fp32_differs_only_on_ties(kind: str, case: Case, data: st.DataObject) -> None:
+    """Where a byte is another than in plain decoding, float64 finds a tie in front of it."""
+    strategy = data.draw(st.sampled_from(examples_of(kind)))
+    case = tempered(case, 0.1)
+    request = Request(GREEDY, 16)
+    session = start(case).extend(case.ids)
+    plain = decoded(session, request, Autoregressive()).data
+    found = decoded(session, request, strategy).data
+    same = next((n for n, (a, b) in enumerate(zip(plain, found, strict=False)) if a != b), min(len(plain), len(found)))
+    ties = plain != found
+    if ties:
+        assert nearest_tie(case, [*case.ids, *vocab.encode(plain[:same], bos=False).tolist()]) < TIE
+    print(f"{same} bytes, {int(ties)} ties")
