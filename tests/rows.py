@@ -90,7 +90,8 @@ class Uncached:
 
     def decode(self, ids: Sequence[int], request: Request) -> "Decoded":
         """The continuation of `ids`, a byte at a time."""
-        row, data, logprobs, constraint = list(ids) or [vocab.BOS], b"", [], request.constraint
+        row, data, constraint = list(ids) or [vocab.BOS], b"", request.constraint
+        logprobs: list[float] = []
         for _ in range(request.max_bytes):
             logits = self.run(tuple(row))[0][-1]
             seen = torch.zeros(len(logits), dtype=torch.bool)

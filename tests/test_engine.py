@@ -16,7 +16,7 @@ from bltkit.api import ByteLM
 from bltkit.checkpoint import Bundle
 from bltkit.generate import Chunk, Request, Sampling, Session, Speculative, StopStrings, generate, generate_rows
 from bltkit.model import EntropyConfig, EntropyModel
-from bltkit.patching import parse_rule
+from bltkit.patching import parse_rule, patch
 from tests import tiny
 from tests.rows import GREEDY, Decoded, Uncached, counted, cut_at_stop, example, start, stats_of
 
@@ -86,6 +86,22 @@ def test_logprobs_are_of_the_model_itself() -> None:
     logits = case.run(ids)[0][-1].index_fill(0, torch.tensor(vocab.NEVER_EMITTED), -torch.inf)
     expected = float(logits.log_softmax(-1)[chunk.data[0] + vocab.OFFSET])
     assert chunk.logprobs[0] == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_penalty_counts_the_prompt() -> None:
+    """Exactly its last ids, for the first byte, too: of prompts whose last id but one would come again."""
+    case = example("byte")
+    prompts = torch.tensor([[vocab.BOS, first, last] for first in range(4, 260) for last in range(4, 12)])
+    with torch.no_grad():
+        logits = case.model(prompts, patch(case.rule, prompts, documents=False))[:, -1]
+    again = prompts[logits.argmax(-1) == prompts[:, 1]].tolist()
+    assert again
+    for prompt in again[:3]:
+        for window in (1, 2):
+            request = Request(GREEDY.replace(repetition_penalty=1e6, repetition_window=window), 4)
+            found, _ = run(start(case).extend(prompt), request)
+            assert found == Uncached(case).decode(prompt, request).data
+            assert (found[0] + vocab.OFFSET == prompt[1]) == (window == 1)
 
 
 def test_the_empty_prompt_is_bos_alone() -> None:

@@ -156,6 +156,24 @@ def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     assert shares[2] < 0.9
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ar"])
+def test_drafts_are_chosen_as_the_bytes_are(kind: str) -> None:
+    """With the noise of their position, the penalty, the filters and the constraint: where latents do not count,
+    nothing is rejected."""
+    case = tempered(scored_case(example("byte")), 0.0)
+    session = start(case).extend(case.ids)
+    for sampling, constraint in (
+        (Sampling(temperature=1, seed=3), None),
+        (Sampling(temperature=0, repetition_penalty=3), None),
+        (Sampling(temperature=0, repetition_penalty=3, repetition_window=3), None),
+        (Sampling(temperature=2, seed=4, top_k=20, min_p=0.01), None),
+        (Sampling(temperature=2, seed=5), Utf8()),
+    ):
+        request = Request(sampling, 40, constraint=constraint)
+        stats = stats_of(list(generate(session, request, strategy_named(kind))))
+        assert stats.accepted == stats.drafted > 20
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=5)
 @given(case=tiny.cases(), data=st.data())

@@ -57,7 +57,10 @@ class Reading:
     opens: for each row and id, does the byte behind it open a patch.
     """
 
+    origin: "Session" = field(repr=False)
+    """What was extended, and `before` what of it the pass saw: in rows that `begun` a document or segment, nothing."""
     before: "Session" = field(repr=False)
+    begun: tuple[bool, ...]
     ids: tuple[tuple[int, ...], ...]
     logits: Float[Tensor, "R S V"]
     opens: tuple[tuple[bool, ...], ...]
@@ -84,7 +87,13 @@ class Reading:
         if len(counts) != len(self.ids) or not all(0 <= n <= own for n, own in zip(counts, self.counts, strict=True)):
             raise ValueError(f"counts = {list(counts)}: of each row 0 to {list(self.counts)} ids can be kept")
         with torch.inference_mode():
-            return self._kept(counts)
+            kept = self._kept(counts)
+            undone = [self.begun[row] and not count for row, count in enumerate(counts)]
+            if not any(undone):
+                return kept
+            # What these rows forgot in front of the pass is to be there again.
+            rows = [(self.origin if old else kept).select([row]) for row, old in enumerate(undone)]
+            return replace(type(kept).join(rows), passes=kept.passes)
 
     def _kept(self, counts: tuple[int, ...]) -> "Session":
         before, size = self.before, self.logits.shape[1]
@@ -147,6 +156,7 @@ class Reading:
 
 def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
     """The pass. A BOS that begins a document (or an id that resets the scorer) can only be the first of its row."""
+    begun = tuple(bool(row) and row[0] in session.resets for row in rows)
     before = session.beginning([row[0] if row else None for row in rows])
     model, scorer = before.model, before.scorer
     size, device = max(map(len, rows)), before.device
@@ -173,7 +183,9 @@ def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
     byte_kv = before.patch_kv if closed is None else _of_bytes(closed)
     logits, decoder = model.decoder.extend(outputs[-1], byte_kv, before.decoder)
     return Reading(
+        origin=replace(session, reading=None),
         before=before,
+        begun=tuple(new and text.length > 0 for new, text in zip(begun, session.texts, strict=True)),
         ids=tuple(map(tuple, rows)),
         logits=logits,
         opens=opens,

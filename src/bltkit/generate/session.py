@@ -132,6 +132,12 @@ class Session:
         return tuple(not patch for patch in self.open_patches)
 
     @property
+    def resets(self) -> frozenset[int]:
+        """Ids in front of which the model or the scorer forgets: in a pass they can only be the first of a row."""
+        documents = frozenset((BOS,)) if self.stream.documents else frozenset()
+        return documents if self.scorer is None else documents | self.scorer.resets
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.stream.position.device
@@ -142,9 +148,7 @@ class Session:
         This one stays as it was. Raises ValueError where a row does not begin with BOS.
         """
         rows = self._checked(ids)
-        resets = frozenset((BOS,) if self.stream.documents else ())
-        resets |= frozenset() if self.scorer is None else self.scorer.resets
-        pieces = [list(stretches(row, resets, CHUNK)) for row in rows]
+        pieces = [list(stretches(row, self.resets, CHUNK)) for row in rows]
         session = self
         for turn in range(max(map(len, pieces))):
             now = [row[slice(*own[turn])] if turn < len(own) else [] for row, own in zip(rows, pieces, strict=True)]

@@ -165,8 +165,8 @@ class CachedAttention:
     def __call__(self, layer: int, fused: Float[Tensor, "R N S D"]) -> Float[Tensor, "R H S D"]:
         """See `Attend`."""
         self.rotation.turn_(fused[:, : self.heads + self.kv_heads])
-        kv = self.slot.write(layer, fused[:, self.heads :])
-        return self.visible.attend(fused[:, : self.heads], kv[:, : self.kv_heads], kv[:, self.kv_heads :])
+        k, v = self.slot.write(layer, fused[:, self.heads :]).chunk(2, 1)
+        return self.visible.attend(fused[:, : self.heads], k, v)
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ class _Drafting:
         self.tails = [text.tail(self.model.embed.longest, session.stream.documents) for text in session.texts]
         self.drafts: list[list[int]] = [[] for _ in rows]
         self.constraints: list[Constraint | None] = [row.constraint for row in rows]
-        self.resets = frozenset() if session.scorer is None else session.scorer.resets
+        self.resets = session.resets
         self.passes = Passes()
 
     def run(self) -> Proposal:

@@ -45,7 +45,7 @@ class Strategy(Config):
     @abstractmethod
     def propose(self, session: Session, rows: Sequence[Pending]) -> Proposal:
         """Ids that may follow each row's chosen one: at most room - 1, since the engine adds one of its own, and
-        none that resets the session's scorer."""
+        none of `session.resets`."""
 
     @property
     def first_pace(self) -> int:
