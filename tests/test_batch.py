@@ -30,7 +30,7 @@ from tests.tiny import Case
 STRATEGIES: list[Strategy] = [Autoregressive(), Speculative(draft=1), Speculative(draft=3), Speculative()]
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(tiny.cases(), st.data())
 def test_rows_grow_by_uneven_amounts(case: Case, data: st.DataObject) -> None:
     """Also by nothing at all, and each in pieces of its own."""
@@ -89,7 +89,7 @@ class Histories:
             self.session, self.rows = Session.join([other, self.session]), [ids, *self.rows]
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(tiny.cases(), st.data())
 def test_any_history_of_a_batch(case: Case, data: st.DataObject) -> None:
     live_through(case, data)
@@ -113,7 +113,7 @@ def live_through(case: Case, data: st.DataObject) -> None:
             found.uncached.assert_rows(before.extend([[10]] * len(rows)), [[*row, 10] for row in rows])
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(tiny.cases(), st.sampled_from(STRATEGIES), st.data())
 def test_a_row_is_decoded_as_if_alone(case: Case, strategy: Strategy, data: st.DataObject) -> None:
     """Requests of every kind come in while others run, some are called off, and none of the others sees it."""

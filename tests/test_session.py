@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bltkit import vocab
 from bltkit.generate import Request, Sampling, Session, generate
 from bltkit.generate import session as session_module
+from bltkit.generate.sampling import _gumbel
 from bltkit.model import EntropyModel
 from bltkit.patching import BpeOracleRule, parse_rule
 from tests import tiny
@@ -23,7 +24,7 @@ from tests.tiny import Case
 TIE = 1e-4  # fp32 may decide otherwise only where float64 finds threshold margin or top-two gap below this
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(tiny.cases(), st.data())
 def test_any_cut_equals_uncached(case: Case, data: st.DataObject) -> None:
     session = start(case)
@@ -186,10 +187,10 @@ def test_a_windowed_global_cache_does_not_grow_either() -> None:
     case = example("stride:k=2")
     case = replace(case, config=case.config.replace(latent=case.config.latent.replace(window=5)))
     session, sizes = start(case).extend([vocab.BOS]), []
-    for at in range(400):
+    for at in range(260):
         session = session.extend([vocab.OFFSET + at % 256])
         sizes.append(storage_bytes(session.latents, without=()))
-    assert max(sizes[300:]) <= max(sizes[:150])
+    assert max(sizes[200:]) <= max(sizes[:150])
 
 
 def test_a_part_that_comes_too_late_is_refused() -> None:
@@ -243,7 +244,7 @@ def test_mistakes_are_named() -> None:
             session.read([[10, 11]]).keep(counts)
 
 
-@settings(max_examples=6, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 @given(tiny.cases(dtype=torch.float32))
 def test_fp32_differs_only_on_ties(case: Case) -> None:
     """Greedy bytes of the cached and the uncached model, up to the first that differs."""
@@ -259,10 +260,14 @@ def test_fp32_differs_only_on_ties(case: Case) -> None:
     print(f"{len(ids) - len(case.ids)} bytes, {ties} ties")
 
 
-def nearest_tie(case: Case, ids: list[int]) -> float:
+def nearest_tie(case: Case, ids: list[int], sampling: Sampling = GREEDY) -> float:
     """The smallest margin, in float64, by which a patch of the row or its next byte is decided."""
     exact = case.in_float64()
-    best = Sampling(temperature=1).probabilities(exact.run(ids)[0][-1]).log().topk(2).values
+    tempered = sampling.replace(temperature=sampling.temperature or 1.0)
+    scores = tempered.probabilities(exact.run(ids)[0][-1]).log()
+    if sampling.temperature:
+        scores = scores + torch.from_numpy(_gumbel(sampling.seed, len(ids), 1, len(scores))[0])
+    best = scores.topk(2).values
     margins = [float(best[0] - best[1])]
     if exact.scorer is not None:
         scores = tiny.scores_of(exact.scorer, torch.tensor([ids]))[0].double()

@@ -10,6 +10,7 @@ sequential sums along one row.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from bltkit.config import Config
 from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
+
+_NEVER = list(NEVER_EMITTED)
 
 # A generator costs as much to set up as its numbers for 3 positions, so several positions share one. More would
 # make a miss dearer where there are more rows than blocks are kept (128 blocks of 33 kB).
@@ -105,7 +108,7 @@ def choose(
             _gumbel(row.seed, at, num_columns, num_ids) if row.temperature > 0 else silence
             for row, at in zip(rows, positions, strict=True)
         ]
-        scores = scores + np.concatenate(noise)
+        scores = scores + (noise[0] if num_rows == 1 else np.concatenate(noise))
     chosen: Int64[np.ndarray, " N"] = scores.argmax(-1)
     ids: list[list[int]] = chosen.reshape(num_rows, num_columns).tolist()
     if not logprobs:
@@ -131,10 +134,9 @@ def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[T
 
 def _emittable(logits: Float[Tensor, "*S V"], allowed: Bool[Tensor, "*S V"] | None) -> Float64[np.ndarray, "N V"]:
     """The logits in float64, all columns of all rows under one another; -inf where an id cannot be chosen."""
-    copy = logits.detach().cpu().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    copy = logits.detach().to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)
     own: Float64[np.ndarray, "N V"] = copy.numpy().reshape(-1, logits.shape[-1])
-    for never in NEVER_EMITTED:
-        own[:, never] = -np.inf
+    own[:, _NEVER] = -np.inf
     # The largest is NaN where anything is; -inf alone is a way of saying "never".
     if not np.isfinite(own.max(-1)).all():
         raise ValueError("the logits are not finite: the model's weights are broken, or its training diverged")
@@ -145,7 +147,6 @@ def _emittable(logits: Float[Tensor, "*S V"], allowed: Bool[Tensor, "*S V"] | No
     return own
 
 
-@np.errstate(over="ignore")  # a tiny temperature: -inf is right
 def _log_weights(
     rows: Sequence[Sampling], own: Float64[np.ndarray, "N V"], seen: Bool[Tensor, "*S V"] | None
 ) -> Float64[np.ndarray, "N V"]:
@@ -159,8 +160,10 @@ def _log_weights(
         own = np.where(seen.cpu().numpy().reshape(own.shape), penalised, own)
     if all(row.temperature == 0 for row in rows):
         return own
-    # The shift keeps a tiny temperature from overflowing.
-    scores = (own - own.max(-1, keepdims=True)) / _spread([row.temperature or 1.0 for row in rows], own)
+    # The shift keeps a tiny temperature from overflowing; beyond the largest number -inf is right.
+    temperatures = [row.temperature or 1.0 for row in rows]
+    with np.errstate(over="ignore") if min(temperatures) < 1e-100 else nullcontext():
+        scores = (own - own.max(-1, keepdims=True)) / _spread(temperatures, own)
     if all(row.top_k is None and row.top_p is None and row.min_p is None for row in rows):
         return scores
     return _filter(rows, scores)
@@ -196,8 +199,10 @@ def _filter(rows: Sequence[Sampling], scores: Float64[np.ndarray, "N V"]) -> Flo
     return np.where(stays, scores, -np.inf)
 
 
-def _spread(values: Sequence[float], like: Float64[np.ndarray, "N V"]) -> Num[np.ndarray, "N 1"]:
-    """One value a row -> one value a line of `like`."""
+def _spread(values: Sequence[float], like: Float64[np.ndarray, "N V"]) -> Num[np.ndarray, "#N 1"]:
+    """One value a row -> one value a line of `like`, or one for all."""
+    if len(values) == 1:
+        return np.array([values])
     return np.repeat(np.asarray(values), len(like) // len(values))[:, None]
 
 

@@ -27,14 +27,16 @@ MIN_STEP = 128
 class Rotation:
     """Rotary angles of positions; made once per stack and shared by its layers."""
 
-    cos: Float[Tensor, "... T d"]
-    sin: Float[Tensor, "... T d"]
+    angle: Float[Tensor, "... T d"]
+    """In fp32, or float64 for float64 (spec 0.1)."""
+    dtype: torch.dtype
+    """That sine and cosine are rounded to."""
 
     @classmethod
     def of(cls, positions: Int64[Tensor, "... T"], head_dim: int, theta: float, like: Tensor) -> Self:
-        """Computed in fp32 (float64 for float64), then cast to the dtype of `like` (spec 0.1, 0.2)."""
-        angle = positions[..., None] * _frequencies(head_dim, theta, like.dtype, like.device)
-        return cls(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
+        """For activations such as `like`."""
+        frequencies = _frequencies(head_dim, theta, like.dtype, like.device)
+        return cls(positions[..., None] * frequencies, like.dtype)
 
     def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
         """Turn neighbouring pairs (0, 1), (2, 3), ... (interleaved RoPE; half-split weights would need permuting)."""
@@ -43,18 +45,19 @@ class Rotation:
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
             return torch.view_as_real(pairs * self._factors).flatten(-2)
         even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), -1).flatten(-2)
+        cos, sin = self.angle.cos().to(self.dtype), self.angle.sin().to(self.dtype)
+        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
 
     def turn_(self, x: Float[Tensor, "B H T D"]) -> None:
         """`turn` in place, for passes without gradient."""
         if x.dtype in (torch.float32, torch.float64):
-            torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(self._factors)
+            torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(self._factors)
         else:
             x.copy_(self.turn(x))
 
     @cached_property
     def _factors(self) -> Complex[Tensor, "... T d"]:
-        return torch.complex(self.cos, self.sin)
+        return torch.polar(_one(self.dtype, self.angle.device), self.angle)
 
 
 @lru_cache(maxsize=64)
@@ -63,6 +66,12 @@ def _frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.
     wide = torch.promote_types(dtype, torch.float32)
     with torch.inference_mode(False):
         return theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
+
+
+@lru_cache(maxsize=8)
+def _one(dtype: torch.dtype, device: torch.device) -> Float[Tensor, ""]:
+    with torch.inference_mode(False):
+        return torch.ones((), dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,10 +70,10 @@ class CrossAttention(nn.Module):
         return self._keys_values(vectors)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_dim))
+        return x.view(*x.shape[:-1], self.heads, self.head_dim)
 
     def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kv = self.kv(self.kv_norm(x)).unflatten(-1, (2 * self.kv_heads, self.head_dim))
+        kv = self.kv(self.kv_norm(x)).view(*x.shape[:-1], 2 * self.kv_heads, self.head_dim)
         k, v = kv[..., : self.kv_heads, :], kv[..., self.kv_heads :, :]
         if self.kv_heads != self.heads:
             repeat = self.heads // self.kv_heads

@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
         self.out = Linear(config.width, config.width)
 
     def forward(self, x: Float[Tensor, "B T D"], attend: Attend) -> Float[Tensor, "B T D"]:
-        fused = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        fused = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
         return self.out(attend(self.index, fused).transpose(1, 2).flatten(2))
 
 

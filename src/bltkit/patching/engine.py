@@ -190,6 +190,8 @@ def _after(
     before: Int64[Tensor, " B"], columns: Int64[Tensor, "B S"], num_bytes: Int64[Tensor, " B"] | None
 ) -> Int64[Tensor, " B"]:
     """The state after num_bytes columns, of the state before and the states after each column."""
+    if num_bytes is None and columns.shape[1]:
+        return columns[:, -1]
     states = torch.cat([before[:, None], columns], 1)
     return states[:, -1] if num_bytes is None else states.gather(1, num_bytes[:, None])[:, 0]
 
