@@ -222,6 +222,18 @@ def test_one_pass_for_all_rows() -> None:
     assert passes.latent == 4  # rows of odd and of even length close theirs in turns
 
 
+def test_empty_rows_join_and_are_given_back() -> None:
+    case = example("byte")
+    ids = vocab.encode(b"abc").tolist()
+    one = start(case).extend(ids)
+    joined = Session.join([start(case), one]).extend([ids, ids])
+    torch.testing.assert_close(joined.logits[0], one.logits[0], atol=1e-10, rtol=0)
+    undone = start(case, 2).extend([[], ids]).read([[], [vocab.BOS]]).keep([0, 0])
+    assert undone.positions == (0, 4)
+    both = undone.extend([ids, [10]])
+    torch.testing.assert_close(both.logits[1], one.extend([10]).logits[0], atol=1e-10, rtol=0)
+
+
 def test_mistakes_are_named() -> None:
     case, other = example("byte"), example("byte")
     session = start(case).extend([vocab.BOS])
@@ -232,7 +244,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="cannot be joined"):
         Session.join([session, start(other).extend([vocab.BOS])])
     with pytest.raises(ValueError, match="empty row"):
-        Session.join([session, start(case)])
+        _ = Session.join([session, start(case)]).logits
     with pytest.raises(ValueError, match="1 requests for a session of 2 rows"):
         Batch().admit(session.select([0, 0]), [Request()])
     with pytest.raises(ValueError, match="rollback"):

@@ -156,8 +156,7 @@ class _Point:
         progress(f"{self.name}: reading the context")
         sessions = {form: self._session(subject) for form, subject in self.formed.items()}
         logits = {form: self._logits(session) for form, session in sessions.items()}
-        exact = isinstance(peer, BltPeer) or any(form not in LOSSLESS for form in logits)
-        if exact and "fp32" not in logits:
+        if "fp32" not in logits:
             logits["fp32"] = self._logits(self._session(self.subject))
         differences = {} if not isinstance(peer, BltPeer) else self._compared(peer, logits)
         walks = {form: _Walk(session, self._requests(), self.num_bytes) for form, session in sessions.items()}
@@ -176,7 +175,7 @@ class _Point:
                 form=Form(form),
                 peer_dtype=dtype_of(peer),
                 max_bytes=self.num_bytes,
-                agreement=None if form in LOSSLESS else self._agreement(logits[form], logits["fp32"]),
+                agreement=None if form == "fp32" else self._agreement(logits[form], logits["fp32"]),
                 ledger=self._ledger(subject, walk, timing),
                 machine_rates=rates,
             )

@@ -81,7 +81,8 @@ class Reading:
     def keep(self, counts: Sequence[int] | None = None) -> "Session":
         """The session behind the first counts[r] ids of each row; behind all of them when None.
 
-        Raises ValueError for more than were read.
+        Raises ValueError for more than were read. Asking for more than ever before, once another pass from the same
+        session has overwritten them, is a mistake of ours: an assertion.
         """
         counts = self.counts if counts is None else tuple(counts)
         if len(counts) != len(self.ids) or not all(0 <= n <= own for n, own in zip(counts, self.counts, strict=True)):

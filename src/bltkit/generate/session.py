@@ -177,7 +177,7 @@ class Session:
             return self
         if self.reading is not None and all(n <= kept for n, kept in zip(counts, self.kept, strict=True)):
             return self.reading.keep([kept - n for n, kept in zip(counts, self.kept, strict=True)])
-        fresh = Session.start(self.model, self.scorer, self.rule, self.rows)
+        fresh = replace(Session.start(self.model, self.scorer, self.rule, self.rows), passes=self.passes)
         return fresh.extend([text.items[:length] for text, length in zip(self.texts, lengths, strict=True)])
 
     def fork(self) -> "Session":
@@ -212,7 +212,7 @@ class Session:
     def join(cls, sessions: Sequence["Session"]) -> "Session":
         """All rows under one another, of one model, scorer and rule: so rows come in while others run.
 
-        Raises ValueError for sessions of different models or rules, or where one has not read anything.
+        Raises ValueError for sessions of different models, scorers or rules.
         """
         first = sessions[0]
         for other in sessions:
@@ -237,7 +237,7 @@ class Session:
                     (torch.cat([k for k, _ in block]), torch.cat([v for _, v in block]))
                     for block in zip(*(one.patch_kv for one in sessions), strict=True)
                 ),
-                next_logits=torch.cat([one.logits for one in sessions]),
+                next_logits=_joined([one.next_logits for one in sessions], [one.rows for one in sessions]),
                 passes=passes,
                 reading=None,
             )
@@ -268,11 +268,21 @@ class Session:
 
     def _checked(self, ids: Rows) -> list[list[int]]:
         values: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        single = not values or isinstance(values[0], int)
-        rows: list[list[int]] = [values] if single else [list(row) for row in values]
+        if not values:
+            return [[] for _ in self.texts]
+        rows: list[list[int]] = [values] if isinstance(values[0], int) else [list(row) for row in values]
         if len(rows) != self.rows:
             raise ValueError(f"ids of {len(rows)} rows for a session of {self.rows}")
         for row, text in zip(rows, self.texts, strict=True):
             if row and not text.length and row[0] != BOS:
                 raise ValueError(f"a row begins with BOS ({BOS}), got id {row[0]}; vocab.encode(text) puts it in front")
         return rows
+
+
+def _joined(logits: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
+    """Zeros where nothing was read: `Session.logits` refuses to show them."""
+    known = next((one for one in logits if one is not None), None)
+    if known is None:
+        return None
+    pairs = zip(logits, rows, strict=True)
+    return torch.cat([known.new_zeros(count, known.shape[1]) if one is None else one for one, count in pairs])

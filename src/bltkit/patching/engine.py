@@ -191,7 +191,8 @@ def _after(
 ) -> Int64[Tensor, " B"]:
     """The state after num_bytes columns, of the state before and the states after each column."""
     if num_bytes is None and columns.shape[1]:
-        return columns[:, -1]
+        last = columns[:, -1]
+        return last if columns.shape[1] == 1 else last.clone()  # not to keep a long prompt's columns alive
     states = torch.cat([before[:, None], columns], 1)
     return states[:, -1] if num_bytes is None else states.gather(1, num_bytes[:, None])[:, 0]
 
