@@ -35,7 +35,14 @@ class Passes:
     """Cached keys and values that passes read, in bytes; those that a pass itself makes are not counted."""
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return type(self)(
+            self.entropy + other.entropy,
+            self.encoder + other.encoder,
+            self.latent + other.latent,
+            self.decoder + other.decoder,
+            self.ids + other.ids,
+            self.kv_bytes + other.kv_bytes,
+        )
 
     def __sub__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))

@@ -202,15 +202,16 @@ class Slot:
         """The cache with all new positions, none of them kept: the next pass behind them overwrites nothing, any
         other pass does."""
         stops = tuple(stop + self.size for stop in self.cache.stops)
-        return replace(self._seen(stops, (self.size,) * len(stops)), _written_by=self)
+        return self._seen(stops, (self.size,) * len(stops), self)
 
-    def _seen(self, stops: tuple[int, ...], counts: Sequence[int]) -> StackCache:
+    def _seen(self, stops: tuple[int, ...], counts: Sequence[int], written_by: "Slot | None" = None) -> StackCache:
+        # Built outright: `replace` takes longer than all of the arithmetic, and every step does this in every stack.
         cache = self.cache
         starts = cache.starts
         if cache.window is not None:
-            starts = tuple(max(start, stop - cache.window + 1) for start, stop in zip(starts, stops, strict=True))
-        positions = tuple(position + count for position, count in zip(cache.positions, counts, strict=True))
-        return replace(cache, starts=starts, stops=stops, positions=positions, _written_by=None)
+            starts = tuple([max(start, stop - cache.window + 1) for start, stop in zip(starts, stops, strict=True)])
+        positions = tuple([position + count for position, count in zip(cache.positions, counts, strict=True)])
+        return StackCache(cache.num_layers, cache.window, starts, stops, positions, self._storage, written_by)
 
     def _scattered(self) -> Tensor:
         device = self._storage.layers[0].device

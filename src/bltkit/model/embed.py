@@ -83,8 +83,9 @@ class ByteEmbedding(nn.Module):
         return self._embed(window[:, self.longest - 1 :], window.unfold(1, self.longest, 1))
 
     def _embed(self, ids: Tensor, windows: Tensor) -> Tensor:
-        ngrams = self._sums(self._buckets(windows).flatten(0, 1)).unflatten(0, ids.shape)
-        return (self.bytes(ids) + ngrams) * self.scale
+        x = self.bytes(ids)
+        x = x + self._sums(self._buckets(windows).flatten(0, 1)).view(x.shape)
+        return x if self.scale == 1 else x * self.scale
 
     def _sums(self, rows: Int64[Tensor, "N tables"]) -> Float[Tensor, "N D"]:
         """The n-gram vectors of each position added up, in the bytes' dtype.
@@ -95,6 +96,8 @@ class ByteEmbedding(nn.Module):
         dtype = self.bytes.weight.dtype
         if self.ngrams.dtype == dtype:
             return F.embedding_bag(rows, self.ngrams, mode="sum")
+        if len(rows) <= WIDENED_AT_ONCE:
+            return F.embedding(rows, self.ngrams).to(dtype).sum(1)
         return torch.cat([F.embedding(part, self.ngrams).to(dtype).sum(1) for part in rows.split(WIDENED_AT_ONCE)])
 
     def _windows(self, ids: Tensor, documents: Tensor | None) -> Int64[Tensor, "B T n"]:
