@@ -35,11 +35,18 @@ def generate(
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: torch's. 1 is right for a small model on a busy machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. Several samples come one after another, with a line on stderr in front of each."""
+    import torch
+
     from bltkit.api import ByteLM
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     if logprobs and not as_json:
         raise ValueError("--logprobs come as JSON; add --json")
     data = b"" if prompt is None and file is None else read_text(prompt, file)
