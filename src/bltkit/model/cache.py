@@ -26,7 +26,8 @@ class _Storage:
     used: list[int]
     """Columns of each row that a cache has kept; behind them stands what the latest pass wrote."""
     writer: object = None
-    """The latest slot given out: nobody else's unkept columns are still there."""
+    """The token of the latest slot given out: nobody else's unkept columns are still there. Not the slot itself: the
+    two would hold each other, and memory would be given back only when Python looks for cycles."""
 
     @property
     def columns(self) -> int:
@@ -48,7 +49,7 @@ class StackCache:
     positions: tuple[int, ...]
     _storage: _Storage | None = field(default=None, repr=False)
     _written_by: object = field(default=None, repr=False)
-    """Of a cache that counts columns not kept: the slot that wrote them."""
+    """Of a cache that counts columns not kept: the token of the slot that wrote them."""
 
     @classmethod
     def empty(cls, num_layers: int, window: int | None = None, rows: int = 1) -> Self:
@@ -160,7 +161,7 @@ class Slot:
     def __init__(self, cache: StackCache, size: int) -> None:
         assert cache._storage is not None
         self.cache, self.size, self._storage = cache, size, cache._storage
-        self._storage.writer = self
+        self._token = self._storage.writer = object()
         self._kept = (0,) * len(cache.stops)
         self.even = len(set(cache.stops)) == 1
         """Do the rows write to the same columns."""
@@ -186,7 +187,7 @@ class Slot:
         """The cache with the first counts[r] of the new positions of each row."""
         cache, storage = self.cache, self._storage
         stops = tuple(stop + count for stop, count in zip(cache.stops, counts, strict=True))
-        mine = storage.writer is self
+        mine = storage.writer is self._token
         assert mine or all(n <= k for n, k in zip(counts, self._kept, strict=True)), "another pass wrote over these"
         if mine:
             storage.used = [max(used, stop) for used, stop in zip(storage.used, stops, strict=True)]
@@ -202,9 +203,9 @@ class Slot:
         """The cache with all new positions, none of them kept: the next pass behind them overwrites nothing, any
         other pass does."""
         stops = tuple(stop + self.size for stop in self.cache.stops)
-        return self._seen(stops, (self.size,) * len(stops), self)
+        return self._seen(stops, (self.size,) * len(stops), self._token)
 
-    def _seen(self, stops: tuple[int, ...], counts: Sequence[int], written_by: "Slot | None" = None) -> StackCache:
+    def _seen(self, stops: tuple[int, ...], counts: Sequence[int], written_by: object = None) -> StackCache:
         # Built outright: `replace` takes longer than all of the arithmetic, and every step does this in every stack.
         cache = self.cache
         starts = cache.starts
