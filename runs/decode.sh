@@ -1,9 +1,9 @@
 #!/bin/sh
-# Everything that docs/performance.md says about decoding, measured anew: about 25 minutes on two quiet CPU cores.
+# Everything that docs/performance.md says about decoding, measured anew: a quarter of an hour on two quiet CPU cores.
 #
 #     sh runs/decode.sh PROSE CODE [ROWS.jsonl]
 #
-# PROSE and CODE are files that the embedded model has not seen; rows are appended to ROWS.jsonl and drawn from it.
+# PROSE and CODE are files that the embedded model has not seen; rows are appended to ROWS.jsonl.
 # THREADS (default 1) are those of both sides: products of one row hardly gain from a second one, and on a machine that
 # has other work they wait for each other.
 set -eu

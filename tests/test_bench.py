@@ -238,7 +238,7 @@ def decoding_row(**changes: object) -> bench.Row:
     decoding = bench.Decoding(
         strategy="speculative",
         draft=8,
-        form=bench.Form("bf16", compiled=True),
+        form=bench.Form("bf16"),
         prompts=4,
         identical=3,
         identical_to_fp32=2,
@@ -259,7 +259,7 @@ def test_a_row_of_decoding_says_how() -> None:
     found = decoding_row()
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (data["strategy"], data["draft"], data["peer_dtype"], data["batch"]) == ("speculative", 8, "bfloat16", 2)
-    assert data["form"] == {"weights": "bf16", "compiled": True}
+    assert data["form"] == {"weights": "bf16"}
     assert data["temperature"] == 0
     assert (data["ledger"]["gb_per_second"], data["ledger"]["acceptance"]) == (3.0, 0.75)
     assert (data["prompts"], data["identical"], data["against_ar"]) == (4, 3, 1.5)
@@ -268,7 +268,7 @@ def test_a_row_of_decoding_says_how() -> None:
     assert "repeated_share" not in data
     line = found.summary()
     for words in (
-        "at 64 x 2 (speculative k = 8, bf16, compiled)",
+        "at 64 x 2 (speculative k = 8, bf16)",
         "1.50 times ar, 3 of 4 as ar, 2 of 4 as fp32, 75.0% of the drafts kept",
         "3.0 GB/s read",
         "13.0 in fp32",

@@ -28,13 +28,12 @@ class Written(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """How the weights are held and the step is run; a model is loaded as fp32 and runs in eager mode unless said."""
+    """How the weights are held; a model is loaded as fp32."""
 
     weights: str = "fp32"
-    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.weights}, compiled" if self.compiled else self.weights
+        return self.weights
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,10 @@ def _lines(rows: Sequence[Row], axis: str) -> list[_Line]:
 
 def _way(row: Row) -> str:
     """What tells one way of decoding from another; the plainest needs few words."""
-    form = row.get("form") or {"weights": "fp32", "compiled": False}
+    form = row.get("form") or {"weights": "fp32"}
     words = [row.get("strategy") or "ar"]
     words += [] if row.get("draft") is None else [f"k = {row['draft']}"]
     words += [form["weights"]] if form["weights"] != "fp32" else []
-    words += ["compiled"] if form["compiled"] else []
     words += [f"temperature {row['temperature']:g}"] if row.get("temperature") else []
     return ", ".join(words)
 
