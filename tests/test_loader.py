@@ -1,215 +1,55 @@
-"""Corpus, packing and loader: every byte once an epoch, rows as promised, positions exact."""
+"""The loader: one sequence of rows whatever the ranks, workers and batch sizes, and positions that are exact."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bltkit.data import IGNORE, Batch, Corpus, Loader, validation_batches
-from bltkit.data.packing import cut, pack, shuffle
-from bltkit.vocab import BOS, EOS, OFFSET, PAD, encode
-
-documents = st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=25)
-row_sizes = st.integers(8, 40)
-seeds = st.integers(0, 3)
+from bltkit.data import Batch, Corpus, Document, Loader
+from bltkit.data.parts import PartSize, RowPlan
+from bltkit.vocab import OFFSET
+from tests.tiny_corpus import documents, epoch_rows, everything, marked_documents, part_sizes, row_sizes, same, seeds
 
 
-def everything(texts: list[bytes]) -> Corpus:
-    """A corpus that trains on all of its documents."""
-    return Corpus.from_documents(texts, validation_fraction=0.0)
+def rows_of(batches: list[Batch]) -> list[list[int]]:
+    return [row for batch in batches for row in batch.ids.tolist()]
 
 
-def epoch_rows(loader: Loader, epoch: int = 0) -> list[list[int]]:
-    """The ids of every row of one epoch."""
-    loader.restore(loader.state | {"epoch": epoch, "row": 0})
-    assert loader.batch_rows == 1
-    return [next(loader).ids[0].tolist() for _ in range(loader.rows_in_epoch)]
+# --- parts ---
 
 
-def pieces_of(row: list[int]) -> list[list[int]]:
-    """A row cut in front of each BOS, padding removed."""
-    pieces: list[list[int]] = []
-    for value in row:
-        if value == BOS:
-            pieces.append([])
-        if value != PAD:
-            pieces[-1].append(value)
-    return pieces
+@given(documents, row_sizes, seeds, st.integers(0, 3), part_sizes)
+def test_parts_lose_nothing(texts: list[bytes], row_bytes: int, seed: int, epoch: int, size: PartSize) -> None:
+    loader = Loader(everything(texts), row_bytes, 1, seed, part_size=size)
+    found = Counter(value for row in epoch_rows(loader, epoch) for value in row if value >= OFFSET)
+    assert found == Counter(byte + OFFSET for text in texts for byte in text)
+    wanted = max(-(-len(texts) // size.documents), -(-sum(map(len, texts)) // size.text_bytes))
+    assert loader.plan.num_parts(epoch) == min(len(texts), wanted)
 
 
-def obvious_pieces(text: bytes, row_bytes: int) -> list[list[int]]:
-    """The executable specification of cutting: fill rows one after another, and never leave EOS alone."""
-    payload = [byte + OFFSET for byte in text] + [EOS]
-    result = []
-    while payload:
-        take = row_bytes - 1
-        if len(payload) == take + 1:
-            take -= 1
-        result.append([BOS, *payload[:take]])
-        payload = payload[take:]
-    return result
-
-
-# --- packing ---
-
-
-@given(documents, row_sizes, seeds, st.integers(0, 3))
-def test_an_epoch_holds_every_piece_exactly_once(texts: list[bytes], row_bytes: int, seed: int, epoch: int) -> None:
-    rows = epoch_rows(Loader(everything(texts), row_bytes, 1, seed), epoch)
-    found = Counter(tuple(piece) for row in rows for piece in pieces_of(row))
-    wanted = Counter(tuple(piece) for text in texts for piece in obvious_pieces(text, row_bytes))
-    assert found == wanted
-
-
-@given(documents, row_sizes, seeds)
-def test_rows_begin_with_bos_and_pad_only_at_the_end(texts: list[bytes], row_bytes: int, seed: int) -> None:
-    for row in epoch_rows(Loader(everything(texts), row_bytes, 1, seed)):
-        assert len(row) == row_bytes and row[0] == BOS
-        used = row_bytes - row.count(PAD)
-        assert PAD not in row[:used]
-        # After EOS comes another document or nothing; in front of BOS stands EOS or the row's beginning.
-        for at in range(used - 1):
-            assert (row[at] == EOS) == (row[at + 1] == BOS)
-
-
-@given(documents, row_sizes)
-def test_cutting_joins_to_the_document(texts: list[bytes], row_bytes: int) -> None:
-    corpus = everything(texts)
-    pieces = cut(corpus.offsets, row_bytes)
-    assert pieces.size.max() <= row_bytes and pieces.length.min() >= 1
-    for index, text in enumerate(texts):
-        mine = range(pieces.first[index], pieces.first[index + 1])
-        joined = b"".join(corpus.data[pieces.start[i] :][: pieces.length[i]].tobytes() for i in mine)
-        assert joined == text
-        assert [bool(pieces.ends[i]) for i in mine] == [False] * (len(mine) - 1) + [True]
-
-
-@given(st.lists(st.integers(3, 20), max_size=80))
-def test_packing_is_a_partition_into_rows_that_fit(sizes: list[int]) -> None:
-    array = np.array(sizes, dtype=np.int64)
-    rows = pack(np.arange(len(sizes), dtype=np.int64), array, 20)
-    assert sorted(rows.pieces.tolist()) == list(range(len(sizes)))
-    used = [int(array[rows.row(index)].sum()) for index in range(len(rows))]
-    assert all(0 < total <= 20 for total in used)
-    # Best fit with all rows open: no two rows could have been one.
-    assert sum(total <= 10 for total in used) <= 1
-
-
-def test_packing_wastes_little() -> None:
-    rng = np.random.default_rng(0)
-    texts = [rng.bytes(int(size)) for size in rng.lognormal(6, 1.5, 400).clip(1, 20_000)]
-    rows = epoch_rows(Loader(everything(texts), 1024, 1, 0))
-    used = sum(1 for row in rows for value in row if value != PAD)
-    assert used / (len(rows) * 1024) > 0.99
-
-
-def test_packing_closes_the_fullest_row_beyond_the_window() -> None:
-    # 600 pieces that cannot share a row, then 600 that fit beside them: only the open rows can take one.
-    sizes = np.array([60] * 600 + [40] * 600, dtype=np.int64)
-    rows = pack(np.arange(1200, dtype=np.int64), sizes, 100)
-    shared = sum(len(rows.row(index)) == 2 and rows.row(index)[0] < 600 for index in range(len(rows)))
-    assert shared == 256 and len(rows) == 600 + (600 - 256) // 2
-    assert sorted(rows.pieces.tolist()) == list(range(1200))
-    # The row of 70 is the fullest of 257, so the last piece finds it closed, though it would fit best there.
-    sizes = np.array([70] + [60] * 256 + [30], dtype=np.int64)
-    rows = pack(np.arange(258, dtype=np.int64), sizes, 100)
-    assert rows.row(0).tolist() == [0] and len(rows) == 257
-
-
-@given(st.integers(0, 50), seeds, seeds)
-def test_shuffle_is_a_permutation(count: int, seed: int, epoch: int) -> None:
-    assert sorted(shuffle(count, seed, epoch).tolist()) == list(range(count))
-
-
-def test_shuffle_stays_the_same_for_ever() -> None:
-    """A checkpoint's position means this very order, whatever the versions of numpy and of this package."""
-    assert shuffle(8, 1, 2, 0).tolist() == [5, 6, 3, 2, 1, 0, 4, 7]
-
-
-# --- targets ---
-
-
-@given(documents, row_sizes, st.integers(1, 4))
-def test_targets_are_the_next_ids(texts: list[bytes], row_bytes: int, batch_rows: int) -> None:
-    batch = next(Loader(everything(texts), row_bytes, batch_rows, 0))
-    ids, targets = batch.ids.tolist(), batch.targets.tolist()
-    text_bytes = num_targets = 0
-    for b in range(batch_rows):
-        for t in range(row_bytes):
-            following = ids[b][t + 1] if t + 1 < row_bytes else PAD
-            assert targets[b][t] == (IGNORE if following in (PAD, BOS) else following)
-            text_bytes += following >= OFFSET
-            num_targets += following not in (PAD, BOS)
-        assert batch.num_bytes[b] == sum(value != PAD for value in ids[b])
-    assert (batch.text_bytes, batch.num_targets) == (text_bytes, num_targets)
-    assert batch.ids.dtype == batch.targets.dtype == batch.num_bytes.dtype == torch.int64
-
-
-@given(documents, row_sizes, seeds)
-def test_every_byte_and_every_end_is_a_target_once(texts: list[bytes], row_bytes: int, seed: int) -> None:
-    loader = Loader(everything(texts), row_bytes, 1, seed)
-    targets = torch.cat([next(loader).targets.flatten() for _ in range(loader.rows_in_epoch)])
-    found = Counter(targets[targets != IGNORE].tolist())
-    assert found == Counter(byte + OFFSET for text in texts for byte in text) + Counter({EOS: len(texts)})
-
-
-def test_a_row_written_out() -> None:
-    batch = next(Loader(everything([b"ab"]), 8, 1, 0))
-    a, b = b"a"[0] + OFFSET, b"b"[0] + OFFSET
-    assert batch.ids.tolist() == [[BOS, a, b, EOS, PAD, PAD, PAD, PAD]]
-    assert batch.ids[0, :4].tolist() == encode(b"ab", eos=True).tolist()
-    assert batch.targets.tolist() == [[a, b, EOS, *[IGNORE] * 5]]
-    assert (batch.num_bytes.tolist(), batch.text_bytes, batch.num_targets) == ([4], 2, 3)
-    moved = batch.to("cpu")
-    assert torch.equal(moved.ids, batch.ids) and moved.text_bytes == 2
-
-
-# --- position ---
-
-
-def same(left: Batch, right: Batch) -> bool:
-    return torch.equal(left.ids, right.ids) and torch.equal(left.targets, right.targets)
-
-
-@given(documents, row_sizes, st.integers(1, 5), seeds, st.integers(0, 12))
-def test_resuming_is_no_interruption(
-    texts: list[bytes], row_bytes: int, batch_rows: int, seed: int, cut_at: int
-) -> None:
-    corpus = everything(texts)
-    whole = list(islice(Loader(corpus, row_bytes, batch_rows, seed), cut_at + 6))
-    first = Loader(corpus, row_bytes, batch_rows, seed)
-    for _ in range(cut_at):
-        next(first)
-    state = json.loads(json.dumps(first.state))
-    resumed = Loader(everything(texts), row_bytes, batch_rows, seed)
-    resumed.restore(state)
-    assert resumed.state == state
-    assert all(same(a, b) for a, b in zip(whole[cut_at:], islice(resumed, 6), strict=True))
-
-
-@given(documents, st.integers(1, 3), st.integers(1, 4), st.integers(0, 4))
-def test_ranks_share_the_rows_and_may_change(texts: list[bytes], batch_rows: int, ranks: int, steps: int) -> None:
-    corpus = everything(texts)
-    loaders = [Loader(corpus, 16, batch_rows, 0, rank=r, num_ranks=ranks) for r in range(ranks)]
-    found = [next(loader).ids for _ in range(steps) for loader in loaders]
-    assert len({json.dumps(loader.state) for loader in loaders}) == 1
-    # One rank with rows one by one sees the same rows, also after taking the run over.
-    single = Loader(corpus, 16, 1, 0)
-    wanted = [next(single).ids for _ in range(steps * ranks * batch_rows)]
-    assert torch.equal(
-        torch.cat([torch.empty(0, 16, dtype=torch.long), *found]).flatten(),
-        torch.cat([torch.empty(0, 16, dtype=torch.long), *wanted]).flatten(),
-    )
-    successor = Loader(corpus, 16, 1, 0)
-    successor.restore(loaders[0].state)
-    assert torch.equal(next(successor).ids, next(single).ids)
+def test_a_part_holds_no_more_than_it_may() -> None:
+    corpus = everything([b"document %03d" % i for i in range(100)])
+    plan = Loader(corpus, 16, 1, 0, part_size=PartSize(8, 1000)).plan
+    sizes = [len(plan.part(0, number).pieces) for number in range(plan.num_parts(0))]  # type: ignore[union-attr]
+    assert sum(sizes) == 100 and max(sizes) <= 8 and len(sizes) == 13
+    plan = Loader(corpus, 16, 1, 0, part_size=PartSize(1000, 120)).plan
+    assert plan.num_parts(0) == 10
+    assert plan.part(0, 10) is None
 
 
 def test_order_is_the_seeds_and_differs_between_epochs() -> None:
@@ -221,10 +61,106 @@ def test_order_is_the_seeds_and_differs_between_epochs() -> None:
     assert len({json.dumps(sorted(rows)) for rows in orders.values()}) == 4
 
 
-def test_full_rows_and_shared_rows_are_mixed() -> None:
-    corpus = everything([b"x" * 31 * 100, *(b"document %d" % i for i in range(200))])
-    full = [EOS not in row for row in epoch_rows(Loader(corpus, 32, 1, 0))]
-    assert 30 < sum(full[: len(full) // 2]) < 70 and 99 <= sum(full) <= 100
+def test_packing_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, size = everything([b"document %d" % i for i in range(200)]), PartSize(33, 1 << 30)
+    plain = rows_of(list(islice(Loader(corpus, 32, 3, 0, part_size=size), 100)))
+    monkeypatch.setattr("bltkit.data.parts._PREPARED_FROM", 0)
+    packed_in: set[str] = set()
+    loader = Loader(corpus, 32, 3, 0, part_size=size)
+    after = RowPlan.after
+    monkeypatch.setattr(RowPlan, "after", lambda *args: packed_in.add(threading.current_thread().name) or after(*args))
+    assert rows_of(list(islice(loader, 100))) == plain and loader.epoch > 0
+    assert packed_in == {"packing_0"}
+
+
+def test_documents_are_shuffled_over_all_parts() -> None:
+    """The first part of an epoch is a sample of all documents, and the next epoch's is another."""
+    corpus = everything([b"%04d" % i for i in range(1000)])
+    plan = Loader(corpus, 8, 1, 0, part_size=PartSize(100, 1 << 30)).plan
+    firsts = [plan.part(epoch, 0).pieces.start // 4 for epoch in range(2)]  # type: ignore[union-attr]
+    for first in firsts:
+        assert len(first) == 100 and 350 < first.mean() < 650 and first.max() > 900
+    assert len(np.intersect1d(*firsts)) < 30
+
+
+def test_epochs_without_a_visit_are_passed_over() -> None:
+    corpus = Corpus.from_documents([b"rare"], 0.0, weight=0.1)
+    loader = Loader(corpus, 8, 1, 0)
+    assert next(loader).text_bytes == 4
+    state = loader.state
+    assert next(loader).text_bytes == 4
+    assert loader.epoch > state["epoch"]
+    # A position at the beginning of an epoch without rows is one, too.
+    loader.restore(state | {"epoch": state["epoch"] + 1, "row": 0})
+    assert next(loader).text_bytes == 4
+
+
+# --- ranks ---
+
+
+@settings(max_examples=50)
+@given(
+    marked_documents(), st.integers(1, 3), st.integers(1, 4), st.integers(0, 4), part_sizes, st.sampled_from([None, 9])
+)
+def test_ranks_share_the_rows_and_may_change(
+    texts: list[Document], share: int, ranks: int, steps: int, size: PartSize, row_patches: int | None
+) -> None:
+    corpus = everything(texts)
+
+    def loader(batch_rows: int, rank: int = 0, num_ranks: int = 1) -> Loader:
+        return Loader(
+            corpus, 16, batch_rows, 0, rank=rank, num_ranks=num_ranks, part_size=size, row_patches=row_patches
+        )
+
+    loaders = [loader(share * ranks, rank, ranks) for rank in range(ranks)]
+    found = [next(one) for _ in range(steps) for one in loaders]
+    assert len({json.dumps(one.state) for one in loaders}) == 1
+    # One rank with rows one by one sees the same rows, also after taking the run over.
+    single = loader(1)
+    assert rows_of(found) == rows_of([next(single) for _ in range(steps * ranks * share)])
+    assert single.state == loaders[0].state
+    successor = loader(1)
+    successor.restore(json.loads(json.dumps(loaders[0].state)))
+    assert same(next(successor), next(single))
+
+
+@pytest.mark.parametrize(("ranks", "batch_rows"), [(1, 3), (2, 4), (4, 4)])
+def test_ranks_and_workers_share_an_epoch_without_overlap_or_loss(ranks: int, batch_rows: int) -> None:
+    texts = [b"document %03d" % i * (1 + i % 3) for i in range(60)]
+    corpus, size = everything(texts), PartSize(25, 1 << 30)
+    wanted = epoch_rows(Loader(corpus, 32, 1, 0, part_size=size))
+    steps = len(wanted) // batch_rows
+    for workers in (0, 1, 3):
+        loaders = [
+            Loader(corpus, 32, batch_rows, 0, rank=rank, num_ranks=ranks, workers=workers, part_size=size)
+            for rank in range(ranks)
+        ]
+        found = rows_of([next(one) for _ in range(steps) for one in loaders])
+        found += rows_of([next(one) for one in loaders])
+        assert found[: len(wanted)] == wanted
+        seen = b"".join(bytes(v - OFFSET for v in row if v >= OFFSET) for row in found[: len(wanted)])
+        assert Counter(seen) == Counter(b"".join(texts))
+        for one in loaders:
+            one.close()
+
+
+# --- position ---
+
+
+@given(documents, row_sizes, st.integers(1, 5), seeds, st.integers(0, 12), part_sizes)
+def test_resuming_is_no_interruption(
+    texts: list[bytes], row_bytes: int, batch_rows: int, seed: int, cut_at: int, size: PartSize
+) -> None:
+    corpus = everything(texts)
+    whole = list(islice(Loader(corpus, row_bytes, batch_rows, seed, part_size=size), cut_at + 6))
+    first = Loader(corpus, row_bytes, batch_rows, seed, part_size=size)
+    for _ in range(cut_at):
+        next(first)
+    state = json.loads(json.dumps(first.state))
+    resumed = Loader(everything(texts), row_bytes, batch_rows, seed, part_size=size)
+    resumed.restore(state)
+    assert resumed.state == state
+    assert all(same(a, b) for a, b in zip(whole[cut_at:], islice(resumed, 6), strict=True))
 
 
 def test_a_position_belongs_to_its_data() -> None:
@@ -243,124 +179,126 @@ def test_a_position_belongs_to_its_data() -> None:
         Loader(everything(texts), 17, 1, 0).restore(state)
     with pytest.raises(ValueError, match=r"trainer\.seed"):
         Loader(everything(texts), 16, 1, 5).restore(state)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="part_size"):
+        Loader(everything(texts), 16, 1, 0, part_size=PartSize(5, 5)).restore(state)
+    with pytest.raises(ValueError, match="epoch -1 is negative"):
         loader.restore(state | {"epoch": -1})
     with pytest.raises(ValueError, match="row 99"):
         loader.restore(state | {"row": 99})
+    with pytest.raises(ValueError, match="part 1"):
+        loader.restore(state | {"part": 1})
     assert loader.state == state
+    marked = everything([Document("x", b"abc", opens=np.zeros(3, np.bool_))])
+    with pytest.raises(ValueError, match=r"data\.row_patches: 9, but .* None"):
+        Loader(marked, 16, 1, 0, row_patches=9).restore(Loader(marked, 16, 1, 0).state)
 
 
-# --- corpus ---
+# --- workers ---
 
 
-@given(st.lists(st.binary(min_size=1, max_size=30), min_size=2, max_size=30), st.floats(0.01, 0.99), st.randoms())
-def test_the_split_is_by_content(texts: list[bytes], fraction: float, random: object) -> None:
-    corpus = Corpus.from_documents(texts, fraction)
-    train = [corpus.document(i) for i in corpus.train]
-    held = [corpus.document(i) for i in corpus.validation]
-    assert train and held
-    assert Counter(train) + Counter(held) == Counter(texts)
-    if len(set(texts)) > 1:
-        assert not set(train) & set(held)
-        shuffled = list(texts)
-        random.shuffle(shuffled)  # type: ignore[attr-defined]
-        again = Corpus.from_documents(shuffled, fraction)
-        assert {again.document(i) for i in again.validation} == set(held)
-        assert (again.fingerprint == corpus.fingerprint) == (shuffled == texts)
+def marked_by(batch: Batch) -> Batch:
+    """A stand-in for patching on the fly; a function of the batch that shows that it ran."""
+    return replace(batch, opens=batch.ids % 3 == 0)
 
 
-def test_a_documents_side_does_not_depend_on_the_others() -> None:
-    texts = [b"document %d" % i for i in range(3000)]
-    few, many = Corpus.from_documents(texts[1000:2000], 0.1), Corpus.from_documents(texts, 0.1)
-    held = {many.document(i) for i in many.validation}
-    assert {few.document(i) for i in few.validation} == held & set(texts[1000:2000])
-    assert 200 < len(held) < 400
+def test_workers_change_nothing() -> None:
+    """Batches, marks, waste and the position after each batch, across parts and epochs and a restart."""
+    corpus = everything([b"document %03d" % i for i in range(40)])
+
+    def loader(workers: int) -> Loader:
+        return Loader(corpus, 32, 4, 3, workers=workers, prepare=marked_by, part_size=PartSize(11, 1 << 30))
+
+    plain = loader(0)
+    wanted = [(next(plain), plain.state, plain.waste) for _ in range(30)]
+    assert wanted[-1][1]["epoch"] > 0 and bool(wanted[0][0].opens.any())  # type: ignore[union-attr]
+    torch.manual_seed(5)
+    for workers in (1, 2, 3):
+        busy = loader(workers)
+        for batch, state, waste in wanted[:17]:
+            assert same(next(busy), batch) and busy.state == state and busy.waste == waste
+        again = loader(3 - workers if workers < 3 else 2)
+        again.restore(wanted[8][1])
+        busy.restore(wanted[8][1])
+        for batch, state, _ in wanted[9:14]:
+            assert same(next(again), batch) and again.state == state
+            assert same(next(busy), batch) and busy.state == state
+        again.close()
+        busy.close()
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3)), "torch's own random numbers are left alone"
 
 
-def test_one_document_is_for_training() -> None:
-    corpus = Corpus.from_documents([b"alone"], 0.5)
-    assert (corpus.train.tolist(), corpus.validation.tolist()) == ([0], [])
-    assert list(validation_batches(corpus, 16, 2)) == []
+def fails_at_rows_of_z(batch: Batch) -> Batch:
+    if bool((batch.ids == ord("z") + OFFSET).any()):
+        raise ValueError("prepare: row of z; remove it")
+    return batch
 
 
-def test_a_small_corpus_holds_back_a_small_document() -> None:
-    corpus = Corpus.from_documents([b"x" * 1000, b"y" * 20, b"z" * 5000], 1e-9)
-    assert [corpus.document(i)[:1] for i in corpus.validation] == [b"y"]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_is_the_same_error(workers: int) -> None:
+    corpus = everything([b"z" * 14, *[b"%014d" % i for i in range(9)]])
+    loader = Loader(corpus, 16, 1, 0, workers=workers, prepare=fails_at_rows_of_z)
+    given_before = 0
+    with pytest.raises(ValueError) as error:
+        for _ in range(10):
+            next(loader)
+            given_before += 1
+    assert str(error.value) == "prepare: row of z; remove it"
+    assert given_before < 10 and loader.state["row"] == given_before
+    with pytest.raises(ValueError, match="row of z"):  # it does not go on behind the batch that is missing
+        next(loader)
+    loader.close()
 
 
-def test_documents_of_no_bytes_are_left_out() -> None:
-    corpus = everything([b"", b"a", b"", b"b"])
-    assert [corpus.document(i) for i in range(len(corpus))] == [b"a", b"b"]
-    with pytest.raises(ValueError, match="memory"):
-        everything([b"", b""])
+PROGRAM = """
+import os, sys, time
+from bltkit.data import Corpus, Loader
+loader = Loader(Corpus.from_documents([b"document %03d" % i for i in range(400)], 0.0), 32, 2, 0, workers=2)
+next(loader)
+print("ready", flush=True)
+for line in sys.stdin:
+    print(next(loader).text_bytes > 0 and "batch", flush=True)
+"""
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
-def test_a_fraction_is_a_fraction(fraction: float) -> None:
-    with pytest.raises(ValueError, match="validation_fraction"):
-        Corpus.from_documents([b"a"], fraction)
+@pytest.mark.skipif(sys.platform != "linux", reason="who sent a signal can be asked on Linux only")
+def test_signals_to_all_processes_leave_the_workers_to_the_parent() -> None:
+    """A scheduler's SIGTERM to every process must not take the workers away while the parent saves."""
+    parent = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=-1, stdout=-1, text=True, start_new_session=True)
+    assert parent.stdin is not None and parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    workers = children(parent.pid)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGINT)
+    for _ in range(20):  # more than was prepared ahead
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "batch\n"
+    assert children(parent.pid) == workers
+    # The end of the parent is theirs, without its closing the loader.
+    parent.stdin.close()
+    assert parent.wait(timeout=60) == 0
+    parent.stdout.close()
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
-def test_the_text_is_read_only() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        everything([b"abc"]).data[0] = 0
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow  # a worker looks for its parent every five seconds
+def test_workers_do_not_outlive_a_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=-1, stdout=-1, text=True, start_new_session=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    workers = children(parent.pid)
+    assert len(workers) == 2
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
-# --- weights ---
-
-
-@given(st.floats(0.01, 5.0), st.integers(0, 1000), st.integers(1, 12))
-def test_weights_are_kept_over_epochs(weight: float, start: int, epochs: int) -> None:
-    corpus = Corpus.from_documents([b"a", b"bb", b"ccc"], 0.0, weight)
-    visits = np.concatenate([corpus.visits(epoch) for epoch in range(start, start + epochs)])
-    for times in np.bincount(visits, minlength=3):
-        assert abs(times - weight * epochs) < 1 + 1e-6
-
-
-@given(st.integers(1, 4), st.integers(0, 10_000))
-def test_whole_weights_are_the_same_in_every_epoch(weight: int, epoch: int) -> None:
-    corpus = Corpus.from_documents([b"a", b"bb", b"ccc"], 0.0, float(weight))
-    assert np.bincount(corpus.visits(epoch)).tolist() == [weight] * 3
-
-
-def test_fractional_weights_take_turns() -> None:
-    corpus = Corpus.from_documents([b"document %d" % i for i in range(400)], 0.0, 0.5)
-    first, second = set(corpus.visits(0).tolist()), set(corpus.visits(1).tolist())
-    assert not first & second and first | second == set(range(400))
-    assert 150 < len(first) < 250
-
-
-def test_epochs_without_a_visit_are_passed_over() -> None:
-    corpus = Corpus.from_documents([b"rare"], 0.0, weight=0.1)
-    loader = Loader(corpus, 8, 1, 0)
-    assert next(loader).text_bytes == 4
-    state = loader.state
-    assert next(loader).text_bytes == 4
-    assert loader.epoch > state["epoch"]
-
-
-# --- validation ---
-
-
-@given(st.lists(st.binary(min_size=1, max_size=60), min_size=2, max_size=30), row_sizes, st.integers(1, 4))
-def test_validation_is_whole_finite_and_fixed(texts: list[bytes], row_bytes: int, batch_rows: int) -> None:
-    corpus = Corpus.from_documents(texts, 0.3)
-    batches = list(validation_batches(corpus, row_bytes, batch_rows))
-    held = sum(len(corpus.document(i)) for i in corpus.validation)
-    assert sum(batch.text_bytes for batch in batches) == held
-    assert [len(batch.ids) for batch in batches[:-1]] == [batch_rows] * (len(batches) - 1)
-    for limit in (0, 1, 2):
-        some = list(validation_batches(corpus, row_bytes, batch_rows, limit))
-        assert len(some) == min(limit, len(batches))
-        assert all(same(a, b) for a, b in zip(some, batches, strict=False))
-
-
-def test_bad_shapes_are_named() -> None:
-    corpus = everything([b"abc"])
-    for row_bytes, batch_rows, name in ((4, 1, "row_bytes"), (16, 0, "batch_rows")):
-        with pytest.raises(ValueError, match=name):
-            Loader(corpus, row_bytes, batch_rows)
-        with pytest.raises(ValueError, match=name):
-            list(validation_batches(corpus, row_bytes, batch_rows))
-    with pytest.raises(ValueError, match="seed"):
-        Loader(corpus, 16, 1, -1)
+def children(process: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import zstandard
 from pydantic import ValidationError
 
 from bltkit.config import load_toml, parse
 from bltkit.data import Corpus, DataConfig, Document, Source, SourceConfig, parse_source
-from bltkit.data.sources import JsonlSource, StdlibSource, TextSource
+from bltkit.data.sources import (
+    BinarySource,
+    Faults,
+    HubSource,
+    JsonlSource,
+    ParquetSource,
+    StdlibSource,
+    TextSource,
+    read,
+)
 from tests.shared import SHARED
+from tests.source_examples import EXAMPLES, TEXTS, offline, write_jsonl
 
-TEXTS = ["First, in ASCII.", "Zweiter: äöü €", "third\nwith\r\nlines\n", "", "четвёртый"]
 
-
-def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
-    data = "".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)).encode()
-    if path.suffix == ".gz":
-        data = gzip.compress(data)
-    elif path.suffix == ".zst":
-        data = zstandard.compress(data)
-    path.write_bytes(data)
-    return path
+@pytest.fixture(autouse=True)
+def _offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(tmp_path_factory.getbasetemp() / "datasets", monkeypatch)
 
 
 def example(kind: type[SourceConfig], folder: Path) -> SourceConfig:
-    """A working source of every kind; a new kind has to add its own here."""
-    (folder / "a.txt").write_bytes(b"one \xff\xfe document")
-    (folder / "b.txt").write_bytes(b"two")
-    examples: dict[type[SourceConfig], dict[str, Any]] = {
-        TextSource: {"paths": str(folder / "*.txt")},
-        JsonlSource: {"paths": [str(write_jsonl(folder / "c.jsonl", TEXTS))]},
-        StdlibSource: {},
-    }
-    return kind(**examples[kind])
+    """A working source of every kind; a new kind has to add its own in tests/source_examples.py."""
+    return kind(**EXAMPLES[kind](folder))
+
+
+def same(first: Document, second: Document) -> bool:
+    arrays = zip(first[3:], second[3:], strict=True)
+    return first[:3] == second[:3] and all(np.array_equal(a, b) if a is not None else b is None for a, b in arrays)
 
 
 def members() -> tuple[type[SourceConfig], ...]:
@@ -52,13 +53,40 @@ def members() -> tuple[type[SourceConfig], ...]:
 class TestContract:
     def test_documents_are_bytes_and_repeatable(self, kind: type[SourceConfig], tmp_path: Path) -> None:
         source = example(kind, tmp_path)
-        first = list(source.documents())
-        assert first and first == list(source.documents())
+        first, second = list(source.documents()), list(source.documents())
+        assert first and len(first) == len(second) and all(map(same, first, second))
         assert all(isinstance(d, Document) and type(d.data) is bytes and d.name for d in first)
         assert len({d.name for d in first}) == len(first)
 
+    def test_reading_leaves_out_only_the_empty(self, kind: type[SourceConfig], tmp_path: Path) -> None:
+        source, faults = example(kind, tmp_path), Faults()
+        every = list(source.documents())
+        found = list(read(source, faults))
+        wanted = [d for d in every if d.data]
+        assert len(found) == len(wanted) and all(map(same, found, wanted))
+        assert faults.counts.get("empty", 0) == len(every) - len(wanted)
+        assert "broken" not in faults.counts
+
+    def test_metadata_is_json(self, kind: type[SourceConfig], tmp_path: Path) -> None:
+        for document in example(kind, tmp_path).documents():
+            assert document.metadata is None or isinstance(document.metadata, dict)
+            assert json.loads(json.dumps(document.metadata, allow_nan=False)) == document.metadata
+
+    def test_inputs_are_the_files_and_show_a_change(self, kind: type[SourceConfig], tmp_path: Path) -> None:
+        source = example(kind, tmp_path)
+        inputs = source.inputs()
+        assert inputs and inputs == source.inputs() and len({one.path for one in inputs}) == len(inputs)
+        for one in inputs:
+            stat = Path(one.path).stat()
+            assert Path(one.path).is_absolute() and (one.size, one.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        for one in inputs if kind is not StdlibSource else ():
+            with Path(one.path).open("ab") as file:
+                file.write(b"\n")
+            assert source.inputs() != inputs
+            inputs = source.inputs() or ()
+
     def test_table_round_trips(self, kind: type[SourceConfig], tmp_path: Path) -> None:
-        source = example(kind, tmp_path).replace(weight=2.5)
+        source = example(kind, tmp_path).replace(weight=2.5, broken="skip", empty="refuse")
         assert parse_source(source.model_dump()) == source
         assert parse_source(json.loads(source.model_dump_json())) == source
 
@@ -92,7 +120,14 @@ class TestContract:
         ("x.jsonl.zst", JsonlSource(paths=("x.jsonl.zst",))),
         ("x.jsonl.gz", JsonlSource(paths=("x.jsonl.gz",))),
         ("*.jsonl", JsonlSource(paths=("*.jsonl",))),
+        ("dir/*.parquet", ParquetSource(paths=("dir/*.parquet",))),
+        ("x.arrow", ParquetSource(paths=("x.arrow",))),
+        ("x.Feather", ParquetSource(paths=("x.Feather",))),
+        ("hf:OWNER/NAME", HubSource(name="OWNER/NAME")),
         ({"kind": "text", "paths": "stdlib"}, TextSource(paths=("stdlib",))),
+        ({"kind": "binary", "paths": "x.parquet"}, BinarySource(paths=("x.parquet",))),
+        ({"kind": "jsonl", "paths": "x", "metadata": "id"}, JsonlSource(paths=("x",), metadata=("id",))),
+        ({"kind": "jsonl", "paths": "x", "metadata": "all"}, JsonlSource(paths=("x",), metadata="all")),
     ],
 )
 def test_short_forms(spec: Any, source: SourceConfig) -> None:
@@ -100,7 +135,16 @@ def test_short_forms(spec: Any, source: SourceConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", " ", "books.parquet", "text.txt.gz", {"kind": "csv", "paths": "x"}, {"kind": "text"}]
+    "spec",
+    [
+        "",
+        " ",
+        "hf:",
+        "text.txt.gz",
+        {"kind": "csv", "paths": "x"},
+        {"kind": "text"},
+        {"kind": "text", "broken": "keep"},
+    ],
 )
 def test_what_is_no_source_is_one_line(spec: Any) -> None:
     with pytest.raises(ValueError) as error:
@@ -147,11 +191,13 @@ def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
     assert [d.data for d in parse_source(str(tmp_path / "a[1].txt")).documents()] == [b"here"]
 
 
-@pytest.mark.parametrize("kind", ["text", "jsonl"])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "binary"])
 @pytest.mark.parametrize(
     ("path", "says"), [("none", "does not exist"), ("no*", "matches no file"), ("", "is a folder")]
 )
 def test_missing_paths_are_named(tmp_path: Path, kind: str, path: str, says: str) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
     wanted = f"{tmp_path}/{path}"
     with pytest.raises(ValueError, match=says) as error:
         list(parse_source({"kind": kind, "paths": wanted}).documents())

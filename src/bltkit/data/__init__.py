@@ -3,9 +3,11 @@
 Sees bytes and ids, never a model.
 """
 
+from bltkit.data.batch import IGNORE, Batch, Waste
 from bltkit.data.corpus import Corpus, DataConfig, SourceStats
-from bltkit.data.loader import IGNORE, Batch, Loader, validation_batches
+from bltkit.data.loader import Loader
 from bltkit.data.sources import Document, Source, SourceConfig, parse_source, read_documents
+from bltkit.data.validation import validation_batches
 
 __all__ = [
     "IGNORE",
@@ -17,6 +19,7 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SourceStats",
+    "Waste",
     "parse_source",
     "read_documents",
     "validation_batches",

@@ -3,14 +3,14 @@ documents.
 
 Between the sources and packing. Notable: a document's side is decided by a hash of its content, so it
 depends neither on the order of the sources nor on what else is there, and copies of a document never stand
-on both sides. The corpus lies in memory: one byte of memory for a byte of text.
+on both sides. The corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, SupportsIndex
 
 import numpy as np
@@ -18,9 +18,12 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
 from bltkit.config import Config
-from bltkit.data.sources import Document, Source, SourceConfig, StdlibSource
-
-Indices = npt.NDArray[np.int64]
+from bltkit.data import store
+from bltkit.data.build import Bits, Progress, Stream
+from bltkit.data.build import build as build_columns
+from bltkit.data.order import Indices, Visits
+from bltkit.data.packing import MIN_ROW_BYTES, MIN_ROW_PATCHES
+from bltkit.data.sources import Document, Faults, Source, SourceConfig, StdlibSource, read
 
 
 def _as_list(value: Any) -> Any:
@@ -34,14 +37,25 @@ class DataConfig(Config):
     """The `[data]` section: what is read and how it becomes rows."""
 
     sources: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = (StdlibSource(),)
-    row_bytes: int = Field(default=2048, ge=8)
+    row_bytes: int = Field(default=2048, ge=MIN_ROW_BYTES)
+    row_patches: int | None = Field(default=None, ge=MIN_ROW_PATCHES)
+    """Patches that a row holds at most; needs sources with stored patch starts (`blt annotate`)."""
     batch_rows: int = Field(default=8, ge=1)
+    """Rows of a batch over all ranks together."""
+    workers: int = Field(default=0, ge=0)
+    """Processes of each rank that make batches ready; 0 makes them between the steps."""
+    cache: str | None = None
+    """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
 
 
 @dataclass(frozen=True)
 class SourceStats:
-    """What one source gave: documents and bytes in all, and how many of them are held back for validation."""
+    """What one source gave: documents and bytes in all, and how many of them are held back for validation.
+
+    faults    what was passed over or kept although something was wrong: how many of each kind
+    examples  the first few of each kind
+    """
 
     label: str
     weight: float
@@ -49,21 +63,27 @@ class SourceStats:
     num_bytes: int
     validation_documents: int
     validation_bytes: int
+    faults: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All documents. Document i is `data[offsets[i]:offsets[i + 1]]`, from source `source[i]`.
+    """All documents. Document i is `data[offsets[i]:offsets[i + 1]]`, from source `source[i]`. Arrays are read-only.
 
-    data         uint8 [total bytes], read-only
+    data         uint8 [total bytes]
     offsets      int64 [documents + 1]
-    source       int64 [documents], the index into `stats`
+    source       int64 [documents], the index into `stats`; ascending
     weights      float64 [documents], visits per epoch
     phase        float64 [documents] in [0, 1), from the content's hash: staggers fractional weights
     train        int64 [*], indices of training documents, ascending
     validation   int64 [*], likewise; no document is in both
     stats        one entry for each source
     fingerprint  sha256 (hex) over contents, order, weights and split: equal fingerprints, equal batches
+    learned      bool [total bytes], bytes that are targets of the loss; None: all
+    opens        bool [total bytes], does the byte (or EOS) after this one open a patch; None: not stored
+    num_opens    int64 [documents], how many of each document's `opens` are True; None without them
+    folder       where the arrays are mapped from; None: memory
     """
 
     data: npt.NDArray[np.uint8]
@@ -75,122 +95,104 @@ class Corpus:
     validation: Indices
     stats: tuple[SourceStats, ...]
     fingerprint: str
+    learned: Bits | None = None
+    opens: Bits | None = None
+    num_opens: Indices | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process that is sent a corpus of a folder maps it anew instead of receiving its bytes."""
+        if self.folder is not None:
+            return _reopen, (self.folder, self.fingerprint)
+        return Corpus, tuple(getattr(self, one.name) for one in fields(self))
 
     def document(self, index: SupportsIndex) -> bytes:
         """The bytes of document `index`."""
         start, stop = self.offsets[int(index) : int(index) + 2]
         return self.data[start:stop].tobytes()
 
-    def visits(self, epoch: int) -> Indices:
-        """The training documents of an epoch, ascending; a document with weight w comes w times on average.
+    def visits(self, epoch: int) -> Visits:
+        """The training documents of an epoch; a document with weight w comes w times on average.
 
         With fractional w a document's running total after e epochs is floor(e w + phase): never more than one
-        visit away from e w, and different documents take their turn in different epochs.
+        visit away from e w, and different documents take their turn in different epochs. Nothing is computed for
+        the documents of a source with a whole weight.
         """
-        weight, phase = self.weights[self.train], self.phase[self.train]
-        times = np.floor((epoch + 1) * weight + phase) - np.floor(epoch * weight + phase)
-        return np.repeat(self.train, times.astype(np.int64))
+        ends = np.cumsum([one.num_documents - one.validation_documents for one in self.stats])
+        blocks = []
+        for stop, one in zip(ends.tolist(), self.stats, strict=True):
+            mine = self.train[stop - (one.num_documents - one.validation_documents) : stop]
+            times = int(one.weight)
+            if times != one.weight:
+                phase = self.phase[mine]
+                each = np.floor((epoch + 1) * one.weight + phase) - np.floor(epoch * one.weight + phase)
+                mine, times = np.repeat(mine, each.astype(np.int64)), 1
+            blocks.append((mine, times))
+        return Visits.of(tuple(blocks))
 
     @staticmethod
-    def from_sources(sources: Sequence[SourceConfig], validation_fraction: float = 0.02) -> Corpus:
-        """Reads all documents. Documents of no bytes are left out: they have nothing to learn from.
+    def from_sources(
+        sources: Sequence[SourceConfig],
+        validation_fraction: float = 0.02,
+        *,
+        directory: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Corpus:
+        """Reads all documents; what the sources' policies pass over stands in `stats`.
 
-        Raises `ValueError` for a source that cannot be read or that gives no bytes.
+        With `directory` the corpus lies in a folder of it that is named after sources and fraction and mapped, not
+        loaded. It is made where it is missing or an input file has changed; other processes that ask for it wait.
+        A source that streams from elsewhere is read once; remove the folder to read it again.
+
+        Raises `ValueError` for a source that cannot be read or that gives no bytes, and where some documents come
+        with stored patch starts and others without.
         """
         if not sources:
             raise ValueError('data.sources: empty; say for example sources = ["stdlib"]')
-        labelled = [(source.label, source.weight, source.documents()) for source in sources]
-        return _build(labelled, validation_fraction)
+        if not 0.0 <= validation_fraction < 1.0:
+            raise ValueError(f"data.validation_fraction: {validation_fraction} is not in [0, 1)")
+
+        def build(shelf: store.Shelf) -> dict[str, Any]:
+            tallies = [Faults() for _ in sources]
+            streams = [
+                Stream(source.label, source.weight, read(source, faults), faults)
+                for source, faults in zip(sources, tallies, strict=True)
+            ]
+            return build_columns(streams, validation_fraction, shelf, progress)
+
+        if directory is None:
+            shelf = store.Shelf()
+            manifest = build(shelf)
+            return _corpus({name: column.array() for name, column in shelf.columns.items()}, manifest, None)
+        folder = store.folder_of(directory.absolute(), sources, validation_fraction)
+        store.laid_down(folder, sources, validation_fraction, build)
+        return _corpus(*store.load(folder), folder)
 
     @staticmethod
-    def from_documents(documents: Iterable[bytes], validation_fraction: float = 0.02, weight: float = 1.0) -> Corpus:
-        """A corpus of documents in memory, as one source."""
-        named = (Document(str(index), data) for index, data in enumerate(documents))
-        return _build([("memory", weight, named)], validation_fraction)
+    def from_documents(
+        documents: Iterable[bytes | Document], validation_fraction: float = 0.02, weight: float = 1.0
+    ) -> Corpus:
+        """A corpus of documents in memory, as one source. Documents of no bytes are left out."""
+        if not 0.0 <= validation_fraction < 1.0:
+            raise ValueError(f"data.validation_fraction: {validation_fraction} is not in [0, 1)")
+        named = (one if isinstance(one, Document) else Document(str(i), one) for i, one in enumerate(documents))
+        stream = Stream("memory", weight, (one for one in named if one.data), Faults())
+        shelf = store.Shelf()
+        manifest = build_columns([stream], validation_fraction, shelf, None)
+        return _corpus({name: column.array() for name, column in shelf.columns.items()}, manifest, None)
 
 
-def _build(sources: Sequence[tuple[str, float, Iterable[Document]]], validation_fraction: float) -> Corpus:
-    if not 0.0 <= validation_fraction < 1.0:
-        raise ValueError(f"data.validation_fraction: {validation_fraction} is not in [0, 1)")
-    text = bytearray()
-    ends, source, digests = [0], [], []
-    for index, (label, _, documents) in enumerate(sources):
-        before = len(text)
-        for document in documents:
-            if document.data:
-                text += document.data
-                ends.append(len(text))
-                source.append(index)
-                digests.append(hashlib.blake2b(document.data, digest_size=16).digest())
-        if len(text) == before:
-            raise ValueError(f"data source {label}: no documents with any bytes; name files that hold text")
-    data = np.frombuffer(text, dtype=np.uint8)
-    data.flags.writeable = False
-    offsets = np.array(ends, dtype=np.int64)
-    of_source = np.array(source, dtype=np.int64)
-    weights = np.array([weight for _, weight, _ in sources], dtype=np.float64)[of_source]
-    hashes = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
-    is_validation = _split(hashes[:, 0], np.diff(offsets), validation_fraction)
-    digest = hashlib.sha256(b"".join(digests))
-    digest.update(weights.astype("<f8").tobytes())
-    digest.update(is_validation.tobytes())
-    return Corpus(
-        data=data,
-        offsets=offsets,
-        source=of_source,
-        weights=weights,
-        # 32 bits, so that epoch + phase is exact and a weight of 1 gives exactly one visit in every epoch.
-        phase=(hashes[:, 1] >> np.uint64(32)).astype(np.float64) / 2.0**32,
-        train=np.flatnonzero(~is_validation).astype(np.int64),
-        validation=np.flatnonzero(is_validation).astype(np.int64),
-        stats=tuple(
-            _stats(label, weight, of_source == index, np.diff(offsets), is_validation)
-            for index, (label, weight, _) in enumerate(sources)
-        ),
-        fingerprint=digest.hexdigest(),
-    )
+def _corpus(columns: Mapping[str, store.Array], manifest: Mapping[str, Any], folder: Path | None) -> Corpus:
+    known = {name: array for name, array in columns.items() if name != "digests"}
+    stats = tuple(SourceStats(**one) for one in manifest["stats"])
+    return Corpus(**known, stats=stats, fingerprint=manifest["fingerprint"], folder=folder)
 
 
-def _split(hashes: npt.NDArray[np.uint64], lengths: Indices, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which documents are held back: those whose hash, as a number in [0, 1), is below `fraction`.
-
-    Two or more documents never leave a side empty (unless fraction is 0). In a small corpus that comes to
-    nothing, the document nearest in size to the wanted share is held back, or the longest kept for
-    training.
-    """
-    is_validation = hashes.astype(np.float64) / 2.0**64 < fraction
-    if fraction == 0.0 or len(hashes) < 2:
-        return np.zeros(len(hashes), dtype=np.bool_)
-    if not is_validation.any():
-        distance = np.abs(lengths - fraction * lengths.sum())
-        chosen = np.lexsort((hashes, distance))[0]
-    elif is_validation.all():
-        chosen = np.lexsort((hashes, -lengths))[0]
-    else:
-        return is_validation
-    # With its copies, so that none stands on the other side; all documents being copies, it goes alone.
-    copies: npt.NDArray[np.bool_] = hashes == hashes[chosen]
-    if copies.all():
-        copies = np.arange(len(hashes)) == chosen
-    return np.logical_xor(is_validation, copies)
-
-
-def _stats(
-    label: str,
-    weight: float,
-    mine: npt.NDArray[np.bool_],
-    lengths: Indices,
-    is_validation: npt.NDArray[np.bool_],
-) -> SourceStats:
-    held = mine & is_validation
-    return SourceStats(
-        label=label,
-        weight=weight,
-        num_documents=int(mine.sum()),
-        num_bytes=int(lengths[mine].sum()),
-        validation_documents=int(held.sum()),
-        validation_bytes=int(lengths[held].sum()),
-    )
+def _reopen(folder: Path, fingerprint: str) -> Corpus:
+    corpus = _corpus(*store.load(folder), folder)
+    if corpus.fingerprint != fingerprint:
+        raise ValueError(f"data.cache: {folder} was made anew meanwhile; start again")
+    return corpus

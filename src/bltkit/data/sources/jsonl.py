@@ -1,8 +1,8 @@
 """JSON lines, plain or compressed (.jsonl, .jsonl.gz, .jsonl.zst): one field of each line is a document.
 
 Read as a stream: memory holds one line, whatever the file's size. A broken line, a missing field and a file
-that was cut short are errors that name the file and the line; nothing is skipped silently except blank
-lines.
+that was cut short are errors that name the file and the line, or are counted and passed over (`broken`); only
+blank lines are passed over without a word.
 """
 
 from __future__ import annotations
@@ -10,51 +10,81 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bltkit.data.sources.paths import Paths, expand
-from bltkit.data.sources.source import Document, SourceConfig
-from bltkit.vocab import to_bytes
+from bltkit.data.sources.records import Metadata, choose_metadata, find, text_bytes
+from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
 
 _CHUNK_BYTES = 1 << 16
 
 
-class JsonlSource(SourceConfig):
-    """Lines of JSON objects; `field` is the key of the text."""
+class JsonLines(SourceConfig):
+    """What sources of JSON lines share. A subclass says by `document` what one object becomes."""
 
-    kind: Literal["jsonl"] = "jsonl"
     paths: Paths
-    field: str = "text"
+
+    @abstractmethod
+    def document(self, record: dict[str, Any], where: str) -> Document:
+        """One line's object -> its document, named `where` (`file:line`).
+
+        `ValueError` whose message begins with `where` for an object that is none; `broken` judges it.
+        """
+        raise NotImplementedError
 
     @property
     def label(self) -> str:
         return ", ".join(self.paths)
 
-    def documents(self) -> Iterator[Document]:
+    def inputs(self) -> tuple[Input, ...] | None:
+        return stat_inputs(expand(self.paths))
+
+    def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         for path in expand(self.paths):
-            for number, line in enumerate(_lines(path), start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield Document(where, _text(line, self.field, where))
+            try:
+                for number, line in enumerate(_lines(path), start=1):
+                    if line.strip():
+                        where = f"{path}:{number}"
+                        try:
+                            document = self.document(_object(line, where), where)
+                        except ValueError as error:
+                            self.pass_over(error, faults)
+                        else:
+                            yield document
+            except _BrokenFile as error:
+                self.pass_over(error, faults)  # what was read of it stays
 
 
-def _text(line: bytes, field: str, where: str) -> bytes:
+class JsonlSource(JsonLines):
+    """Lines of JSON objects. `field` is the key of the text, with dots through nested objects (`doc.text`);
+    `metadata` names the fields to carry along, or is "all".
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    field: str = "text"
+    metadata: Metadata = ()
+
+    def document(self, record: dict[str, Any], where: str) -> Document:
+        data = text_bytes(find(record, self.field, where), self.field, where)
+        return Document(where, data, choose_metadata(record, self.field, self.metadata))
+
+
+class _BrokenFile(ValueError):
+    """The file cannot be read on from here."""
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError; a thousand brackets
         raise ValueError(f"{where}: not a line of JSON ({error}); repair or remove the line") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object is wanted, here is a {type(record).__name__}")
-    if field not in record:
-        keys = ", ".join(sorted(record)[:8]) or "none"
-        raise ValueError(f"{where}: no field {field!r}; set the source's `field` to one of its keys: {keys}")
-    value = record[field]
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field {field!r} is a {type(value).__name__}, a string is wanted")
-    return to_bytes(value)  # JSON can hold lone surrogates ("\ud800"), which plain UTF-8 cannot
+    return record
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -71,19 +101,25 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    if path.suffix == ".zst":
-        yield from _zstd_chunks(path)
-        return
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        while chunk := _read(file, path):
-            yield chunk
+    try:
+        suffix = path.suffix.lower()
+        if suffix in (".gz", ".zst") and path.is_file() and not path.stat().st_size:
+            raise _BrokenFile(f"{path}: no byte where a compressed file should be; fetch it again")
+        if suffix == ".zst":
+            yield from _zstd_chunks(path)
+            return
+        with gzip.open(path, "rb") if suffix == ".gz" else path.open("rb") as file:
+            while chunk := _read(file, path):
+                yield chunk
+    except OSError as error:
+        raise _BrokenFile(f"{path}: cannot be read ({error.strerror or error}); see its permissions") from None
 
 
 def _read(file: BufferedIOBase, path: Path) -> bytes:
     try:
         return file.read(_CHUNK_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: broken gzip file ({error}); fetch it again") from None
+        raise _BrokenFile(f"{path}: broken gzip file ({error}); fetch it again") from None
 
 
 def _zstd_chunks(path: Path) -> Iterator[bytes]:
@@ -99,11 +135,11 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
                 try:
                     chunk = stream.decompress(block)
                 except zstandard.ZstdError as error:
-                    raise ValueError(f"{path}: broken zstd file ({error}); fetch it again") from None
+                    raise _BrokenFile(f"{path}: broken zstd file ({error}); fetch it again") from None
                 if chunk:
                     yield chunk
                 complete, block = stream.eof, stream.unused_data
                 if complete:
                     stream = decompressor.decompressobj()  # a file may hold several frames
     if not complete:
-        raise ValueError(f"{path}: the zstd file ends in the middle of a frame; fetch it again")
+        raise _BrokenFile(f"{path}: the zstd file ends in the middle of a frame; fetch it again")

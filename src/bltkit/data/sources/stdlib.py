@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from bltkit.data.sources.source import Document, SourceConfig
+from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
 
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 # Written by the installation and not by Python's authors: build flags and paths of one machine.
@@ -27,16 +27,25 @@ class StdlibSource(SourceConfig):
     def label(self) -> str:
         return "stdlib"
 
-    def documents(self) -> Iterator[Document]:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        names = sorted(_names(root))
-        if not names:
-            raise ValueError(
-                f"data source stdlib: no *.py below {root} (a Python without its library's source text); "
-                "name files of your own instead"
-            )
+    def inputs(self) -> tuple[Input, ...] | None:
+        root, names = _library()
+        return stat_inputs(root / name for name in names)
+
+    def documents(self, faults: Faults | None = None) -> Iterator[Document]:
+        root, names = _library()
         for name in names:
             yield Document(name, (root / name).read_bytes())
+
+
+def _library() -> tuple[Path, list[str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = sorted(_names(root))
+    if not names:
+        raise ValueError(
+            f"data source stdlib: no *.py below {root} (a Python without its library's source text); "
+            "name files of your own instead"
+        )
+    return root, names
 
 
 def _names(root: Path) -> Iterator[str]:

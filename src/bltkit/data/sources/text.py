@@ -1,4 +1,4 @@
-"""Plain files: each file is one document, its bytes as they stand."""
+"""Plain files: each file is one document, its bytes as they stand; nothing has to be text (see also `binary`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from bltkit.data.sources.paths import Paths, expand
-from bltkit.data.sources.source import Document, SourceConfig
+from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
 
 
 class TextSource(SourceConfig):
@@ -19,6 +19,15 @@ class TextSource(SourceConfig):
     def label(self) -> str:
         return ", ".join(self.paths)
 
-    def documents(self) -> Iterator[Document]:
+    def inputs(self) -> tuple[Input, ...] | None:
+        return stat_inputs(expand(self.paths))
+
+    def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         for path in expand(self.paths):
-            yield Document(str(path), path.read_bytes())
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                self.pass_over(ValueError(f"{path}: cannot be read ({reason}); see its permissions"), faults)
+                continue
+            yield Document(str(path), data)

@@ -1,0 +1,124 @@
+"""Datasets of the Hugging Face hub, or a local directory in the hub's layout, read by the library `datasets`.
+
+The library resolves configurations, splits, file formats and revisions; it gives Arrow batches, and from there the
+way is that of `parquet`. Notable: `broken` judges rows. A file that breaks in the middle stops the run whatever the
+policy: a failing connection looks the same, and half a split must not pass for a whole one. Files of one's own that
+are partly broken are better named by the kinds `parquet` and `jsonl`, which judge each file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bltkit.data.sources.columns import BATCH_ROWS, TableSource
+from bltkit.data.sources.source import Document, Faults, Input, stat_inputs
+
+
+class HubSource(TableSource):
+    """Rows of one split of a dataset. `name` is OWNER/NAME or a local directory (README.md with `configs` in its YAML
+    header, data/train-00000-of-00001.parquet, train.jsonl ...).
+
+    With `streaming` rows are read where they lie; without, the library first makes an Arrow copy in its cache, which
+    later runs use. Both give the same documents. `revision` is a branch, tag or commit on the hub.
+    """
+
+    kind: Literal["hub"] = "hub"
+    name: str = Field(min_length=1)
+    config: str | None = None
+    split: str = Field(default="train", min_length=1)
+    streaming: bool = False
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        return ":".join(part for part in (self.name, self.config, self.split) if part)
+
+    def inputs(self) -> tuple[Input, ...] | None:
+        """A local directory: every file in it. The hub: the library's copies, or None while streaming."""
+        if self._directory is not None:
+            return stat_inputs(sorted(_files(self._directory)))
+        if self.streaming:
+            return None
+        with self._one_line():
+            return stat_inputs(Path(file["filename"]) for file in self._load().cache_files)
+
+    def documents(self, faults: Faults | None = None) -> Iterator[Document]:
+        """Documents are named `name[:config]:split:row`, rows counted from 1, in the order of the split."""
+        with self._one_line():
+            dataset = self._load().with_format("arrow")
+            if dataset.features is not None:
+                dataset = dataset.select_columns(
+                    self.columns(dataset.features.arrow_schema, f"data source {self.label}")
+                )
+            batches = dataset.iter(batch_size=BATCH_ROWS)
+        row = 1
+        while True:
+            with self._one_line():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield from self.batch_documents(batch, self.label, row, faults)
+            row += batch.num_rows
+
+    @property
+    def _directory(self) -> Path | None:
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() else None
+
+    def _load(self) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise ValueError(f"data source {self.label} needs datasets: pip install 'bltkit[hub]'") from None
+        name = self.name if self._directory is None else str(self._directory)
+        if self._directory is None and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise ValueError(
+                f"data source hub: {name} is neither a directory (relative to {Path.cwd()}) nor OWNER/NAME"
+            )
+        with _quiet():
+            return datasets.load_dataset(
+                name, self.config, split=self.split, streaming=self.streaming, revision=self.revision
+            )
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """What the library raises, of whatever kind, as one line that names the source."""
+        try:
+            yield
+        except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError, ArrowInvalid ...: no common base
+            if isinstance(error, ValueError) and str(error).startswith("data source "):
+                raise
+            raise ValueError(self._reason(error)) from error
+
+    def _reason(self, error: Exception) -> str:
+        cause = error.__cause__ or error.__context__  # "An error occurred while generating": the cause says which
+        parts = [str(error), str(cause)] if cause is not None and "error occurred" in str(error) else [str(error)]
+        return f"data source {self.label}: {' '.join(' '.join(parts).split())[:400]}"
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's progress bars only where somebody watches."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
