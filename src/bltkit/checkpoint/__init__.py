@@ -7,7 +7,7 @@ under another model_type, so that transformers refuses it instead of computing s
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
 from bltkit.checkpoint.locate import embedded_models, resolve_model
-from bltkit.checkpoint.manifest import ScorerModule
+from bltkit.checkpoint.manifest import ScorerModule, scorer_hash
 
 __all__ = [
     "Bundle",
@@ -17,6 +17,7 @@ __all__ = [
     "load_bundle",
     "resolve_model",
     "save_bundle",
+    "scorer_hash",
     "store_rule",
     "write_atomic",
     "write_bundle",

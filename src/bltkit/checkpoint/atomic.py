@@ -42,16 +42,21 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     try:
         temporary.mkdir()
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+        sync_tree(temporary)
         _refuse(path, overwrite)  # something may have come there meanwhile
         _put(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Have everything below a directory on disk, also if the power fails afterwards. Raises OSError."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
 
 
 def _put(new: Path, path: Path) -> None:

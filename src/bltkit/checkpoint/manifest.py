@@ -1,5 +1,6 @@
 """bltkit.json: what a checkpoint holds beyond what Hugging Face's config.json can say."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import torch
@@ -57,6 +58,20 @@ class Manifest(Config):
 def scorer_config(scorer: ScorerModule) -> ScorerConfig:
     """What describes a scorer."""
     return TableConfig() if isinstance(scorer, EntropyTable) else scorer.config
+
+
+def scorer_hash(scorer: ScorerModule) -> str:
+    """sha256 over a scorer's config and weights: equal hashes, equal scores.
+
+    Weights count as float32 at least, so that it does not matter in which dtype they are stored or held.
+    """
+    config = scorer_config(scorer)
+    state = hashlib.sha256(f"{config.kind}{config.model_dump_json(exclude_defaults=True)}".encode())
+    for name, weight in sorted(scorer.state_dict().items()):
+        state.update(f"{name}{list(weight.shape)}".encode())
+        wide = weight.detach().to(device="cpu", dtype=torch.promote_types(weight.dtype, torch.float32))
+        state.update(memoryview(wide.contiguous().numpy()).cast("B"))
+    return state.hexdigest()
 
 
 def build_scorer(config: ScorerConfig) -> ScorerModule:

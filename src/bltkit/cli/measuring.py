@@ -32,6 +32,13 @@ class Measured(StrEnum):
     weights = "weights"
 
 
+class PatchesFrom(StrEnum):
+    """Where a training step's patches come from."""
+
+    own = "own"
+    given = "given"
+
+
 class PeerDtype(StrEnum):
     """What the weights of peer `llama` are held in."""
 
@@ -69,6 +76,10 @@ def bench(
     strategy: Annotated[
         list[str] | None, typer.Option(help="decode --file: beside ar, such as speculative (repeatable).")
     ] = None,
+    patches: Annotated[
+        PatchesFrom | None,
+        typer.Option(help="train: cut by each side in every step (own, the default), or told to both (given)."),
+    ] = None,
     draft: Annotated[
         list[str] | None, typer.Option(help="decode --file: bytes drafted a round, or auto (repeatable).")
     ] = None,
@@ -105,13 +116,14 @@ def bench(
         _refuse({"--seconds": seconds}, "is for runs that are all the same; with --file give --prompts and --repeats")
         if model is None:
             raise ValueError("--file needs a trained model that continues prompts; add --model M, such as bltkit:tiny")
+    if what != Measured.train:
+        _refuse({"--patches": patches}, f"is for `blt bench train`, not for {what.value}")
     if what not in (Measured.decode, Measured.weights):
         _refuse(formed, f"is for decode and weights, not for {what.value}")
-    if what in (Measured.prefill, Measured.patch):
-        _refuse({"--batch": batch}, f"is for decode, train and weights; {what.value} reads one row")
-    if what in (Measured.patch, Measured.weights):
-        _refuse({"--peer": peer}, f"is for what a peer does as well; nobody else does {what.value}")
+    if what == Measured.prefill:
+        _refuse({"--batch": batch}, "is for decode, train, patch and weights; prefill reads one row")
     if what == Measured.weights:
+        _refuse({"--peer": peer}, "is for what a peer does as well; nobody else does weights")
         _refuse({"--context": context, "--seconds": seconds}, "is for what reads a row, not for weights")
     if preset is not None and model is not None:
         raise ValueError("give --preset or --model, not both")
@@ -124,8 +136,10 @@ def bench(
     if what == Measured.weights:
         found = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
     elif what != Measured.decode:
-        batches = [{"batch": size} for size in batch or [2]] if what == Measured.train else [{}]
-        shared |= {"limits": _limits(repeats, seconds)} | _given(peer=peer)
+        default = {Measured.train: [2], Measured.patch: [1]}.get(what)
+        batches = [{}] if default is None else [{"batch": size} for size in batch or default]
+        cut = None if patches is None else patches.value
+        shared |= {"limits": _limits(repeats, seconds)} | _given(peer=peer, patches=cut)
         found = _each(what, source, context or [1024], batches, shared)
     else:
         shared |= _given(

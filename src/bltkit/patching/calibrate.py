@@ -22,6 +22,18 @@ def tuned_field(rule: PatchingRule) -> str | None:
     return next((name for name in ("threshold", "rise") if name in type(rule).model_fields), None)
 
 
+def snapped(threshold: float) -> bool:
+    """Does `threshold` lie midway between two neighbouring fp16 numbers, as every calibrated one does?
+
+    Then entropies rounded to fp16 are on the same side of it as before, but for one right on it.
+    """
+    if not abs(threshold) < np.finfo(np.float16).max:
+        return False
+    near = np.float16(threshold)
+    others = np.nextafter(near, np.float16("-inf")), np.nextafter(near, np.float16("inf"))
+    return any(float(near) + float(other) == 2 * threshold for other in others)
+
+
 def calibrate(
     rule: PatchingRule,
     scores: Sequence[Float[Tensor, "_"]],

@@ -1,16 +1,23 @@
-"""`blt calibrate`: the threshold that gives a wanted mean patch size on one's own text, stored with the model."""
+"""`blt calibrate`: the threshold that gives a wanted mean patch size on one's own text, stored with the model.
+
+The scores are computed for a sample of files, or taken from annotated shards of the same model, which costs nothing.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, store_rule
+from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
 from bltkit.checkpoint.locate import EMBEDDED
 from bltkit.data import read_documents
+from bltkit.data.shards import AnnotatedDocument, ShardFile
+from bltkit.data.sources import AnnotatedSource
+from bltkit.data.sources.annotated import check_dtype
 from bltkit.model import BoundaryModel
 from bltkit.patching import BothRule, PatchingRule, RiseRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, tuned_field
@@ -21,6 +28,9 @@ SAMPLE_BYTES = 400_000
 
 PIECE_BYTES = 16_384
 """Longest stretch taken from one document, so that one long book does not decide alone."""
+
+MAX_READ_BYTES = 100_000_000
+"""Text of annotated shards that is looked at for a sample; of more, row groups spread evenly over it."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +60,55 @@ def calibrate_model(
     patch_bytes: float,
     rule: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    annotated: str | Path | None = None,
 ) -> Calibration:
     """Calibrate MODEL's rule (or `rule`, of which only the kind and the other fields count) and store it there.
 
     files: sources as in `data.sources` (files, globs, jsonl, `stdlib`). An embedded model is measured, not changed.
-    Raises ValueError for a model without a scorer, a rule without a threshold, or a target out of reach.
+    annotated: a directory of `blt annotate`, made with this model, in place of files; the model does not run then.
+    Raises ValueError for a model without a scorer, a rule without a threshold, shards of another model, or a target
+    out of reach.
     """
+    if (annotated is None) == (not files):
+        raise ValueError("give --files or --annotated, one of them")
     directory = resolve_model(model)
     bundle = load_bundle(directory)
     wanted = parse_rule(rule) if rule else bundle.rule or ThresholdRule(threshold=1.0)
     scorer = bundle.scorer
     if scorer is None or wanted.scores is None:
         raise ValueError(f"rule {wanted.kind!r} of {model} reads no scores: there is no threshold to calibrate")
-    sample = list(sample_documents(files))
+    exact = True
+    if annotated is None:
+        ids, scores = _scored(scorer, list(sample_documents(files)), progress)
+    else:
+        source = AnnotatedSource(path=str(annotated))
+        source.for_model(scorer_hash(scorer), None)
+        if wanted.scores != "entropy":
+            raise ValueError(f"rule {wanted.kind!r} reads {wanted.scores} scores, but {annotated} holds entropies")
+        exact = source.manifest.dtype == "fp32"
+        if not isinstance(wanted, ThresholdRule):  # whose new threshold will be a snapped one
+            check_dtype(wanted, source.manifest.dtype, str(annotated))
+        ids, scores = _stored(source)
+    found, mean = calibrate(wanted, scores, ids, patch_bytes)
+    stored = not model.startswith(EMBEDDED)
+    if stored:
+        others = _calibrated(scorer, scores, ids, patch_bytes, exact)
+        store_rule(directory, found, {"calibrated": others, "calibrated_patch_bytes": patch_bytes})
+    return Calibration(
+        model=model,
+        rule=found,
+        threshold=getattr(found, tuned_field(found) or ""),
+        mean_patch_bytes=mean,
+        num_bytes=sum(len(row) - 1 for row in ids),
+        stored=stored,
+    )
+
+
+def _scored(
+    scorer: ScorerModule, sample: Sequence[bytes], progress: Callable[[int, int], None] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Ids and scores of documents, computed."""
     ids, scores = [], []
     for number, document in enumerate(sample):
         row = encode(document)
@@ -70,28 +116,47 @@ def calibrate_model(
         scores.append(scorer.scores(row[None])[0])
         if progress is not None:
             progress(number + 1, len(sample))
-    found, mean = calibrate(wanted, scores, ids, patch_bytes)
-    stored = not model.startswith(EMBEDDED)
-    if stored:
-        others = _calibrated(scorer, scores, ids, patch_bytes)
-        store_rule(directory, found, {"calibrated": others, "calibrated_patch_bytes": patch_bytes})
-    return Calibration(
-        model=model,
-        rule=found,
-        threshold=getattr(found, tuned_field(found) or ""),
-        mean_patch_bytes=mean,
-        num_bytes=sum(len(document) for document in sample),
-        stored=stored,
-    )
+    return ids, scores
+
+
+def _stored(source: AnnotatedSource) -> tuple[list[Tensor], list[Tensor]]:
+    """Ids and entropies of a sample of annotated documents, read.
+
+    Of the same stretches as `sample_documents` takes, where the shards hold no more than `MAX_READ_BYTES`. The
+    entropies of a stretch out of the middle are those that training will see, with all that stands before it known.
+    """
+    documents = list(_some_documents(source))
+    ids, scores = [], []
+    for number, begin, end in _stretches([len(row.document.data) for row in documents], SAMPLE_BYTES):
+        row = documents[number]
+        ids.append(encode(row.document.data[begin:end]))
+        scores.append(torch.from_numpy(row.entropies[begin : end + 1]))
+    return ids, scores
+
+
+def _some_documents(source: AnnotatedSource) -> Iterator[AnnotatedDocument]:
+    """All documents, or those of every n-th row group where that would be too much to hold."""
+    entries = source.entries()
+    step = -(-sum(entry.bytes for entry in entries) // MAX_READ_BYTES)
+    number = 0
+    for entry in entries:
+        shard = ShardFile(source.directory / entry.file)
+        with contextlib.closing(shard):
+            for group in range(shard.num_groups):
+                if number % step == 0:
+                    yield from shard.group(group)
+                number += 1
 
 
 def _calibrated(
-    scorer: ScorerModule, scores: Sequence[Tensor], ids: Sequence[Tensor], patch_bytes: float
+    scorer: ScorerModule, scores: Sequence[Tensor], ids: Sequence[Tensor], patch_bytes: float, exact: bool
 ) -> dict[str, str]:
     """Every entropy rule at the same mean patch size, so that pictures compare like with like."""
     if isinstance(scorer, BoundaryModel):
         return {}
     found = {"entropy": calibrate(ThresholdRule(threshold=1.0), scores, ids, patch_bytes)[0]}
+    if not exact:  # rounded entropies do not give the differences that the other rules compare
+        return {name: str(rule) for name, rule in found.items()}
     with contextlib.suppress(ValueError):  # not every mean is within reach of a rise
         found["rise"] = calibrate(RiseRule(rise=0.5), scores, ids, patch_bytes)[0]
         # Half of its borders' bytes are to pass by entropy alone: then both conditions matter.
@@ -104,8 +169,13 @@ def _calibrated(
 def sample_documents(files: Sequence[str], num_bytes: int = SAMPLE_BYTES) -> Iterator[bytes]:
     """Stretches of the sources' documents, the same each time: every n-th document, from its middle."""
     documents = [document.data for document in read_documents(files)]
-    sizes = torch.tensor([min(len(data), PIECE_BYTES) for data in documents])
-    step = max(1, int(sizes.sum()) // num_bytes)
-    for data in documents[:: min(step, len(documents))]:
-        begin = max(0, (len(data) - PIECE_BYTES) // 2)
-        yield data[begin : begin + PIECE_BYTES]
+    for number, begin, end in _stretches([len(data) for data in documents], num_bytes):
+        yield documents[number][begin:end]
+
+
+def _stretches(sizes: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Document, begin and end of each stretch, of documents of these sizes."""
+    step = max(1, sum(min(size, PIECE_BYTES) for size in sizes) // num_bytes)
+    for number in range(0, len(sizes), min(step, len(sizes))):
+        begin = max(0, (sizes[number] - PIECE_BYTES) // 2)
+        yield number, begin, min(begin + PIECE_BYTES, sizes[number])

@@ -1,0 +1,12 @@
+"""Annotation: entropies and patches of whole corpora, computed once and stored beside the text (design section 7).
+
+Sources become shards (`plan`), shards get their entropies (`scoring`) and are written (`work`), and a job (`job`) sees
+to it that all of them are, once, by this process or by a Ray cluster (`cluster`).
+"""
+
+from bltkit.annotate.job import annotate
+from bltkit.annotate.plan import SHARD_BYTES, Plan, ShardPlan, ShardReader, plan_shards
+from bltkit.annotate.report import Annotation
+from bltkit.annotate.scoring import entropies_of
+
+__all__ = ["SHARD_BYTES", "Annotation", "Plan", "ShardPlan", "ShardReader", "annotate", "entropies_of", "plan_shards"]
