@@ -57,6 +57,7 @@ def test_the_released_entropy_model() -> None:
     ("name", "low", "high"),
     [
         # Without the hash tables, which the names of the grid leave out.
+        ("20m", 13e6, 14e6),
         ("69m", 33e6, 34e6),
         ("400m", 0.4e9, 0.7e9),
         ("1b", 1.4e9, 1.5e9),
@@ -72,14 +73,15 @@ def test_every_size_can_be_built(name: str, low: float, high: float) -> None:
 
 def test_every_preset_is_on_the_list() -> None:
     """A new size needs its line above; `tiny` is whatever the package embeds."""
-    assert set(BLT_PRESETS) == {"tiny", "69m", "400m", "1b", "2b", "4b", "8b"}
+    assert set(BLT_PRESETS) == {"tiny", "20m", "69m", "400m", "1b", "2b", "4b", "8b"}
     assert size(on_meta(BLT_PRESETS["tiny"])) * 2 < 12e6  # in bf16, as the package ships it
 
 
-def test_the_benchmark_shape_has_69_million_parameters() -> None:
+@pytest.mark.parametrize("name", ["20m", "69m"])
+def test_our_own_sizes_count_tables_and_entropy_model(name: str) -> None:
     with torch.device("meta"):
-        entropy = EntropyModel(ENTROPY_PRESETS["69m"])
-    assert round((size(on_meta(BLT_PRESETS["69m"])) + size(entropy)) / 1e6) == 69
+        entropy = EntropyModel(ENTROPY_PRESETS[name])
+    assert f"{round((size(on_meta(BLT_PRESETS[name])) + size(entropy)) / 1e6)}m" == name
 
 
 def test_unknown_names_suggest_known_ones() -> None:

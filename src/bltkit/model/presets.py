@@ -43,6 +43,7 @@ BLT_PRESETS: dict[str, BltConfig] = {
         window=128,
         ffn=(384, 768),
     ),
+    "20m": _blt((1, 192, 3), (6, 384, 6), 3, 2, NgramConfig(buckets=4001)),
     "69m": _blt((1, 256, 4), (8, 512, 8), 4, 2, NgramConfig(buckets=20002), ffn=(768, 1536)),
     "400m": _blt((1, 768, 12), (24, 1280, 10), 7, 2),
     "1b": _blt((1, 1024, 16), (25, 2048, 16), 9, 2),
@@ -51,15 +52,19 @@ BLT_PRESETS: dict[str, BltConfig] = {
     "8b": _blt((1, 1280, 20), (32, 4096, 32), 6, 4),
 }
 """`1b` and `8b` are the released 1B and 7B; the others of the grid are the paper's (400m with the local heads for
-cross-attention, since the 10 printed there do not divide its width of 768)."""
+cross-attention, since the 10 printed there do not divide its width of 768). These names count neither the n-gram
+tables nor the entropy model. `20m` and `69m` are ours, and their names count everything: tables (4.6 M and 30.7 M) and
+the entropy model of the same name (1.9 M and 5.2 M) too."""
 
 ENTROPY_PRESETS: dict[str, EntropyConfig] = {
     "tiny": EntropyConfig(width=128, layers=3, heads=2, ffn_width=384, window=256),
+    "20m": EntropyConfig(width=192, layers=4, heads=3),
     "69m": EntropyConfig(width=256, layers=6, heads=4, ffn_width=768),
     "100m": EntropyConfig(width=768, layers=14, heads=12),
     "paper": EntropyConfig(width=512, layers=14, heads=8),
 }
-"""`100m` is the released entropy model (width 768), `paper` the one that the paper describes (width 512)."""
+"""`100m` is the released entropy model (width 768), which goes with every BLT from 400m on; `paper` is the one that
+the paper describes (width 512)."""
 
 
 def blt_preset(name: str) -> BltConfig:

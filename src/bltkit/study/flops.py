@@ -5,7 +5,7 @@ time, with everything cached: the latent transformer reads its weights and its k
 `patch_bytes` bytes. Parameters are counted on the meta device: an 8B model costs no memory here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from torch import nn
 from bltkit.checkpoint import load_bundle, resolve_model
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.model import (
+    ENTROPY_PRESETS,
     Blt,
     BltConfig,
     BoundaryConfig,
@@ -36,7 +37,8 @@ PATCH_BYTES = 4.5
 """Mean bytes per patch where neither the user nor the model's record says it: the paper's and the released models'."""
 
 ASSUMED_SCORER = "100m"
-"""Preset counted where a training config names an entropy model that is not there yet: the released models'."""
+"""Preset counted where a training config names an entropy model that is not there yet (the released models'), unless
+its name is `PRESET-entropy`, as our own configs call theirs."""
 
 _MODULES = {
     "embed": ("embed.",),
@@ -152,16 +154,21 @@ def ledger(
     return Ledger(rows, total, whole, total.params, patch_bytes, context, element_bytes, scorer_name)
 
 
-def ledger_of(target: str | Path, patch_bytes: float | None = None, context: int = 8192) -> Ledger:
+def ledger_of(
+    target: str | Path, patch_bytes: float | None = None, context: int = 8192, overrides: Sequence[str] = ()
+) -> Ledger:
     """The ledger of a training config (a TOML file) or of a MODEL.
 
+    overrides: `section.key=value` on top of a config.
     patch_bytes: by default what the model's record holds as `mean_patch_bytes`, else `PATCH_BYTES`.
-    A config's scorer is the checkpoint under `patching.model`; one that is not there yet counts as the released
-    models' entropy model, and `Ledger.scorer` says so. Raises ValueError with one line.
+    A config's scorer is the checkpoint under `patching.model`; of one that is not there yet the size is assumed, and
+    `Ledger.scorer` says so. Raises ValueError with one line.
     """
     if str(target).endswith(".toml"):
-        model, scorer, name = _of_config(Path(target))
+        model, scorer, name = _of_config(Path(target), overrides)
         return ledger(model, scorer, PATCH_BYTES if patch_bytes is None else patch_bytes, context, scorer_name=name)
+    if overrides:
+        raise ValueError(f"{overrides[0]}: {target} is no training config (TOML), of which alone a value can be set")
     bundle = load_bundle(resolve_model(target), device="meta")
     scorer = _config_of(bundle.scorer)
     model = None if bundle.model is None else bundle.model.config
@@ -171,9 +178,20 @@ def ledger_of(target: str | Path, patch_bytes: float | None = None, context: int
     return ledger(model, scorer, patch_bytes, context, scorer_name=None if scorer is None else str(target))
 
 
-def _of_config(path: Path) -> tuple[BltConfig | None, ScorerConfig | None, str | None]:
+def scorer_named(name: str) -> tuple[ScorerConfig | None, str]:
+    """The scorer of a checkpoint, and whose it is; of a checkpoint that is not there an assumed one."""
+    try:
+        directory = resolve_model(name)
+    except ValueError:
+        called = Path(name).name.removesuffix("-entropy")
+        preset = called if called in ENTROPY_PRESETS else ASSUMED_SCORER
+        return entropy_preset(preset), f"preset {preset} ({name} is not there)"
+    return _config_of(load_bundle(directory, device="meta").scorer), name
+
+
+def _of_config(path: Path, overrides: Sequence[str]) -> tuple[BltConfig | None, ScorerConfig | None, str | None]:
     """Model, scorer and the scorer's name of a training config."""
-    data = load_toml(path)
+    data = load_toml(path, overrides)
     section = data.get("model")
     if not isinstance(section, dict):
         raise ValueError(f"{path}: section [model] is missing")
@@ -191,13 +209,7 @@ def _of_config(path: Path) -> tuple[BltConfig | None, ScorerConfig | None, str |
         assert isinstance(model, ScorerConfig)
         return None, model, str(path)
     name = data.get("patching", {}).get("model")
-    if name is None:
-        return model, None, None
-    try:
-        directory = resolve_model(name)
-    except ValueError:
-        return model, entropy_preset(ASSUMED_SCORER), f"preset {ASSUMED_SCORER} ({name} is not there)"
-    return model, _config_of(load_bundle(directory, device="meta").scorer), str(name)
+    return (model, None, None) if name is None else (model, *scorer_named(name))
 
 
 def _config_of(scorer: nn.Module | None) -> ScorerConfig | None:
