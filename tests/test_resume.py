@@ -168,7 +168,7 @@ def test_a_damaged_training_state_names_the_way_out(place: Workplace) -> None:
     place.train("whole", "cnn", TEN)
     place.train("run", "cnn", TEN, "checkpoint.every_steps=5")
     newest = place.path / "run" / "step-00000010"
-    state = newest / "optimizer.safetensors"
+    (state,) = (newest / "state").glob("*.distcp")
     state.write_bytes(state.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"is damaged .*; remove that folder to go on from an earlier step"):
         place.train("run", "cnn", TEN, resume=True)
@@ -194,10 +194,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         Path(path).write_bytes(b"half of it")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
+    def full_as_well(*rest: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "bltkit.checkpoint.weights.save_file" if where == "weights" else run_module.__name__ + ".save_file", full
-        )
+        if where == "weights":
+            patched.setattr("bltkit.checkpoint.weights.save_file", full)
+        else:
+            patched.setattr("torch.distributed.checkpoint.filesystem._write_item", full_as_well)
         assert cli.main(["train", str(config), TEN, "--out", out, "--resume"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
@@ -229,9 +233,9 @@ def start(place: Workplace, out: str, *overrides: str) -> "subprocess.Popen[str]
     program = (
         "import sys, time, torch\n"
         "torch.set_num_threads(1)\n"
-        "from bltkit.train import trainer\n"
-        "step = trainer._Trainer._step\n"
-        "trainer._Trainer._step = lambda self, position: time.sleep(0.02) or step(self, position)\n"
+        "from bltkit.train.learner import Learner\n"
+        "step = Learner.step\n"
+        "Learner.step = lambda *arguments: time.sleep(0.02) or step(*arguments)\n"
         "from bltkit.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 from bltkit.checkpoint import load_bundle
@@ -83,8 +84,8 @@ class Workplace:
     def tensors(self, out: str) -> dict[str, torch.Tensor]:
         """Weights and the optimizer's state of a run, as they lie on the disk."""
         latest = self.path / out / "latest"
-        state = load_file(latest / "optimizer.safetensors")
-        return {f"state.{key}": value for key, value in state.items()} | load_file(latest / "model.safetensors")
+        state = {f"state.{key}": value for key, value in state_of(latest).items()}
+        return state | load_file(latest / "model.safetensors")
 
     def losses(self, out: str) -> dict[int, tuple[float, float, float]]:
         """Loss, gradient norm and rate of every step."""
@@ -98,6 +99,15 @@ class Workplace:
         module = bundle.model if bundle.model is not None else bundle.scorer
         assert module is not None
         return dict(module.state_dict())
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What a run would go on from."""
+    reader = dcp.FileSystemReader(checkpoint / "state")
+    found = reader.read_metadata().state_dict_metadata
+    state = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in found.items()}
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

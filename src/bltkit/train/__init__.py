@@ -1,12 +1,13 @@
-"""Training, one process: configuration, objective, optimizer, run directory and the loop."""
+"""Training, on one process or many: configuration, objective, optimizer, run directory and the loop."""
 
 import sys
 from types import ModuleType
 from typing import Any
 
 from bltkit.train.config import TrainConfig
+from bltkit.train.learner import build_model
 from bltkit.train.metrics import bits_per_byte, read_metrics
-from bltkit.train.trainer import Result, build_model, train
+from bltkit.train.trainer import Result, train
 
 __all__ = ["Result", "TrainConfig", "bits_per_byte", "build_model", "read_metrics", "train"]
 

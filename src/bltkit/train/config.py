@@ -1,24 +1,19 @@
 """The training run as one frozen value: what a TOML file with dotted overrides turns into."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bltkit.config import Config
 from bltkit.data import DataConfig
 from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig
 from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
+from bltkit.train.adapt import AdaptSection, continue_from
+from bltkit.train.guard import GuardSection
 from bltkit.train.objective import NextByte, Objective, TokenBoundary
+from bltkit.train.optim import OptimSection
 
 ModelConfig = Annotated[BltConfig | EntropyConfig | BoundaryConfig | CnnConfig, Field(discriminator="kind")]
 
@@ -27,26 +22,14 @@ class PatchingSection(Config):
     """Where a BLT's patches come from."""
 
     model: str | None = None
-    """Checkpoint of the entropy or boundary model that the rule listens to; not needed by rules that read none."""
+    """Checkpoint of the entropy or boundary model that the rule listens to; not needed by rules that read none. By
+    default that of `trainer.init`."""
     rule: Annotated[Rule, BeforeValidator(lambda rule: parse_rule(rule) if isinstance(rule, str) else rule)] | None = (
         None
     )
     """The rule, as a table or as `kind:field=value,...`; by default the one stored with `model`."""
-
-
-class OptimSection(Config):
-    """AdamW with linear warm-up and cosine decay (BLT 4.7, spec 8)."""
-
-    lr: PositiveFloat = 4e-4
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
-    clip: PositiveFloat = 1.0
-    """Largest 2-norm of the gradient of a whole step."""
-    warmup_steps: NonNegativeInt = 100
-    min_lr_ratio: NonNegativeFloat = 0.01
-    schedule_steps: PositiveInt | None = None
-    """Length of the cosine; by default the first run's trainer.max_steps, which then stays with the checkpoint."""
+    where: Literal["device", "workers"] = "device"
+    """What runs the scorer on text that was not annotated: the training device, or the loader's workers."""
 
 
 class TrainerSection(Config):
@@ -56,12 +39,26 @@ class TrainerSection(Config):
     seed: NonNegativeInt = 0
     init: str | None = None
     """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
+    branch: str | None = None
+    """Checkpoint of another run, RUN or RUN/step-XXXXXXXX, which this one goes on from with everything it held."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"
+    threads: PositiveInt | None = None
+    """Of torch on the CPU, in each process; results are the same bit for bit only with as many."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere: many CPUs compute bf16 far slower than fp32."""
+    shard: PositiveInt | None = None
+    """Processes that share one copy of the dense weights; all by default. Fewer keep a copy in each group (HSDP)."""
+    checkpoint_activations: bool = False
+    """Recompute each layer in the backward pass instead of keeping what it computed."""
+    compile: bool = False
+    """Compile each layer; pays on a GPU."""
+    deterministic: bool = False
+    """Refuse operations that may give other bits when run again."""
     log_every: PositiveInt = 10
+    report: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides metrics.jsonl."""
     validate_every: NonNegativeInt = 0
     """Steps between validations; 0 validates at the end only."""
     validation_batches: PositiveInt = 16
@@ -73,12 +70,19 @@ class CheckpointSection(Config):
     every_seconds: PositiveFloat = 60.0
     every_steps: PositiveInt | None = None
     keep: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_every: PositiveInt | None = None
+    """Steps of which this is a divisor are kept besides: what branches start from."""
+    background: bool = True
+    """Write while training goes on."""
+    export: Literal["always", "end"] = "always"
+    """When the model is put together as a checkpoint that can be loaded; a run can be resumed without that."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the weights in the checkpoint; a run goes on from exact ones, which bf16 keeps with the optimizer's state."""
+    """Of the weights in that checkpoint; a run goes on from exact ones."""
 
 
 class TrainConfig(Config):
-    """A training run. `model` may name a `preset` and change single fields of it."""
+    """A training run. `model` may name a `preset` and change single fields of it; left out, it is `trainer.init`'s."""
 
     # `preset` is gone when the union is validated; the schema names it for the suggestions of error messages.
     model: Annotated[ModelConfig, Field(json_schema_extra={"properties": {"preset": {"type": "string"}}})]
@@ -87,18 +91,23 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     optim: OptimSection = OptimSection()
     trainer: TrainerSection
+    guard: GuardSection = GuardSection()
+    adapt: AdaptSection = AdaptSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_preset(cls, data: Any) -> Any:
-        section = data.get("model") if isinstance(data, Mapping) else None
+    def _expand(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data = continue_from(data)
+        section = data.get("model")
         if not isinstance(section, Mapping) or not isinstance(section.get("kind", ""), str):
             return data
         return {**data, "model": expand_preset(section)}
 
     @model_validator(mode="after")
-    def _check_fit(self) -> "TrainConfig":
+    def _check_fit(self) -> Self:
         if self.model.kind == "blt" and self.patching.model is None and self.patching.rule is None:
             raise ValueError("a BLT needs patching.model (an entropy model's checkpoint) or patching.rule")
         if (self.model.kind == "boundary") != isinstance(self.objective, TokenBoundary):
@@ -106,4 +115,10 @@ class TrainConfig(Config):
                 f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
                 "a boundary model is trained with 'token-boundary', every other with 'next-byte'"
             )
+        if self.trainer.init is not None and self.trainer.branch is not None:
+            raise ValueError("trainer.init takes weights and trainer.branch takes everything; give one of them")
+        if self.adapt.lora is not None and self.trainer.init is None:
+            raise ValueError("adapt.lora adapts a model that was trained: set trainer.init")
+        if self.adapt.lora is not None and self.model.kind != "blt":
+            raise ValueError(f"adapt.lora: a model of kind {self.model.kind!r} has no global transformer to adapt")
         return self

@@ -1,18 +1,25 @@
-"""What a run tells: one JSON line per report in metrics.jsonl, and a progress bar on a terminal."""
+"""What a run tells: a line of JSON per report in metrics.jsonl, a progress bar on a terminal, and `sinks.py`."""
 
 import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bltkit.checkpoint import write_atomic
+from bltkit.train.sinks import Sink, open_sinks
+
+if TYPE_CHECKING:
+    from bltkit.train.config import TrainConfig
+    from bltkit.train.learner import Figures
 
 METRICS = "metrics.jsonl"
 
@@ -30,8 +37,20 @@ class Tally:
     text_nats: float = 0.0
     targets: int = 0
     text_bytes: int = 0
+    seen_bytes: int = 0
     patches: int = 0
+    skipped: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    def add(self, figures: "Figures") -> None:
+        """Count one step in."""
+        self.nats += figures.nats
+        self.text_nats += figures.text_nats
+        self.targets += figures.targets
+        self.text_bytes += figures.text_bytes
+        self.seen_bytes += figures.seen_bytes
+        self.patches += figures.patches
+        self.skipped += figures.skipped
 
     def report(self) -> dict[str, float | None]:
         """Means over what was summed up."""
@@ -39,8 +58,9 @@ class Tally:
         return {
             "loss": self.nats / max(1, self.targets),
             "bits_per_byte": bits_per_byte(self.text_nats, self.text_bytes),
-            "bytes_per_second": self.text_bytes / max(seconds, 1e-9),
-            "patch_bytes": self.text_bytes / self.patches if self.patches else None,
+            "bytes_per_second": self.seen_bytes / max(seconds, 1e-9),
+            "patch_bytes": self.seen_bytes / self.patches if self.patches else None,
+            "skipped": self.skipped or None,
         }
 
 
@@ -63,12 +83,36 @@ def forget_after(out: Path, step: int) -> None:
         write_atomic(out / METRICS, "".join(map(_line, kept)).encode())
 
 
-class Reporter:
-    """Writes metrics.jsonl and shows progress; silent on stderr when that is no terminal."""
+@contextmanager
+def reading(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far the sources are read, on a terminal's stderr; told (source, documents, bytes)."""
+    columns = TextColumn("reading {task.description}"), TimeElapsedColumn()
+    off = not shown or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=off, transient=True) as bar:
+        task = bar.add_task("", total=None)
 
-    def __init__(self, path: Path, total_steps: int, done_steps: int) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        self._file = (path / METRICS).open("a", encoding="utf-8")
+        def tell(label: str, documents: int, num_bytes: int) -> None:
+            bar.update(task, description=f"{label}: {documents:,} documents, {num_bytes / 1e6:,.0f} MB")
+
+        yield tell
+
+
+class Reporter:
+    """Writes metrics.jsonl and shows progress, which is silent on stderr when that is no terminal."""
+
+    def __init__(self, path: Path | None, config: "TrainConfig", done_steps: int) -> None:
+        """path: of the run; None for a process that has nothing to tell. Rows up to `done_steps` are there already.
+
+        Raises ValueError for a sink that cannot be opened.
+        """
+        self._file: TextIO | None = None
+        self._sinks: tuple[Sink, ...] = ()
+        self._open = ExitStack()
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+            plain = config.model_dump(mode="json", exclude_none=True)
+            self._sinks = self._open.enter_context(open_sinks(config.trainer.report, path, done_steps, plain))
+            self._file = self._open.enter_context((path / METRICS).open("a", encoding="utf-8"))
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(),
@@ -76,9 +120,9 @@ class Reporter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=path is None or not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task("", total=total_steps, completed=done_steps)
+        self._task = self._bar.add_task("", total=config.trainer.max_steps, completed=done_steps)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -88,7 +132,7 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        self._open.close()
 
     def advance(self, step: int) -> None:
         """A step is done."""
@@ -96,8 +140,13 @@ class Reporter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, and show its main figures."""
-        self._file.write(_line({key: value for key, value in row.items() if value is not None}))
+        if self._file is None:
+            return
+        known = {key: value for key, value in row.items() if value is not None}
+        self._file.write(_line(known))
         self._file.flush()
+        for sink in self._sinks:
+            sink.write(known)
         shown = [f"{row[name]:.4g} {unit}" for name, unit in _SHOWN if row.get(name) is not None]
         if shown:
             self._bar.update(self._task, description="  ".join(shown))

@@ -1,34 +1,38 @@
-"""The training loop, one process: batches in, checkpoints and metrics out. Resumes bit for bit.
+"""The training loop: batches in, checkpoints and metrics out. Resumes bit for bit, on any number of processes.
 
 Every random choice is a function of the seed and the step, so weights, the optimizer's moments and a position are
 all the state there is.
 """
 
 import contextlib
+import copy
 import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from bltkit.checkpoint import Bundle, load_bundle, resolve_model, write_atomic
+from bltkit.checkpoint import resolve_model, write_atomic, write_bundle
+from bltkit.checkpoint.atomic import sync_tree
 from bltkit.config import dump_toml
 from bltkit.data import Batch, Corpus, Loader, validation_batches
-from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel
+from bltkit.data.sources.chat import chat_template
+from bltkit.data.template import RECORD_KEY
+from bltkit.model import Blt
 from bltkit.model.flops import forward_flops
-from bltkit.patches import Patches
-from bltkit.patching import patch
-from bltkit.train.config import ModelConfig, TrainConfig
-from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after
-from bltkit.train.optim import apply_update, build_optimizer
-from bltkit.train.patcher import count_text_patches, load_patcher
-from bltkit.train.run import Position, RunDirectory
-
-TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy
+from bltkit.train.config import TrainConfig
+from bltkit.train.guard import GuardState
+from bltkit.train.learner import Counts, Learner
+from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading
+from bltkit.train.optim import learning_rate
+from bltkit.train.parallel import World, world_of
+from bltkit.train.patcher import load_patcher
+from bltkit.train.run import RunDirectory
+from bltkit.train.sinks import check_reports
+from bltkit.train.state import Position, Saver, read_position, restore, training_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,71 +53,103 @@ class Result:
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:
-    """Train as `config` says and keep checkpoints in `out`.
+    """Train as `config` says and keep checkpoints in `out`; under torchrun, with all of its processes.
 
     resume: go on from the newest complete checkpoint in `out`. Ctrl-C and SIGTERM save and return.
-    say: told about what a user should know, a line at a time.
+    say: told about what a user should know, a line at a time, by the main process.
     Raises ValueError for an existing `out` without `resume`, and for data or models that do not fit.
     """
-    run = RunDirectory(Path(out))
-    start = _starting_point(run, resume, say)
-    return _Trainer(config, run, say).run(start)
+    trainer = config.trainer
+    with world_of(trainer.device, trainer.shard) as world, _numerics(trainer.threads, trainer.deterministic):
+        tell = say if world.is_main else _silent
+        run = RunDirectory(Path(out))
+        start = _starting_point(config, run, resume, tell)
+        world.barrier()  # nobody writes before all have looked
+        return _Trainer(config, run, world, tell).run(start, resumed=resume and start is not None)
 
 
-def _starting_point(run: RunDirectory, resume: bool, say: Callable[[str], None]) -> Path | None:
-    if not resume:
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
-        return None
-    latest = run.latest()
-    if latest is None:
+def _silent(line: str) -> None:
+    """What all but the main process say."""
+
+
+def _starting_point(config: TrainConfig, run: RunDirectory, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from."""
+    if not resume and run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
+    latest = run.latest() if resume else None
+    if latest is None and resume:
         say(f"no complete checkpoint in {run.path}: starting over")
+    if latest is None and config.trainer.branch is not None:
+        branch = resolve_model(config.trainer.branch)
+        return (branch / "latest").resolve() if (branch / "latest").exists() else branch
     return latest
 
 
-def build_model(config: ModelConfig) -> TrainedModel:
-    """The uninitialised module that a `[model]` section describes."""
-    builders: dict[str, Callable[[Any], TrainedModel]] = {
-        "blt": Blt,
-        "entropy": EntropyModel,
-        "boundary": BoundaryModel,
-        "cnn": CnnEntropy,
-    }
-    return builders[config.kind](config)
-
-
 class _Trainer:
-    def __init__(self, config: TrainConfig, run: RunDirectory, say: Callable[[str], None]) -> None:
-        self.config, self.run_directory, self.say = config, run, say
-        self.device = _device(config.trainer.device)
-        self.autocast = _autocast(config.trainer.precision, self.device)
+    def __init__(self, config: TrainConfig, run: RunDirectory, world: World, say: Callable[[str], None]) -> None:
+        self.config, self.run_directory, self.world, self.say = config, run, world, say
         config.objective.check()
+        check_reports(config.trainer.report)
+        self.template = chat_template(config.data.sources)
         self.patcher = load_patcher(config)
-        if self.patcher.scorer is not None:
-            cast(nn.Module, self.patcher.scorer).to(self.device).eval()
-        self.corpus = Corpus.from_sources(config.data.sources, config.data.validation_fraction)
-        self.loader = Loader(self.corpus, config.data.row_bytes, config.data.batch_rows, config.trainer.seed)
-        generator = torch.Generator().manual_seed(config.trainer.seed)
-        self.model = build_model(config.model).reset_parameters(generator).to(self.device)
-        self.optimizer = build_optimizer(config.optim, self.model)
+        self.corpus = self._read_corpus()
+        data = config.data
+        in_workers = config.patching.where == "workers" and data.workers and self.corpus.opens is None
+        self.loader = Loader(
+            self.corpus,
+            data.row_bytes,
+            data.batch_rows,
+            config.trainer.seed,
+            row_patches=data.row_patches,
+            rank=world.rank,
+            num_ranks=world.size,
+            workers=data.workers,
+            # Workers have no part of a GPU: they keep a scorer of their own.
+            prepare=copy.deepcopy(self.patcher).opens if in_workers and config.model.kind == "blt" else None,
+        )
+        self.learner = Learner(config, world, self.patcher.on(world.device))
+        self.saver = Saver(world, config.checkpoint.background)
         self.stop = False
 
-    def run(self, start: Path | None) -> Result:
-        config, out = self.config.trainer, self.run_directory.path
+    def _read_corpus(self) -> Corpus:
+        """In memory, or as files that all processes share: then the first one lays them down and the others wait."""
+        data = self.config.data
+        sources = [self.patcher.source(source) for source in data.sources]
+        directory = None if data.cache is None else Path(data.cache)
+        if directory is None and self.world.size > 1:
+            directory = self.run_directory.path / "corpus"
+        with reading(self.world.is_main) as progress:
+            corpus = Corpus.from_sources(sources, data.validation_fraction, directory=directory, progress=progress)
+        for source, stats in zip(sources, corpus.stats, strict=True):
+            for kind, count in stats.faults.items():
+                if getattr(source, kind) == "skip":
+                    self.say(f"{stats.label}: left out {count} that are {kind}, such as {stats.examples[kind][0]}")
+        return corpus
+
+    def run(self, start: Path | None, resumed: bool) -> Result:
+        config, out, main = self.config.trainer, self.run_directory.path, self.world.is_main
         schedule = self.config.optim.schedule_steps or config.max_steps
-        position = Position(0, schedule, self.loader.state, 0, 0, 0.0)
+        position = Position(0, schedule, self.loader.state, 0, 0, 0.0, self.learner.guard.to_json())
         if start is not None:
-            position = self._restore(start)
-        else:
-            if config.init is not None:
-                self._take_weights(resolve_model(config.init), "trainer.init must name a model of the config's shape")
+            position = self._restore(start, resumed)
+        if main and not resumed:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / "config.toml", dump_toml(self.config.model_dump(mode="json")).encode())
-        self.run_directory.clean()
-        forget_after(out, position.step)
+        if main:
+            self.run_directory.clean()
+            if resumed and start is not None:
+                self.run_directory.publish(start)  # a kill may have come between writing it and this
+            forget_after(out, position.step)
         first = position.step
-        with self._signals(), Reporter(out, config.max_steps, first) as reporter:
-            position = self._steps(position, reporter, saved=start is not None)
+        with self._signals(), Reporter(out if main else None, self.config, first) as reporter:
+            try:
+                position = self._steps(position, reporter, saved=resumed)
+            except OSError:  # a full disk: half a checkpoint would only take more of it
+                if main:
+                    self.run_directory.clean()
+                raise
+            finally:
+                self.loader.close()
             finished = position.step >= config.max_steps
             validation = self._validate() if finished else None
             if validation is not None and position.step > first:
@@ -126,96 +162,89 @@ class _Trainer:
 
     def _steps(self, position: Position, reporter: Reporter, saved: bool) -> Position:
         """Train until the last step or a signal, and save. saved: is `position` on disk already."""
-        config = self.config
+        config, learner = self.config, self.learner
         tally, last_save, began = Tally(), time.monotonic(), time.monotonic()
         base_seconds = position.seconds
-        while position.step < config.trainer.max_steps and not self.stop:
-            nats, text_nats, counts = self._step(position)
-            position = dataclasses.replace(
-                position,
+        while position.step < config.trainer.max_steps:
+            batches = [next(self.loader) for _ in range(config.trainer.accumulate)]
+            late = self.world.is_main and time.monotonic() - last_save > config.checkpoint.every_seconds
+            # One message a step: who wants to stop, and what the clock says, is the same everywhere from here on.
+            *counted, stops, lates = self.world.sums([*Counts.of(batches), self.stop, late])
+            if stops:
+                break
+            counts = Counts(*map(int, counted))
+            figures = learner.step(batches, position.step, position.schedule_steps, counts)
+            position = Position(
                 step=position.step + 1,
+                schedule_steps=position.schedule_steps,
                 loader=self.loader.state,
-                text_bytes=position.text_bytes + counts.text_bytes,
-                num_patches=position.num_patches + counts.patches,
+                text_bytes=position.text_bytes + figures.seen_bytes,
+                num_patches=position.num_patches + figures.patches,
                 seconds=base_seconds + time.monotonic() - began,
+                guard=learner.guard.to_json(),
             )
             saved = False
-            tally.nats += nats
-            tally.text_nats += text_nats
-            tally.targets += counts.targets
-            tally.text_bytes += counts.text_bytes
-            tally.patches += counts.patches
+            tally.add(figures)
             reporter.advance(position.step)
             if position.step % config.trainer.log_every == 0 or position.step == config.trainer.max_steps:
                 row = {"step": position.step, **tally.report(), "bytes_seen": position.text_bytes}
-                reporter.write(row | {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": counts.grad_norm})
+                rate = learning_rate(config.optim, position.step - 1, position.schedule_steps)
+                row |= {"lr": rate, "grad_norm": figures.grad_norm, "epoch": self.loader.epoch}
+                reporter.write(row | {"padding": self.loader.waste.bytes, "patch_padding": self.loader.waste.patches})
                 tally = Tally()
             every = config.trainer.validate_every
             if every and position.step % every == 0 and position.step < config.trainer.max_steps:
                 reporter.write({"step": position.step, "validation_bits_per_byte": self._validate()})
             due = config.checkpoint.every_steps and position.step % config.checkpoint.every_steps == 0
-            if due or time.monotonic() - last_save > config.checkpoint.every_seconds:
-                self._save(position)
+            if due or lates or self.saver.failed:
+                self._save(position, last=False)
                 saved, last_save = True, time.monotonic()
         if not saved:
-            self._save(position)
+            self._save(position, last=True)
+        self.saver.wait()
+        self.world.barrier()
         return position
 
-    def _step(self, position: Position) -> "tuple[float, float, _Counts]":
-        batches = [next(self.loader) for _ in range(self.config.trainer.accumulate)]
-        targets = sum(batch.num_targets for batch in batches)
-        sums = torch.zeros(3, device=self.device)
-        self.model.train()
-        for batch in batches:
-            loss, text_loss, count = self._loss(batch)
-            (loss / max(1, targets)).backward()
-            sums += torch.stack([loss.detach(), text_loss, count])
-        gradient = apply_update(self.optimizer, self.config.optim, position.step, position.schedule_steps)
-        # All of a step's figures at once: each look at the device waits for it.
-        total, text, patches, norm = torch.cat([sums, gradient[None]]).tolist()
-        if not norm < float("inf"):
-            raise FloatingPointError(
-                f"the gradient of step {position.step + 1} is not finite; lower optim.lr (now {self.config.optim.lr}) "
-                f"and --resume from the last checkpoint"
-            )
-        return total, text, _Counts(sum(batch.text_bytes for batch in batches), targets, int(patches), norm)
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss sums of one batch, and the patches that hold its text (BOS's and EOS's own not counted)."""
-        batch = batch.to(self.device)
-        patches = self._patches(batch)
-        with self.autocast():
-            loss, text = self.config.objective.loss(self.model, batch, patches)
-        return loss, text, count_text_patches(batch.ids, patches)
-
-    def _patches(self, batch: Batch) -> Patches | None:
-        if not isinstance(self.model, Blt):
-            return None
-        rule = self.patcher.rule
-        assert rule is not None
-        scores = None if rule.scores is None else cast(EntropyModel, self.patcher.scorer).scores(batch.ids)
-        return patch(rule, batch.ids, scores, batch.num_bytes, documents=self.model.config.document_masks)
-
-    @torch.no_grad()
     def _validate(self) -> float | None:
-        self.model.eval()
-        nats, count = 0.0, 0
-        data = self.config.data
+        data, world = self.config.data, self.world
         batches = validation_batches(
-            self.corpus, data.row_bytes, data.batch_rows, self.config.trainer.validation_batches
+            self.corpus,
+            data.row_bytes,
+            data.batch_rows,
+            self.config.trainer.validation_batches,
+            row_patches=data.row_patches,
+            rank=world.rank,
+            num_ranks=world.size,
         )
-        for batch in batches:
-            nats += float(self._loss(batch)[1])
-            count += batch.text_bytes
+        nats, count = self.learner.nats(batches)
         return bits_per_byte(nats, count) if count else None
 
-    def _save(self, position: Position) -> None:
-        dtype = torch.bfloat16 if self.config.checkpoint.dtype == "bf16" else None
-        self.run_directory.save(
-            self._bundle(position), self.model, self.optimizer, position, self.config.checkpoint.keep, dtype
-        )
+    def _save(self, position: Position, last: bool) -> None:
+        """Begin to write a checkpoint; it gets its name when all of it is on disk."""
+        section, run, step = self.config.checkpoint, self.run_directory, position.step
+        self.saver.wait()
+        if self.world.is_main:
+            run.begin(step)
+        self.world.barrier()
+        directory = run.unfinished(step)
+        export = section.export == "always" or last
+        weights = self.learner.weights() if export else {}
+        record = self._record(position)
+        dtype = torch.bfloat16 if section.dtype == "bf16" else None
 
-    def _bundle(self, position: Position) -> Bundle:
+        def beside() -> None:
+            if export:
+                write_bundle(directory, self.learner.bundle(weights, record), dtype=dtype)
+
+        def done() -> None:
+            if self.world.is_main:
+                sync_tree(directory)
+                run.complete(step, section.keep, section.keep_every)
+
+        state = training_state(self.learner.model, self.learner.optimizer, self.world)
+        self.saver.save(directory, state, position, beside, done)
+
+    def _record(self, position: Position) -> dict[str, Any]:
         record = {
             "config": self.config.model_dump(mode="json", exclude_none=True),
             "row_bytes": self.config.data.row_bytes,
@@ -227,38 +256,36 @@ class _Trainer:
             "seed": self.config.trainer.seed,
             "torch": torch.__version__,
         }
-        if isinstance(self.model, Blt):
+        if self.template is not None:
+            record[RECORD_KEY] = self.template.model_dump()
+        if isinstance(self.learner.model, Blt):
             record |= {key: self.patcher.record[key] for key in ("calibrated",) if key in self.patcher.record}
             record["mean_patch_bytes"] = position.text_bytes / max(1, position.num_patches)
-            return Bundle(self.model, self.patcher.scorer, self.patcher.rule, record)
-        return Bundle(None, self.model, None, record)
+        return record
 
-    def _restore(self, step: Path) -> Position:
-        self._take_weights(step, "resume with the run's own config.toml")
-        position = self.run_directory.restore(step, self.model, self.optimizer)
+    def _restore(self, step: Path, resumed: bool) -> Position:
+        if read_position(step).step >= self.config.trainer.max_steps and not resumed:
+            raise ValueError(
+                f"trainer.branch is at step {read_position(step).step} already; raise trainer.max_steps "
+                f"({self.config.trainer.max_steps}), which counts from the run's beginning"
+            )
+        position = restore(step, self.learner.model, self.learner.optimizer, self.world)
         self.loader.restore(position.loader)
-        self.run_directory.publish(step)  # a kill may have come between writing it and this
-        if self.config.optim.schedule_steps is not None:
-            position = dataclasses.replace(position, schedule_steps=self.config.optim.schedule_steps)
+        if resumed:
+            self.learner.guard = GuardState.from_json(position.guard)
+        if self.config.optim.schedule_steps is not None or not resumed:
+            schedule = self.config.optim.schedule_steps or self.config.trainer.max_steps
+            position = dataclasses.replace(position, schedule_steps=schedule)
         return position
-
-    def _take_weights(self, checkpoint: Path, remedy: str) -> None:
-        bundle = load_bundle(checkpoint)
-        saved = bundle.model if isinstance(self.model, Blt) else bundle.scorer
-        if saved is None or cast(Any, saved).config != self.model.config:
-            raise ValueError(f"{checkpoint} holds a model of another shape than the config; {remedy}")
-        source = cast(nn.Module, saved).state_dict()
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                weight.copy_(source[name])
 
     def _train_flops(self, position: Position) -> float:
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
-        return 3 * position.text_bytes * forward_flops(self.model.config, patch_bytes, self.config.data.row_bytes)
+        return 3 * position.text_bytes * forward_flops(self.config.model, patch_bytes, self.config.data.row_bytes)
 
     def _result(self, position: Position, validation: float | None, interrupted: bool) -> Result:
         if validation is None:
-            validation = self._validate_on_training_text()
+            nats, count = self.learner.nats([self._first_batch()])
+            validation = bits_per_byte(nats, count)
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else None
         return Result(
             out=str(self.run_directory.path),
@@ -270,11 +297,18 @@ class _Trainer:
             interrupted=interrupted,
         )
 
-    @torch.no_grad()
-    def _validate_on_training_text(self) -> float:
-        fresh = Loader(self.corpus, self.config.data.row_bytes, self.config.data.batch_rows, self.config.trainer.seed)
-        batch = next(fresh)
-        return bits_per_byte(float(self._loss(batch)[1]), batch.text_bytes)
+    def _first_batch(self) -> Batch:
+        data, world = self.config.data, self.world
+        fresh = Loader(
+            self.corpus,
+            data.row_bytes,
+            data.batch_rows,
+            self.config.trainer.seed,
+            row_patches=data.row_patches,
+            rank=world.rank,
+            num_ranks=world.size,
+        )
+        return next(fresh)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -296,28 +330,14 @@ class _Trainer:
                 signal.signal(number, handler)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    text_bytes: int
-    targets: int
-    patches: int
-    grad_norm: float
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@contextlib.contextmanager
+def _numerics(threads: int | None, deterministic: bool) -> Iterator[None]:
+    """Threads and determinism as the run wants them, and afterwards as they were."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or before[0])
+    torch.use_deterministic_algorithms(deterministic or before[1])
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"trainer.device = {name!r} is no device; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device = 'cuda', but torch sees no GPU; use trainer.device=cpu")
-    return device
-
-
-def _autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision == "bf16" or (precision == "auto" and capable):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])

@@ -1,0 +1,234 @@
+"""What is trained: the model, its optimizer and where its patches come from, on the processes of a world.
+
+`Learner.step` is the whole arithmetic of a step; the loop around it is `trainer.py`. Every process computes the loss
+of its rows divided by the targets of all, so that gradients and figures simply add up.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bltkit.checkpoint import Bundle, load_bundle, resolve_model
+from bltkit.data import Batch
+from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel
+from bltkit.model.layers import Transformer
+from bltkit.patches import Patches
+from bltkit.train.adapt import adapt, merged_state, shares_weights
+from bltkit.train.config import ModelConfig, TrainConfig
+from bltkit.train.guard import GuardState, judge
+from bltkit.train.optim import build_optimizer
+from bltkit.train.parallel import TABLES, World, distribute, materialize, named_weights, whole_weights
+from bltkit.train.patcher import Patcher, count_text_patches
+from bltkit.vocab import OFFSET
+
+TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one step, all processes together."""
+
+    nats: float
+    text_nats: float
+    targets: int
+    text_bytes: int
+    """Targets among them that are bytes of text."""
+    seen_bytes: int
+    """Bytes of text in the rows, also those that are no targets."""
+    patches: int
+    """Opened by bytes of text."""
+    grad_norm: float
+    skipped: bool
+    """The guard did not let the update through."""
+
+
+class Counts(NamedTuple):
+    """Of the rows of a step, all processes together; see `Figures`."""
+
+    targets: int
+    text_bytes: int
+    seen_bytes: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Counts":
+        """Of this process's rows."""
+        seen = sum(int((batch.ids >= OFFSET).sum()) for batch in batches)
+        return cls(sum(batch.num_targets for batch in batches), sum(batch.text_bytes for batch in batches), seen)
+
+
+def build_model(config: ModelConfig) -> TrainedModel:
+    """The uninitialised module that a `[model]` section describes."""
+    builders: dict[str, Callable[[Any], TrainedModel]] = {
+        "blt": Blt,
+        "entropy": EntropyModel,
+        "boundary": BoundaryModel,
+        "cnn": CnnEntropy,
+    }
+    return builders[config.kind](config)
+
+
+class Learner:
+    """A model that learns; `config` says how."""
+
+    def __init__(self, config: TrainConfig, world: World, patcher: Patcher) -> None:
+        """Initial weights of the run's seed, or those of `trainer.init`. Raises ValueError where these do not fit."""
+        self.config, self.world, self.patcher = config, world, patcher
+        self.autocast = _autocast(config.trainer.precision, world.device)
+        self.model = self._build()
+        sharded = {TABLES} if world.size > 1 else set()
+        self.optimizer = build_optimizer(config.optim, self.model, sharded_by_rows=sharded)
+        self.guard = GuardState()
+
+    def _build(self) -> TrainedModel:
+        config, world = self.config, self.world
+        generator = torch.Generator().manual_seed(config.trainer.seed)
+        # Adapters change names and draw numbers of their own: such a model is made whole, and then shared out.
+        whole = world.size == 1 or config.adapt.lora is not None
+        with torch.device("cpu" if whole else "meta"):
+            model = build_model(config.model)
+        if isinstance(model, Blt):
+            model.embed.sparse_gradients = config.optim.tables == "rows"
+        if whole:
+            model.reset_parameters(generator)
+            self._take_initial(model)
+        adapt(model, config.adapt, config.trainer.seed)
+        self._prepare(model)
+        if world.size == 1:
+            return model.to(world.device)
+        distribute(model, world, self._gathered_dtype())
+        if not whole:
+            materialize(model, world.device, generator)
+            self._take_initial(model)
+        return model
+
+    def _take_initial(self, model: TrainedModel) -> None:
+        if self.config.trainer.init is not None:
+            take_weights(model, self.config.trainer.init, self.world)
+
+    def _prepare(self, model: nn.Module) -> None:
+        """What is put on the layers: recomputing them in the backward pass, and compiling them."""
+        trainer = self.config.trainer
+        for stack in [module for module in model.modules() if isinstance(module, Transformer)]:
+            for index, layer in enumerate(stack.layers):
+                if trainer.checkpoint_activations:
+                    layer = checkpoint_wrapper(layer)
+                    stack.layers[index] = layer
+                if trainer.compile:
+                    layer.compile()
+
+    def _gathered_dtype(self) -> torch.dtype | None:
+        return None if self.autocast is contextlib.nullcontext else torch.bfloat16
+
+    def step(self, batches: Sequence[Batch], step: int, schedule_steps: int, counts: Counts) -> Figures:
+        """One update from the gradients of `batches`, this process's rows.
+
+        step: updates before this one. counts: of all processes' rows. Raises FloatingPointError where the guard stops.
+        """
+        sums = torch.zeros(3, device=self.world.device)
+        self.model.train()
+        for batch in batches:
+            loss, text_loss, patches = self.loss(batch)
+            (loss / max(1, counts.targets)).backward()
+            self._merge_rows()
+            sums += torch.stack([loss.detach(), text_loss, patches])
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        norm = self.optimizer.clip()
+        # All of a step's figures at once: each look at the device waits for it.
+        nats, text_nats, num_patches, norm_value = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
+        loss_value = nats / max(1, counts.targets)
+        self.guard = judge(self.config.guard, self.guard, step + 1, loss_value, norm_value, self.config.optim.lr)
+        allowed = not self.guard.skips
+        if allowed:
+            self.optimizer.update(step, schedule_steps)
+        else:
+            self.optimizer.discard()
+        return Figures(nats, text_nats, *counts, int(num_patches), norm_value, not allowed)
+
+    def _merge_rows(self) -> None:
+        """Add up the tables' gradient row by row: over many batches it would hold every look-up of all of them."""
+        if isinstance(self.model, Blt):
+            gradient = self.model.embed.ngrams.grad
+            if gradient is not None and gradient.is_sparse:
+                self.model.embed.ngrams.grad = gradient.coalesce()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss sums of a batch, over all targets and over those that are text, and the patches that hold its text
+        (BOS's and EOS's own not counted)."""
+        patches = self._patches(batch)
+        batch = batch.to(self.world.device)
+        with self.autocast():
+            loss, text = self.config.objective.loss(self.model, batch, patches)
+        return loss, text, count_text_patches(batch.ids, patches)
+
+    def _patches(self, batch: Batch) -> Patches | None:
+        if not isinstance(self.model, Blt):
+            return None
+        return self.patcher.patches(batch, self.world.device, self.config.data.row_patches)
+
+    @torch.no_grad()
+    def nats(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """Nats over all processes' batches, and the bytes of text that they belong to."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in batches:
+            total += float(self.loss(batch)[1])
+            count += batch.text_bytes
+        both = self.world.sums([total, count])
+        return both[0], int(both[1])
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights on the CPU of the main process, adapters merged into what they adapt."""
+        return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
+
+    def bundle(self, weights: dict[str, Tensor], record: dict[str, Any]) -> Bundle:
+        """What a checkpoint of `weights` holds."""
+        with torch.device("meta"):
+            model = build_model(self.config.model)
+        model.load_state_dict(weights, assign=True)
+        if isinstance(model, Blt):
+            return Bundle(model, self.patcher.scorer, self.patcher.rule, record)
+        return Bundle(None, model, None, record)
+
+
+def take_weights(model: TrainedModel, checkpoint: str, world: World) -> None:
+    """Copy the weights of a checkpoint, ours or Hugging Face's. Raises ValueError where the shapes differ."""
+    bundle = load_bundle(resolve_model(checkpoint), dtype=torch.float32)
+    saved = bundle.model if isinstance(model, Blt) else bundle.scorer
+    if not isinstance(saved, type(model)):
+        raise ValueError(f"trainer.init = {checkpoint!r} holds no model of kind {model.config.kind!r}")
+    if not shares_weights(model.config, saved.config):
+        raise ValueError(
+            f"trainer.init = {checkpoint!r} holds a model of another shape than the config; "
+            "leave [model] out to take its shape"
+        )
+    source = saved.state_dict()
+    with torch.no_grad():
+        for name, weight in named_weights(model).items():
+            place(weight, source[name], world)
+
+
+def place(weight: nn.Parameter, whole: Tensor, world: World) -> None:
+    """Copy what this process holds of a weight."""
+    if isinstance(weight, DTensor):
+        own = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.to_local().copy_(own.to_local())
+    elif world.rows is not None and weight.shape[0] != whole.shape[0]:
+        rows = world.rows.own(whole.shape[0])
+        weight.copy_(whole[rows.start : rows.stop])
+    else:
+        weight.copy_(whole)
+
+
+def _autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision == "bf16" or (precision == "auto" and capable):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext

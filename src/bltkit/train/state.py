@@ -1,0 +1,195 @@
+"""What a run goes on from, on disk: weights, the optimizer's moments and the position.
+
+`torch.distributed.checkpoint` holds the tensors under the names that they have in a model to which nothing was done,
+each process writing its own part, so that a run can go on with any number of processes. The position is a line of
+JSON. What is written is a copy, made while the loop waits; the writing itself happens beside the next steps.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from bltkit.checkpoint import write_atomic
+from bltkit.train.optim import Optimizer
+from bltkit.train.parallel import World, globally, named_weights
+
+STATE = "state"
+"""The directory of the tensors, in a checkpoint's."""
+POSITION = "training.json"
+
+_WEIGHT, _MOMENT = "model.", "optim."
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: everything besides weights and the optimizer's moments that the next step depends on."""
+
+    step: int
+    schedule_steps: int
+    loader: dict[str, Any]
+    text_bytes: int
+    num_patches: int
+    seconds: float
+    guard: dict[str, Any]
+    """What the guard remembers of past losses."""
+
+
+def training_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
+    """Every tensor that the next step depends on, by its name in the checkpoint."""
+    state = {_WEIGHT + name: globally(name, weight.detach(), model, world) for name, weight in weights_of(model)}
+    for key, value in optimizer.tensors().items():
+        state[_MOMENT + key] = globally(key.partition("|")[0], value, model, world)
+    return state
+
+
+def weights_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters."""
+    return list(named_weights(model).items())
+
+
+class Saver:
+    """Writes one checkpoint at a time, beside the training."""
+
+    def __init__(self, world: World, background: bool) -> None:
+        self._world, self._background = world, background
+        _expect_one_process(world)
+        # Its messages must not mix with those of the steps that go on meanwhile.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._threads = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def save(
+        self,
+        directory: Path,
+        state: Mapping[str, Tensor],
+        position: Position,
+        beside: Callable[[], None],
+        done: Callable[[], None],
+    ) -> None:
+        """Write `state` and `position` into `directory`, which is there.
+
+        beside: writes whatever else belongs to the checkpoint, in the main process. done: called by every process when
+            all of it is on disk.
+        Waits for the checkpoint before this one; raises what it raised (OSError: disk full).
+        """
+        self.wait()
+        copied = {name: _copied(tensor) for name, tensor in state.items()}
+
+        def write() -> None:
+            if self._world.is_main:
+                beside()
+                write_atomic(directory / POSITION, json.dumps(asdict(position), indent=1).encode())
+            alone = self._world.size == 1
+            try:
+                save(copied, checkpoint_id=directory / STATE, process_group=self._group, no_dist=alone)
+            except CheckpointException as error:  # a BaseException: nobody above expects one
+                raise _first(error) from None
+            done()
+
+        if self._background:
+            self._pending = self._threads.submit(write)
+        else:
+            write()
+
+    def wait(self) -> None:
+        """For what is being written; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    @property
+    def failed(self) -> bool:
+        """Has a write in the background come to nothing? `wait` says why."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU, and untouched by further steps."""
+    # Of a DTensor, this process's part; no operation that needs the other processes.
+    return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+
+
+def read_position(checkpoint: Path) -> Position:
+    """Raises ValueError for one that is damaged, or that this version cannot read."""
+    try:
+        return Position(**json.loads((checkpoint / POSITION).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(checkpoint, error) from None
+
+
+def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World) -> Position:
+    """Load weights and moments, whatever number of processes wrote them, and return the position.
+
+    Raises ValueError for damaged files and for a model of another shape.
+    """
+    position = read_position(checkpoint)
+    _expect_one_process(world)
+    try:
+        found = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
+        sizes = {key: tuple(entry.size) for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+    except Exception as error:  # a pickle that is cut short raises anything
+        raise damaged(checkpoint, error) from None
+    weights = dict(weights_of(model))
+    state: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        tensor = globally(name, weight.detach(), model, world)
+        if sizes.get(_WEIGHT + name) != tuple(tensor.shape):
+            raise ValueError(f"{checkpoint} holds a model of another shape than the config; resume with the run's own")
+        state[_WEIGHT + name] = tensor
+    moments = {}
+    for key, size in sizes.items():
+        if key.startswith(_MOMENT):
+            name = key.removeprefix(_MOMENT).partition("|")[0]
+            if name not in weights:
+                raise ValueError(f"{checkpoint} has moments of {name}, which is no weight of the config's model")
+            own = optimizer.tensors().get(key.removeprefix(_MOMENT))  # not where a part was frozen since
+            if own is None:
+                continue
+            moments[key] = own
+            state[key] = globally(name, own, model, world)
+            if tuple(state[key].shape) != size:
+                raise ValueError(
+                    f"{checkpoint} has moments of another shape for {name}; resume with the run's own config"
+                )
+    try:
+        load(state, checkpoint_id=checkpoint / STATE, no_dist=world.size == 1)
+    except CheckpointException as error:
+        raise damaged(checkpoint, _first(error)) from None
+    except Exception as error:  # of one process, whatever it ran into
+        raise damaged(checkpoint, error) from None
+    optimizer.load({key.removeprefix(_MOMENT): moments[key] for key in moments})
+    return position
+
+
+def _expect_one_process(world: World) -> None:
+    """torch warns of one process writing alone, at every checkpoint."""
+    if world.size == 1:
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning, "torch.distributed.checkpoint")
+
+
+def _first(error: CheckpointException) -> Exception:
+    """What the first process that failed ran into."""
+    found, _ = next(iter(error.failures.values()))
+    return found if isinstance(found, Exception) else RuntimeError(str(found))
+
+
+def damaged(checkpoint: Path, error: Exception) -> ValueError:
+    """What to say of files that cannot be read."""
+    reason = str(error).strip().splitlines()
+    return ValueError(
+        f"the training state in {checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else 'empty'}); "
+        "remove that folder to go on from an earlier step"
+    )
