@@ -18,7 +18,19 @@ assert not any(name == "bltkit" or name.startswith("bltkit.") for name in sys.mo
     "bltkit was imported before the jaxtyping hook: its shape annotations would go unchecked"
 )
 # The packages that handle tensors; configs are checked by pydantic.
-TENSOR_PACKAGES = ["vocab", "patches", "model", "patching", "data", "checkpoint", "generate", "train", "eval", "api"]
+TENSOR_PACKAGES = [
+    "vocab",
+    "patches",
+    "model",
+    "patching",
+    "data",
+    "checkpoint",
+    "generate",
+    "train",
+    "annotate",
+    "eval",
+    "api",
+]
 install_import_hook([f"bltkit.{name}" for name in TENSOR_PACKAGES], "tests.typecheck.check")
 
 # Many small tensors, and several test processes a machine: a thread pool in each would only slow them down.

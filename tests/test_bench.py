@@ -67,28 +67,50 @@ def test_a_random_models_patches_have_the_length_asked_for() -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize("what", ["prefill", "train"])
-def test_a_row_with_a_peer(what: str) -> None:
+def test_a_row_with_a_peer() -> None:
     subject = small()
     weights = {name: weight.clone() for name, weight in subject.model.state_dict().items()}
-    found = getattr(bench, what)(subject, 96, peer="transformers", limits=QUICK, threads=1, command="blt bench")
+    found = bench.prefill(subject, 96, peer="transformers", limits=QUICK, threads=1, command="blt bench")
     assert found.max_difference is not None
     assert found.max_difference < 1e-4
     assert found.peer is not None
     assert len(found.ours.seconds) == len(found.peer.seconds) == 2
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["ratio"] == pytest.approx(data["ours"] / data["peer"])
-    assert (data["what"], data["preset"], data["context"], data["threads"]) == (what, "small", 96, 1)
+    assert (data["what"], data["preset"], data["context"], data["threads"]) == ("prefill", "small", 96, 1)
     assert (data["dtype"], data["command"]) == ("float32", "blt bench")
     assert {"cpu", "cores", "torch"} <= data["machine"].keys()
     assert all(torch.equal(weights[name], weight) for name, weight in subject.model.state_dict().items())
 
 
-def test_patching_has_no_peer() -> None:
+def test_patching_alone() -> None:
     found = bench.patch(small(), 64, limits=QUICK)
     assert found.ratio is None
     assert found.to_json()["peer"] is None
     assert 1 < found.mean_patch_bytes < 20
+
+
+@needs_transformers
+def test_patching_with_a_peer() -> None:
+    subject = small()
+    found = bench.patch(subject, 96, batch=2, peer="transformers", limits=QUICK, threads=1)
+    assert found.max_difference is not None and found.max_difference < 1e-5
+    assert found.peer is not None and (found.what, found.context, found.batch) == ("patch", 96, 2)
+    assert found.ours.bytes_per_run == found.peer.bytes_per_run == 2 * 96
+    patches = subject.patches(row(96, 2))
+    assert found.mean_patch_bytes == 2 * 95 / (int(patches.num_patches.sum()) - 2)
+    with pytest.raises(ValueError, match="batch = 0"):
+        bench.patch(subject, 96, batch=0)
+
+
+@needs_transformers
+def test_a_patcher_with_other_entropies_is_no_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = small()
+    wrong = subject.scorer.scores(row(96))
+    wrong[0, 50] += 1e-3
+    monkeypatch.setattr(type(subject.scorer), "scores", lambda self, ids: wrong)
+    with pytest.raises(RuntimeError, match=r"entropies differ by up to 0\.001 nats"):
+        bench.patch(subject, 96, peer="transformers", limits=QUICK)
 
 
 def test_wrong_answers_are_no_benchmark() -> None:

@@ -60,7 +60,7 @@ def test_unknown_key_deep_in_a_preset() -> None:
 
 def test_unknown_key_like_no_other_lists_what_is_known() -> None:
     message = mistake(["trainer.zzz=1"])
-    assert message.startswith("unknown key 'trainer.zzz'; known: accumulate, device,") and "validate_every" in message
+    assert message.startswith("unknown key 'trainer.zzz'; known: accumulate, branch,") and "validate_every" in message
 
 
 def test_misspelt_required_key_is_called_unknown_not_missing() -> None:

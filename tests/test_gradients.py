@@ -13,7 +13,8 @@ from torch import Tensor
 from bltkit.checkpoint import load_bundle
 from bltkit.checkpoint.names import blt_parts
 from bltkit.model import StackConfig
-from bltkit.model.cross import CrossAttention, Segments, of_bytes
+from bltkit.model.cross import CrossAttention
+from bltkit.model.segments import Latents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import patch
 from tests import tiny
@@ -69,10 +70,13 @@ def test_pooling(kv_heads: int) -> None:
 def test_reading_a_latent() -> None:
     block = tiny.fill(CrossAttention(StackConfig(width=4, layers=1, heads=1, ffn_width=4), False).double(), 0)
     index = two_rows().byte_latent
+    latents, row = Latents(index, 4), torch.arange(2)[:, None]
 
     def read(h: Tensor, vectors: Tensor) -> Tensor:
         k, v = block.patch_keys_values(vectors)
-        return block.read(h, of_bytes(k, index), of_bytes(v, index))
+        found = block.read(h, k, v, latents)
+        torch.testing.assert_close(found, block.read(h, k[row, index], v[row, index]), atol=1e-12, rtol=0)
+        return found
 
     assert torch.autograd.gradcheck(read, (draw(2, 7, 4), draw(2, 4, 2, 4)))
 

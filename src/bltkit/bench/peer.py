@@ -105,14 +105,20 @@ def peer_of(name: str | None, subject: Subject, dtype: torch.dtype = torch.float
     if name is None:
         yield None
         return
+    transformers = installed(name)
+    with _OPENERS[name](transformers, subject, dtype) as peer:
+        yield peer
+
+
+def installed(name: str) -> Any:
+    """The module `transformers`, for the peer called `name`. Raises ValueError for an unknown peer, or without it."""
     if name not in _OPENERS:
         raise ValueError(f"no peer {name!r}; known: {', '.join(PEERS)}")
     try:
         import transformers
     except ImportError:
         raise ValueError(f"peer {name!r} needs transformers: pip install 'bltkit[peer]'") from None
-    with _OPENERS[name](transformers, subject, dtype) as peer:
-        yield peer
+    return transformers
 
 
 @contextmanager
@@ -133,17 +139,28 @@ def _blt(transformers: Any, subject: Subject, dtype: torch.dtype) -> Iterator[Bl
     with tempfile.TemporaryDirectory() as folder:
         directory = f"{folder}/model"
         save_bundle(directory, Bundle(subject.model, subject.scorer, subject.rule))
-        with _quiet(transformers):
-            try:
-                model, report = transformers.BltForCausalLM.from_pretrained(
-                    directory, output_loading_info=True, dtype=torch.float32
-                )
-            except Exception as error:  # a directory of model_type bltkit is refused in one of many ways
-                raise ValueError(f"model {subject.name!r} cannot be said in transformers' format: {error}") from None
-        wrong = [kind for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]]
-        if wrong:
-            raise ValueError(f"transformers does not take the weights of {subject.name!r}: {report[wrong[0]]}")
-        yield BltPeer(f"transformers {transformers.__version__}", model.eval().to(subject.device))
+        model = load_blt(directory, subject.name)
+        yield BltPeer(f"transformers {transformers.__version__}", model.to(subject.device))
+
+
+def load_blt(directory: str, name: str) -> Any:
+    """`BltForCausalLM` in fp32 with the weights of a checkpoint directory. name: of the model, for errors.
+
+    Raises ValueError for a model that it cannot be.
+    """
+    import transformers
+
+    with _quiet(transformers):
+        try:
+            model, report = transformers.BltForCausalLM.from_pretrained(
+                directory, output_loading_info=True, dtype=torch.float32
+            )
+        except Exception as error:  # a directory of model_type bltkit is refused in one of many ways
+            raise ValueError(f"model {name!r} cannot be said in transformers' format: {error}") from None
+    wrong = [kind for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]]
+    if wrong:
+        raise ValueError(f"transformers does not take the weights of {name!r}: {report[wrong[0]]}")
+    return model.eval()
 
 
 @contextmanager

@@ -26,6 +26,19 @@ class Written(Protocol):
         ...
 
 
+@runtime_checkable
+class Details(Protocol):
+    """What a row of one kind says besides."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; they stand among the row's own."""
+        ...
+
+    def summary(self) -> str:
+        """For people."""
+        ...
+
+
 @dataclass(frozen=True)
 class Form:
     """How the weights are held; a model is loaded as fp32."""
@@ -146,6 +159,8 @@ class Row:
     """By module, where that was measured."""
     decoding: Decoding | None = None
     """None for what does not decode."""
+    training: Details | None = None
+    """None for what does not train."""
 
     @property
     def ratio(self) -> float | None:
@@ -155,11 +170,13 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `ours` and `peer` are bytes per second, `runs` has what they are medians of.
 
-        The fields of `decoding` stand among the others.
+        The fields of `decoding` and `training` stand among the others.
         """
         sides = {"ours": self.ours} | ({} if self.peer is None else {"peer": self.peer})
-        own = {name: value for name, value in asdict(self).items() if name not in ("ours", "peer", "parts", "decoding")}
+        apart = ("ours", "peer", "parts", "decoding", "training")
+        own = {name: value for name, value in asdict(self).items() if name not in apart}
         own |= {} if self.decoding is None else self.decoding.to_json()
+        own |= {} if self.training is None else self.training.to_json()
         speeds = {name: sides[name].bytes_per_second if name in sides else None for name in ("ours", "peer")}
         runs = {name: side.to_json() for name, side in sides.items()}
         return own | speeds | {"ratio": self.ratio, "runs": runs, "parts": self.parts}
@@ -171,6 +188,8 @@ class Row:
         line = f"{self.what} {self.preset} at {self.context}{rows}{how}: {self.ours.bytes_per_second:.1f} bytes/s"
         if self.peer is not None:
             line += f", {self.peer_name} {self.peer.bytes_per_second:.2f}, ratio {self.ratio:.2f}"
+        if self.training is not None:
+            return f"{line}; {self.training.summary()}"
         if self.decoding is None:
             return line
         bandwidth = self.decoding.bandwidth()
@@ -191,6 +210,7 @@ def row_of(
     max_difference: float | None = None,
     parts: Mapping[str, Mapping[str, float]] | None = None,
     decoding: Decoding | None = None,
+    training: Details | None = None,
 ) -> Row:
     """A row with what is known without measuring; timings are ours and, where there is one, the peer's."""
     return Row(
@@ -210,6 +230,7 @@ def row_of(
         command=command,
         parts=parts,
         decoding=decoding,
+        training=training,
     )
 
 

@@ -1,9 +1,9 @@
 """Self-attention's backend: rotary positions, and who sees whom. The only file that calls an attention kernel.
 
-A `Visibility` is built once per stack and shared by its layers. Sliding windows cost O(T w): queries go in blocks of
-a quarter of the window, each against the stretch of keys that its queries see, so no [T, T] mask exists once T is past
-the window, and only a fifth of the scores computed are masked. Dense causal masks are worked off in a few steps of
-queries, which skips most of the masked half.
+A `Visibility` is built once per stack and shared by its layers. Sliding windows go in blocks (`blocks.py`). Without a
+window a row on the CPU goes document by document, each a causal call of its own, which needs no mask: looking at the
+documents' bounds costs nothing there. Elsewhere a look would make the host wait for the device, so there is a dense
+mask; these are worked off in a few steps of queries, which skips most of the masked half.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
+from bltkit.model.blocks import Blocks, Turn
 from bltkit.model.cache import Slot, StackCache
 
 STEPS = 8
 """Parts that a long dense causal mask is cut into: 9/16 of the whole is computed."""
 MIN_STEP = 128
-"""Shorter steps and blocks than this (half of it for blocks) cost more in calls than they save in scores."""
+"""Shorter steps than this cost more in calls than they save in scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +41,10 @@ class Rotation:
 
     def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
         """Turn neighbouring pairs (0, 1), (2, 3), ... (interleaved RoPE; half-split weights would need permuting)."""
-        if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        if x.dtype in (torch.float32, torch.float64) and not _compiling():
             # A pair is a complex number and a turn one product: one pass over memory, 8 times faster on the CPU.
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-            return torch.view_as_real(pairs * self._factors).flatten(-2)
+            return torch.view_as_real(pairs * self.factors).flatten(-2)
         even, odd = x[..., 0::2], x[..., 1::2]
         cos, sin = self.angle.cos().to(self.dtype), self.angle.sin().to(self.dtype)
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
@@ -51,12 +52,13 @@ class Rotation:
     def turn_(self, x: Float[Tensor, "B H T D"]) -> None:
         """`turn` in place, for passes without gradient."""
         if x.dtype in (torch.float32, torch.float64):
-            torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(self._factors)
+            torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(self.factors)
         else:
             x.copy_(self.turn(x))
 
     @cached_property
-    def _factors(self) -> Complex[Tensor, "... T d"]:
+    def factors(self) -> Complex[Tensor, "... T d"]:
+        """A turn of a pair as a complex number."""
         return torch.polar(_one(self.dtype, self.angle.device), self.angle)
 
 
@@ -81,9 +83,13 @@ class Visibility:
     Causal; within `window` keys (itself included) if given; within the query's own segment if segments are given.
     """
 
-    form: Literal["all", "causal", "dense", "blocks"]
+    form: Literal["all", "causal", "documents", "dense", "blocks"]
     window: int
-    mask: Bool[Tensor, "..."] | None = None
+    mask: Tensor | None = None
+    """True where a key is seen; or, for `blocks`, 0 there and minus infinity elsewhere."""
+    lengths: tuple[int, ...] = ()
+    """Of `documents`: those of all rows, one row after the other."""
+    blocks: Blocks | None = None
 
     @classmethod
     def of(
@@ -93,17 +99,27 @@ class Visibility:
         window: int | None,
         segments: Int64[Tensor, "B S"] | None,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> "Visibility":
-        """segments: [B, history + queries], non-decreasing along a row; a query sees keys of its own segment only."""
+        """segments: [B, history + queries], non-decreasing along a row; a query sees keys of its own segment only.
+
+        dtype: of the queries.
+        """
         keys = history + queries
         reach = min(window or keys, keys)
         if segments is None and reach == keys and queries == 1:
             return cls("all", reach)
         if segments is None and reach == keys and not history:
             return cls("causal", reach)
+        if segments is not None and reach == keys and not history and device.type == "cpu" and not _compiling():
+            lengths = _lengths(segments)
+            return cls("causal", reach) if len(lengths) == len(segments) else cls("documents", reach, lengths=lengths)
         if queries <= reach or history >= reach:
             return cls("dense", reach, _dense_mask(queries, history, reach, segments, device))
-        return cls("blocks", reach, _block_mask(queries, history, reach, segments, device))
+        blocks = Blocks.of(keys, reach)
+        seen = blocks.seen(segments, device)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
+        return cls("blocks", reach, mask, blocks=blocks)
 
     @classmethod
     def behind(cls, slot: Slot, device: torch.device) -> "Visibility":
@@ -123,11 +139,27 @@ class Visibility:
         self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B G K D"], v: Float[Tensor, "B G K D"]
     ) -> Float[Tensor, "B H Q D"]:
         """softmax(q k / sqrt(D)) v over the visible keys; G key/value heads serve H/G consecutive heads each."""
-        if self.form == "blocks":
-            return _block_attention(q, k, v, self.window, self.mask)
+        if self.blocks is not None:
+            # Older positions ask as well, and are not answered.
+            asked = F.pad(q, (0, 0, k.shape[2] - q.shape[2], 0))
+            laid = [self.blocks.lay(each.transpose(1, 2)) for each in (asked, k, v)]
+            blocks = self.blocks.queries(laid[0]), self.blocks.stretches(laid[1]), self.blocks.stretches(laid[2])
+            return self.attend_in_blocks(*blocks)[:, :, -q.shape[2] :]
+        if self.form == "documents":
+            return _document_attention(q, k, v, self.lengths)
         if self.form == "dense" and q.shape[2] >= 2 * MIN_STEP:
             return _stepped_attention(q, k, v, self.mask)
         return _sdpa(q, k, v, self.mask, causal=self.form == "causal")
+
+    def attend_in_blocks(
+        self, q: Float[Tensor, "BC H S D"], k: Float[Tensor, "BC G K D"], v: Float[Tensor, "BC G K D"]
+    ) -> Float[Tensor, "B H T D"]:
+        """`attend` for what already lies as form `blocks` wants it."""
+        assert self.mask is not None and self.blocks is not None
+        mask = self.mask.to(q.dtype)
+        if len(mask) != len(q):
+            mask = mask.repeat(len(q) // len(mask), 1, 1, 1)
+        return self.blocks.rows(_sdpa(q, k, v, mask))
 
 
 @runtime_checkable
@@ -150,6 +182,10 @@ class RowAttention:
 
     def __call__(self, layer: int, fused: Float[Tensor, "B N T D"]) -> Float[Tensor, "B H T D"]:
         """See `Attend`."""
+        if fused.dtype in (torch.float32, torch.float64) and not _compiling():
+            factors, blocks = self.rotation.factors, self.visible.blocks
+            q, k, v = Turn.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
+            return self.visible.attend(q, k, v) if blocks is None else self.visible.attend_in_blocks(q, k, v)
         qk, v = fused.split((self.heads + self.kv_heads, self.kv_heads), 1)
         q, k = self.rotation.turn(qk).split((self.heads, self.kv_heads), 1)
         return self.visible.attend(q, k, v)
@@ -218,59 +254,20 @@ def _stepped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     return torch.cat(parts, 2)
 
 
-@dataclass(frozen=True)
-class _Blocks:
-    """How a windowed row is cut: `count` blocks of `size` queries, each with the keys of its own block and of `back`
-    blocks before it. `front` and `behind` positions of padding make it fit."""
-
-    size: int
-    back: int
-    count: int
-    front: int
-    behind: int
-
-    @classmethod
-    def of(cls, queries: int, history: int, window: int) -> "_Blocks":
-        size = max(MIN_STEP // 2, -(-window // 4))
-        back, count = -(-(window - 1) // size), -(-queries // size)
-        return cls(size, back, count, back * size - history, count * size - queries)
-
-    @property
-    def keys(self) -> int:
-        """Keys against which a block of queries is computed."""
-        return (self.back + 1) * self.size
+def _document_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Attention of rows whose documents have these lengths, one causal call for each."""
+    found = []
+    for part in zip(*(each.transpose(1, 2).flatten(0, 1).split(lengths) for each in (q, k, v)), strict=True):
+        own_q, own_k, own_v = (each.transpose(0, 1)[None] for each in part)
+        found.append(_sdpa(own_q, own_k, own_v, None, causal=True)[0].transpose(0, 1))
+    return torch.cat(found).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
-def _block_mask(
-    queries: int, history: int, window: int, segments: Tensor | None, device: torch.device
-) -> Bool[Tensor, "..."]:
-    """[blocks or B * blocks, 1, size, keys]."""
-    cut = _Blocks.of(queries, history, window)
-    query = torch.arange(cut.size, device=device)[:, None]
-    key = torch.arange(cut.keys, device=device) - cut.back * cut.size
-    seen = (key <= query) & (key > query - window)
-    position = torch.arange(cut.count, device=device)[:, None, None] * cut.size + key
-    seen = seen & (position >= -history)
-    if segments is None:
-        return seen[:, None]
-    # Padding gets segment -1, which no query that is kept has.
-    padded = F.pad(segments, (cut.front, cut.behind), value=-1)
-    own = padded[:, cut.back * cut.size :].unflatten(1, (cut.count, cut.size))
-    seen = seen & (own[..., None] == padded.unfold(1, cut.keys, cut.size)[:, :, None, :])
-    return seen.flatten(0, 1)[:, None]
+def _lengths(segments: Int64[Tensor, "B T"]) -> tuple[int, ...]:
+    """How long each segment of each row is."""
+    ends = F.pad(segments.diff(dim=1) != 0, (0, 1), value=True).flatten().nonzero()[:, 0]
+    return tuple(ends.diff(prepend=ends.new_full((1,), -1)).tolist())
 
 
-def _block_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
-    rows, _, queries, _ = q.shape
-    assert mask is not None
-    cut = _Blocks.of(queries, k.shape[2] - queries, window)
-    q = F.pad(q, (0, 0, 0, cut.behind)).unflatten(2, (cut.count, cut.size)).transpose(1, 2).flatten(0, 1)
-
-    def stretches(x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, cut.front, cut.behind)).unfold(2, cut.keys, cut.size)
-        return x.permute(0, 2, 1, 4, 3).flatten(0, 1)
-
-    if mask.shape[0] != rows * cut.count:
-        mask = mask.repeat(rows, 1, 1, 1)
-    out = _sdpa(q, stretches(k), stretches(v), mask)
-    return out.unflatten(0, (rows, cut.count)).transpose(2, 3).flatten(1, 2)[:, :queries].transpose(1, 2)
+def _compiling() -> bool:
+    return torch.compiler.is_compiling()

@@ -1,6 +1,5 @@
 """The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -9,8 +8,10 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
-from bltkit.model.cross import CrossAttention, of_bytes
-from bltkit.model.layers import Before, Linear, RMSNorm, Transformer, truncated_normal
+from bltkit.model.cross import CrossAttention
+from bltkit.model.layers import Before, Transformer, truncated_normal
+from bltkit.model.products import Linear, RMSNorm, normed_product
+from bltkit.model.segments import Latents
 from bltkit.vocab import VOCAB_SIZE
 
 PatchKV = tuple[tuple[Tensor, Tensor], ...]
@@ -48,20 +49,15 @@ class LocalDecoder(nn.Module):
         documents: Int64[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """byte_latent: the one latent that each byte sees."""
-        patch_kv = self.patch_keys_values(latents)
-
-        def of_block(i: int) -> tuple[Tensor, Tensor]:
-            k, v = patch_kv[i]
-            return of_bytes(k, byte_latent), of_bytes(v, byte_latent)
-
-        return self._logits(self.stack(h, documents, self._reading(of_block))[-1])
+        patch_kv, read = self.patch_keys_values(latents), Latents(byte_latent, latents.shape[1])
+        return self._logits(self.stack(h, documents, self._reading(patch_kv, read))[-1])
 
     def extend(
         self, h: Float[Tensor, "R S D"], byte_kv: PatchKV, cache: StackCache
     ) -> tuple[Float[Tensor, "R S V"], Slot]:
         """`forward` for S further bytes of every row; byte_kv: of the patch that each byte sees, or, [R, 1, ...], of
         the one that all of a row see."""
-        outputs, (slot,) = self.stack.extend(h, [cache], self._reading(byte_kv.__getitem__))
+        outputs, (slot,) = self.stack.extend(h, [cache], self._reading(byte_kv))
         return self._logits(outputs[-1]), slot
 
     def patch_keys_values(self, latents: Float[Tensor, "B P H"]) -> PatchKV:
@@ -79,11 +75,11 @@ class LocalDecoder(nn.Module):
             for zeros in [weight.new_zeros(rows, 1, self.k, block.heads, block.head_dim)]
         )
 
-    def _reading(self, byte_kv: Callable[[int], tuple[Tensor, Tensor]]) -> Before:
+    def _reading(self, kv: PatchKV, latents: Latents | None = None) -> Before:
         def before(i: int, h: Tensor) -> Tensor:
-            return h if i >= len(self.cross) else cast(CrossAttention, self.cross[i]).read(h, *byte_kv(i))
+            return h if i >= len(self.cross) else cast(CrossAttention, self.cross[i]).read(h, *kv[i], latents)
 
         return before
 
     def _logits(self, h: Tensor) -> Tensor:
-        return self.head(self.norm(h))
+        return normed_product(self.norm, self.head, h)

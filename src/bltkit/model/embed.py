@@ -41,6 +41,9 @@ class ByteEmbedding(nn.Module):
 
     hash_weights: Tensor
     table_offsets: Tensor
+    sparse_gradients: bool = False
+    """Whether the tables' gradient is a sparse tensor of the rows that were looked up (uncoalesced), not one of all
+    rows: what a step costs then does not grow with the tables. Only for tables in the dtype of the bytes."""
 
     def __init__(self, config: NgramConfig, width: int, averaged: bool = False) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class ByteEmbedding(nn.Module):
         """
         dtype = self.bytes.weight.dtype
         if self.ngrams.dtype == dtype:
-            return F.embedding_bag(rows, self.ngrams, mode="sum")
+            return F.embedding_bag(rows, self.ngrams, mode="sum", sparse=self.sparse_gradients)
         if len(rows) <= WIDENED_AT_ONCE:
             return F.embedding(rows, self.ngrams).to(dtype).sum(1)
         return torch.cat([F.embedding(part, self.ngrams).to(dtype).sum(1) for part in rows.split(WIDENED_AT_ONCE)])

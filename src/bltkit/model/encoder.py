@@ -7,8 +7,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
-from bltkit.model.cross import CrossAttention, OneSegment, Segments
-from bltkit.model.layers import Linear, Transformer, truncated_normal
+from bltkit.model.cross import CrossAttention
+from bltkit.model.layers import Transformer, truncated_normal
+from bltkit.model.products import Linear
+from bltkit.model.segments import OneSegment, Segments
 from bltkit.patches import Patches
 
 

@@ -5,37 +5,36 @@ split only in the checkpoint.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.attention import Attend, CachedAttention, Rotation, RowAttention, SeveralCaches, Visibility
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import StackConfig
+from bltkit.model.products import Linear, RMSNorm, gated_product, normed_product
 
 Before = Callable[[int, Tensor], Tensor]
 """What happens to the stream in front of layer i: (i, x) -> x."""
 
 
 def truncated_normal(weight: Tensor, sigma: float, generator: torch.Generator | None) -> None:
-    """Fill in place from a normal distribution cut at 3 sigma (spec 8)."""
+    """Fill in place from a normal distribution cut at 3 sigma (spec 8).
+
+    A weight that several processes share gets the numbers that it has in one: each draws all of them and keeps its own.
+    """
+    if hasattr(weight, "placements"):  # a DTensor, whose module would cost every command half a second
+        from torch.distributed.tensor import distribute_tensor
+
+        drawn = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+        truncated_normal(drawn, sigma, generator)
+        with torch.no_grad():
+            own = distribute_tensor(drawn, cast(Any, weight).device_mesh, weight.placements, src_data_rank=None)
+            cast(Any, weight).to_local().copy_(own.to_local())
+        return
     nn.init.trunc_normal_(weight, std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
-
-
-class Linear(nn.Linear):
-    """A bias-free linear map, left uninitialised: `reset_parameters` of its owner knows the depth."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Nothing: torch would fill weights here that are drawn anew or loaded anyway."""
-
-    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        """Without torch's look at a bias that is not there, which a step of a small model would notice."""
-        return F.linear(x, self.weight)
 
 
 class Embedding(nn.Embedding):
@@ -43,21 +42,6 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Nothing, see `Linear`."""
-
-
-class RMSNorm(nn.Module):
-    """g * x / sqrt(mean(x^2) + eps)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        weight: Tensor = self.weight
-        if weight.dtype != x.dtype:
-            weight = weight.to(x.dtype)
-        return torch.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -69,8 +53,9 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(config.width, (config.heads + 2 * config.num_kv_heads) * config.head_dim)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Float[Tensor, "B T D"], attend: Attend) -> Float[Tensor, "B T D"]:
-        fused = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+    def forward(self, x: Float[Tensor, "B T D"], norm: RMSNorm, attend: Attend) -> Float[Tensor, "B T D"]:
+        """norm: of x, in front."""
+        fused = normed_product(norm, self.qkv, x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
         return self.out(attend(self.index, fused).transpose(1, 2).flatten(2))
 
 
@@ -82,9 +67,9 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(config.width, 2 * config.ffn)
         self.down = Linear(config.ffn, config.width)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Float[Tensor, "B T D"], norm: RMSNorm) -> Float[Tensor, "B T D"]:
+        """norm: of x, in front."""
+        return gated_product(self.down, normed_product(norm, self.gate_up, x))
 
 
 class Layer(nn.Module):
@@ -98,8 +83,8 @@ class Layer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x: Float[Tensor, "B T D"], attend: Attend) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), attend)
-        return x + self.ffn(self.ffn_norm(x))
+        x = x + self.attention(x, self.attention_norm, attend)
+        return x + self.ffn(x, self.ffn_norm)
 
 
 class Transformer(nn.Module):
@@ -130,7 +115,7 @@ class Transformer(nn.Module):
         segments: attention stays within equal numbers (documents); None for one segment a row.
         """
         config = self.config
-        visible = Visibility.of(x.shape[1], 0, config.window, segments, x.device)
+        visible = Visibility.of(x.shape[1], 0, config.window, segments, x.device, x.dtype)
         positions = torch.arange(x.shape[1], device=x.device)
         rotation = Rotation.of(positions, config.head_dim, config.rope_theta, x)
         return self._layers(x, RowAttention(rotation, visible, config.heads, config.num_kv_heads), before)
