@@ -6,6 +6,7 @@ behind a ```sh block with one command is that command's whole output on stdout. 
 as one program. Commands share a directory, so that a later one finds what an earlier one wrote.
 """
 
+import json
 import os
 import re
 import shlex
@@ -54,12 +55,17 @@ def python(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what a clone has and the commands name."""
+    """A directory with what a clone has and what the commands name besides."""
     path = tmp_path_factory.mktemp("readme")
     for name in ("configs", "runs"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("out"))
     shutil.copy(ROOT / "README.md", path)
+    named = (path / "configs" / "mixture-entropy.toml").read_text(encoding="utf-8")
+    (path / "texts").mkdir()
+    for name in re.findall(r"texts/\w+\.jsonl", named):
+        lines = (json.dumps({"text": f"{name} {number}\n" + README[number * 50 :][:1000]}) for number in range(60))
+        (path / name).write_text("\n".join(lines), encoding="utf-8")
     return path
 
 

@@ -1,5 +1,6 @@
 """The scripts in runs/, cut to a few steps: each line works, and a second run goes on where the first one stopped."""
 
+import json
 import os
 import re
 import subprocess
@@ -49,3 +50,31 @@ def test_tiny_makes_a_model_from_nothing_and_goes_on(tmp_path: Path) -> None:
     again = run("tiny.sh", "my text.txt", cwd=tmp_path, OUT=str(out), STEPS="2")
     assert again.returncode == first.returncode and again.stderr.count("is at step 2 already") == 2, again.stderr
     assert again.stdout == first.stdout
+
+
+@pytest.mark.slow
+def test_mixture_annotates_calibrates_trains_scores_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    words = {"one": "a word of the first ", "two": "def second(): return ", "три": "слово третьего языка "}
+    for name, text in words.items():
+        lines = [json.dumps({"text": f"{number} " + text * 9}) for number in range(120)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    files, out = [f"{name}.jsonl" for name in words], tmp_path / "out"
+    first = run("mixture.sh", *files, cwd=tmp_path, OUT=str(out), STEPS="2", WEIGHTS="1 2 0.5")
+    assert first.returncode == 0, first.stderr
+    scored = re.findall(r"^(\S+\.jsonl):\n\d\.\d+ bits per byte over \d+ bytes", first.stdout, flags=re.MULTILINE)
+    assert scored == files, first.stdout
+    held = [
+        document for path in sorted((out / "held").glob("held-*.txt")) for document in path.read_text().splitlines()
+    ]
+    bundle = load_bundle(out / "blt")
+    assert bundle.rule is not None and f"{bundle.rule}: " in first.stdout, "calibrated, and taken over"
+    sources = bundle.record["sources"]
+    assert [source["weight"] for source in sources] == [1.0, 2.0, 0.5]
+    assert sum(source["validation_documents"] for source in sources) == len(held), "scored is what was held back"
+    assert bundle.record["config"]["data"]["row_patches"] == 512
+    annotated = (out / "annotated" / "manifest.json").stat().st_mtime_ns
+    again = run("mixture.sh", *files, cwd=tmp_path, OUT=str(out), STEPS="2", WEIGHTS="1 2 0.5")
+    assert again.returncode == 0 and again.stderr.count("is at step 2 already") == 2, again.stderr
+    assert (out / "annotated" / "manifest.json").stat().st_mtime_ns == annotated
+    assert again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]

@@ -65,6 +65,8 @@ def annotate(
     """
     import_pyarrow()
     scorer, own_rule = load_scorer(model, device)
+    if rule is None and (out / MANIFEST).exists() and read_manifest(out).rule is None:
+        own_rule = None  # `blt calibrate` gave the model one since; nobody asked for these shards to follow it
     rule = rule or own_rule
     if rule is not None:
         _check(rule, dtype, say)

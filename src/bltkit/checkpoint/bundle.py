@@ -166,6 +166,11 @@ class _Found:
 
 def _describe(directory: Path) -> _Found:
     path, own = directory / "config.json", directory / "bltkit.json"
+    if not path.exists() and any((directory / name).exists() for name in _POSITIONS):
+        raise ValueError(
+            f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
+            "its end by `blt train ... --resume`, or lower trainer.max_steps to where it is to have the model of now"
+        )
     config = read_json(path)
     model_type = config.get("model_type")
     if own.exists():
@@ -255,6 +260,8 @@ class _Reader:
         return any(name.startswith(f"{_ENCODER_CROSS}{i}.") for i in range(self.found.encoder_cross))
 
 
+_POSITIONS = ("training.json", "latest/training.json")
+"""What a run is resumed from, in one of its checkpoints or in its directory."""
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _TABLES = "model.encoder_hash_tok_embedding.weight"
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."

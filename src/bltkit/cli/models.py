@@ -20,16 +20,17 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train an entropy model, a boundary model or a BLT."""
+    """Train an entropy model, a boundary model or a BLT; `torchrun -m bltkit train ...` trains on many processes."""
     from bltkit.config import load_toml, parse
     from bltkit.train import TrainConfig
     from bltkit.train import train as run
+    from bltkit.train.parallel import is_main
 
     parsed: TrainConfig = parse(TrainConfig, load_toml(config, overrides or []), str(config))
     result = run(parsed, out or Path("runs/out") / config.stem, resume=resume, say=say)
-    if as_json:
+    if as_json and is_main():
         print_json(asdict(result))
-    else:
+    elif is_main():
         bits = f"{result.bits_per_byte:.4f} bits per byte"
         print(f"{result.out}: step {result.steps}, {bits}, {result.bytes_seen} bytes seen")
     if result.interrupted:

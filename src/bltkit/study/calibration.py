@@ -4,8 +4,10 @@ The scores are computed for a sample of files, or taken from annotated shards of
 """
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +28,8 @@ from bltkit.vocab import encode
 SAMPLE_BYTES = 400_000
 """Text that is calibrated on: the error of a mean patch size from so much is well below one per cent."""
 
-PIECE_BYTES = 16_384
-"""Longest stretch taken from one document, so that one long book does not decide alone."""
+PIECE_BYTES = 4096
+"""Longest stretch taken at one place, so that many places come into the sample."""
 
 MAX_READ_BYTES = 100_000_000
 """Text of annotated shards that is looked at for a sample; of more, row groups spread evenly over it."""
@@ -167,15 +169,24 @@ def _calibrated(
 
 
 def sample_documents(files: Sequence[str], num_bytes: int = SAMPLE_BYTES) -> Iterator[bytes]:
-    """Stretches of the sources' documents, the same each time: every n-th document, from its middle."""
+    """Stretches of the sources' documents, the same each time. Weights of sources play no part."""
     documents = [document.data for document in read_documents(files)]
     for number, begin, end in _stretches([len(data) for data in documents], num_bytes):
         yield documents[number][begin:end]
 
 
 def _stretches(sizes: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Document, begin and end of each stretch, of documents of these sizes."""
-    step = max(1, sum(min(size, PIECE_BYTES) for size in sizes) // num_bytes)
-    for number in range(0, len(sizes), min(step, len(sizes))):
-        begin = max(0, (sizes[number] - PIECE_BYTES) // 2)
+    """Document, begin and end of each stretch, of documents of these sizes: evenly spaced over all their bytes, so that
+    many short documents count for no more than one of their size. All of them where there is no more than `num_bytes`.
+    """
+    ends = list(accumulate(sizes))
+    if ends[-1] <= num_bytes:
+        yield from ((number, 0, size) for number, size in enumerate(sizes))
+        return
+    count = max(1, num_bytes // PIECE_BYTES)
+    for stretch in range(count):
+        middle = (2 * stretch + 1) * ends[-1] // (2 * count)
+        number = bisect_right(ends, middle)
+        within = middle - (ends[number] - sizes[number])
+        begin = max(0, min(within - PIECE_BYTES // 2, sizes[number] - PIECE_BYTES))
         yield number, begin, min(begin + PIECE_BYTES, sizes[number])

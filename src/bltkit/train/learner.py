@@ -77,9 +77,13 @@ def build_model(config: ModelConfig) -> TrainedModel:
 class Learner:
     """A model that learns; `config` says how."""
 
-    def __init__(self, config: TrainConfig, world: World, patcher: Patcher) -> None:
-        """Initial weights of the run's seed, or those of `trainer.init`. Raises ValueError where these do not fit."""
+    def __init__(self, config: TrainConfig, world: World, patcher: Patcher, *, goes_on: bool = False) -> None:
+        """Initial weights of the run's seed, or those of `trainer.init`. Raises ValueError where these do not fit.
+
+        goes_on: the weights of a checkpoint will take their place, so that `trainer.init` need not be there any more.
+        """
         self.config, self.world, self.patcher = config, world, patcher
+        self._init = None if goes_on else config.trainer.init
         self.autocast = _autocast(config.trainer.precision, world.device)
         self.model = self._build()
         sharded = {TABLES} if world.size > 1 else set()
@@ -103,14 +107,15 @@ class Learner:
         if world.size == 1:
             return model.to(world.device)
         distribute(model, world, self._gathered_dtype())
-        if not whole:
-            materialize(model, world.device, generator)
-            self._take_initial(model)
+        if whole:
+            return model.to(world.device)  # the tables, which FSDP left where they were
+        materialize(model, world.device, generator)
+        self._take_initial(model)
         return model
 
     def _take_initial(self, model: TrainedModel) -> None:
-        if self.config.trainer.init is not None:
-            take_weights(model, self.config.trainer.init, self.world)
+        if self._init is not None:
+            take_weights(model, self._init, self.world)
 
     def _prepare(self, model: nn.Module) -> None:
         """What is put on the layers: recomputing them in the backward pass, and compiling them."""
@@ -202,9 +207,10 @@ def take_weights(model: TrainedModel, checkpoint: str, world: World) -> None:
     """Copy the weights of a checkpoint, ours or Hugging Face's. Raises ValueError where the shapes differ."""
     bundle = load_bundle(resolve_model(checkpoint), dtype=torch.float32)
     saved = bundle.model if isinstance(model, Blt) else bundle.scorer
-    if not isinstance(saved, type(model)):
+    shape = getattr(saved, "config", None)  # not the class: FSDP gives a model one of its own
+    if saved is None or shape is None or shape.kind != model.config.kind:
         raise ValueError(f"trainer.init = {checkpoint!r} holds no model of kind {model.config.kind!r}")
-    if not shares_weights(model.config, saved.config):
+    if not shares_weights(model.config, shape):
         raise ValueError(
             f"trainer.init = {checkpoint!r} holds a model of another shape than the config; "
             "leave [model] out to take its shape"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -40,6 +40,8 @@ class Tally:
     seen_bytes: int = 0
     patches: int = 0
     skipped: int = 0
+    timed_bytes: int = 0
+    """Of `seen_bytes` those of this process's time."""
     began: float = field(default_factory=time.monotonic)
 
     def add(self, figures: "Figures") -> None:
@@ -49,8 +51,13 @@ class Tally:
         self.targets += figures.targets
         self.text_bytes += figures.text_bytes
         self.seen_bytes += figures.seen_bytes
+        self.timed_bytes += figures.seen_bytes
         self.patches += figures.patches
         self.skipped += figures.skipped
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums, for a checkpoint: `Tally(**sums)` goes on from them, on a clock of its own."""
+        return {name: value for name, value in asdict(self).items() if name not in ("timed_bytes", "began")}
 
     def report(self) -> dict[str, float | None]:
         """Means over what was summed up."""
@@ -58,7 +65,7 @@ class Tally:
         return {
             "loss": self.nats / max(1, self.targets),
             "bits_per_byte": bits_per_byte(self.text_nats, self.text_bytes),
-            "bytes_per_second": self.seen_bytes / max(seconds, 1e-9),
+            "bytes_per_second": self.timed_bytes / max(seconds, 1e-9),
             "patch_bytes": self.seen_bytes / self.patches if self.patches else None,
             "skipped": self.skipped or None,
         }
@@ -76,11 +83,18 @@ def read_metrics(out: str | Path) -> list[dict[str, Any]]:
 
 
 def forget_after(out: Path, step: int) -> None:
-    """Remove the rows of steps that come after `step`: a run that was killed takes them again."""
-    rows = read_metrics(out) if (out / METRICS).exists() else []
-    kept = [row for row in rows if row["step"] <= step]
-    if kept != rows:
-        write_atomic(out / METRICS, "".join(map(_line, kept)).encode())
+    """Remove the rows of steps that come after `step`, which a run that was killed takes again, and a torn last line,
+    to which the next row would be added."""
+    if not (out / METRICS).exists():
+        return
+    kept = "".join(_line(row) for row in read_metrics(out) if row["step"] <= step).encode()
+    if kept != (out / METRICS).read_bytes():
+        write_atomic(out / METRICS, kept)
+
+
+def validated(out: Path, step: int) -> bool:
+    """Is there a validation of this step: none where a run was killed in the middle of its last one."""
+    return any(row["step"] == step and "validation_bits_per_byte" in row for row in read_metrics(out))
 
 
 @contextmanager

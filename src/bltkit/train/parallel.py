@@ -55,13 +55,35 @@ class World:
         """Wait for all, but not for a GPU."""
         self.sums([0.0])
 
-    def shared(self, value: Any) -> Any:
-        """The main process's value, on all of them."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+    @contextlib.contextmanager
+    def together(self, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+        """What one process fails at fails in all: they would wait for it in whatever comes next.
+
+        For a block in which the processes tell one another nothing. Raises the process's own error, else OSError.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        if self.size > 1:
+            told: list[str | None] = [None] * self.size
+            dist.all_gather_object(told, None if own is None else str(own), group=group or self.messages)
+            failed = [f"process {rank}: {text}" for rank, text in enumerate(told) if text is not None]
+            if own is None and failed:
+                raise OSError(failed[0])
+        if own is not None:
+            raise own
+
+    @cached_property
+    def messages(self) -> dist.ProcessGroup | None:
+        """Through which processes say what no GPU has to know of; None for one process."""
+        return dist.new_group(backend="gloo") if self.size > 1 else None
+
+    @cached_property
+    def writers(self) -> dist.ProcessGroup | None:
+        """Of those that write a checkpoint beside the steps, whose messages must not mix with the steps' own."""
+        return dist.new_group(backend="gloo") if self.size > 1 else None
 
     @cached_property
     def rows(self) -> "RowShards | None":
@@ -77,6 +99,15 @@ class World:
             return init_device_mesh(self.device.type, (self.size,), mesh_dim_names=("shard",))
         shape = (self.size // self.shard, self.shard)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "ncclRemoteError")
+"""What torch says where another process is gone."""
+
+
+def is_main() -> bool:
+    """Is this the process that talks, of those that torchrun started; true where it started none."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -100,12 +131,31 @@ def world_of(device: str, shard: int | None) -> Iterator[World]:
         torch.cuda.set_device(own)
     already = dist.is_initialized()
     if not already:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "cpu:gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, own, shard or size)
+        world = World(dist.get_rank(), size, own, shard or size)
+        # All groups at once: making one waits for every process for half an hour, also for one that has failed since;
+        # in one that is made, those who wait learn at once that another is gone.
+        _ = world.messages, world.writers, world.rows, world.mesh
+        yield world
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _LOST):
+            raise ConnectionError(
+                f"process {dist.get_rank()} lost another one of this run, whose own message says why"
+            ) from None
+        raise
     finally:
         if not already:
             dist.destroy_process_group()
+
+
+def check_rows(batch_rows: int, processes: int) -> None:
+    """Raises ValueError where a batch cannot be shared out evenly."""
+    if batch_rows % processes:
+        raise ValueError(
+            f"data.batch_rows = {batch_rows} rows cannot be shared evenly by {processes} processes; "
+            f"use a multiple of {processes}"
+        )
 
 
 def device_of(name: str, local_rank: int | None = None) -> torch.device:

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from bltkit.train.state import POSITION, STATE
 
+CONFIG = "config.json"
+"""A checkpoint that has it can be loaded as a model; every one can be gone on from."""
+CORPUS = "corpus"
+"""Where the processes of a run share its data."""
+
 _STEP = re.compile(r"step-(\d{8})")
+
+
+def is_step(name: str) -> bool:
+    """Is this the name of a complete checkpoint."""
+    return _STEP.fullmatch(name) is not None
 
 
 class RunDirectory:
@@ -21,9 +31,15 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def in_use(self) -> bool:
+        """Is there anything that a run, or someone else, would miss."""
+        return self.path.exists() and (
+            not self.path.is_dir() or any(entry.name != CORPUS for entry in self.path.iterdir())
+        )
+
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(entry for entry in self.path.glob("step-*") if _STEP.fullmatch(entry.name))
+        return sorted(entry for entry in self.path.glob("step-*") if is_step(entry.name))
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -66,10 +82,21 @@ class RunDirectory:
             if link.is_symlink() and link.name not in own | {"latest"} and link.readlink().parts[0] == "latest":
                 link.unlink()
 
+    def add(self, step: int) -> None:
+        """Move the files that were written for a complete checkpoint into it."""
+        source, target = self.unfinished(step), self.path / f"step-{step:08d}"
+        for file in sorted(source.iterdir(), key=lambda file: file.name == CONFIG):  # with that one it is a model
+            file.replace(target / file.name)
+        source.rmdir()
+        self.publish(target)
+
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-removed."""
         for rest in self.path.glob(".step-*"):
             shutil.rmtree(rest)
+        for rest in self.path.glob(".*.tmp*"):
+            if rest.is_symlink() or rest.is_file():
+                rest.unlink()
 
     def _doomed(self, step: Path) -> Path:
         return step.rename(self.path / f".{step.name}.old")

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -44,6 +43,8 @@ class Position:
     seconds: float
     guard: dict[str, Any]
     """What the guard remembers of past losses."""
+    tally: dict[str, Any]
+    """Sums since the last line of metrics."""
 
 
 def training_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
@@ -65,8 +66,6 @@ class Saver:
     def __init__(self, world: World, background: bool) -> None:
         self._world, self._background = world, background
         _expect_one_process(world)
-        # Its messages must not mix with those of the steps that go on meanwhile.
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._threads = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -82,21 +81,23 @@ class Saver:
 
         beside: writes whatever else belongs to the checkpoint, in the main process. done: called by every process when
             all of it is on disk.
-        Waits for the checkpoint before this one; raises what it raised (OSError: disk full).
+        Waits for the checkpoint before this one; raises what it raised (OSError: disk full), in every process.
         """
         self.wait()
         copied = {name: _copied(tensor) for name, tensor in state.items()}
 
         def write() -> None:
-            if self._world.is_main:
-                beside()
-                write_atomic(directory / POSITION, json.dumps(asdict(position), indent=1).encode())
+            with self._world.together(self._world.writers):
+                if self._world.is_main:
+                    beside()
+                    write_atomic(directory / POSITION, json.dumps(asdict(position), indent=1).encode())
             alone = self._world.size == 1
             try:
-                save(copied, checkpoint_id=directory / STATE, process_group=self._group, no_dist=alone)
+                save(copied, checkpoint_id=directory / STATE, process_group=self._world.writers, no_dist=alone)
             except CheckpointException as error:  # a BaseException: nobody above expects one
                 raise _first(error) from None
-            done()
+            with self._world.together(self._world.writers):
+                done()
 
         if self._background:
             self._pending = self._threads.submit(write)
@@ -108,6 +109,10 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever comes of it; nothing more can be saved."""
+        self._threads.shutdown(wait=True)
 
     @property
     def failed(self) -> bool:

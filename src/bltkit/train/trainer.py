@@ -4,18 +4,16 @@ Every random choice is a function of the seed and the step, so weights, the opti
 all the state there is.
 """
 
-import contextlib
 import copy
 import dataclasses
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bltkit.checkpoint import resolve_model, write_atomic, write_bundle
+from bltkit.checkpoint import write_atomic, write_bundle
 from bltkit.checkpoint.atomic import sync_tree
 from bltkit.config import dump_toml
 from bltkit.data import Batch, Corpus, Loader, validation_batches
@@ -26,13 +24,15 @@ from bltkit.model.flops import forward_flops
 from bltkit.train.config import TrainConfig
 from bltkit.train.guard import GuardState
 from bltkit.train.learner import Counts, Learner
-from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading
+from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading, validated
 from bltkit.train.optim import learning_rate
-from bltkit.train.parallel import World, world_of
+from bltkit.train.parallel import World, check_rows, world_of
 from bltkit.train.patcher import load_patcher
-from bltkit.train.run import RunDirectory
+from bltkit.train.process import numerics, stop_requests
+from bltkit.train.run import CONFIG, CORPUS, RunDirectory
 from bltkit.train.sinks import check_reports
-from bltkit.train.state import Position, Saver, read_position, restore, training_state
+from bltkit.train.start import Start, starting_point
+from bltkit.train.state import Position, Saver, restore, training_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,56 +60,38 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Ca
     Raises ValueError for an existing `out` without `resume`, and for data or models that do not fit.
     """
     trainer = config.trainer
-    with world_of(trainer.device, trainer.shard) as world, _numerics(trainer.threads, trainer.deterministic):
+    with (
+        world_of(trainer.device, trainer.shard) as world,
+        numerics(trainer.threads, trainer.deterministic, world.device),
+    ):
         tell = say if world.is_main else _silent
         run = RunDirectory(Path(out))
-        start = _starting_point(config, run, resume, tell)
-        world.barrier()  # nobody writes before all have looked
-        return _Trainer(config, run, world, tell).run(start, resumed=resume and start is not None)
+        with world.together():  # nobody writes before all have looked
+            start = starting_point(config, run, resume, tell)
+        return _Trainer(config, run, world, tell, start).run()
 
 
 def _silent(line: str) -> None:
     """What all but the main process say."""
 
 
-def _starting_point(config: TrainConfig, run: RunDirectory, resume: bool, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from."""
-    if not resume and run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
-    latest = run.latest() if resume else None
-    if latest is None and resume:
-        say(f"no complete checkpoint in {run.path}: starting over")
-    if latest is None and config.trainer.branch is not None:
-        branch = resolve_model(config.trainer.branch)
-        return (branch / "latest").resolve() if (branch / "latest").exists() else branch
-    return latest
-
-
 class _Trainer:
-    def __init__(self, config: TrainConfig, run: RunDirectory, world: World, say: Callable[[str], None]) -> None:
-        self.config, self.run_directory, self.world, self.say = config, run, world, say
-        config.objective.check()
-        check_reports(config.trainer.report)
-        self.template = chat_template(config.data.sources)
-        self.patcher = load_patcher(config)
-        self.corpus = self._read_corpus()
-        data = config.data
-        in_workers = config.patching.where == "workers" and data.workers and self.corpus.opens is None
-        self.loader = Loader(
-            self.corpus,
-            data.row_bytes,
-            data.batch_rows,
-            config.trainer.seed,
-            row_patches=data.row_patches,
-            rank=world.rank,
-            num_ranks=world.size,
-            workers=data.workers,
-            # Workers have no part of a GPU: they keep a scorer of their own.
-            prepare=copy.deepcopy(self.patcher).opens if in_workers and config.model.kind == "blt" else None,
-        )
-        self.learner = Learner(config, world, self.patcher.on(world.device))
+    def __init__(
+        self, config: TrainConfig, run: RunDirectory, world: World, say: Callable[[str], None], start: Start
+    ) -> None:
+        self.config, self.run_directory, self.world, self.say, self.start = config, run, world, say, start
+        with world.together():
+            check_rows(config.data.batch_rows, world.size)  # before a large corpus is read
+            config.objective.check()
+            check_reports(config.trainer.report)
+            self.template = chat_template(config.data.sources)
+            self.patcher = load_patcher(config)
+            self.corpus = self._read_corpus()
+            self.loader = self._loader(config.data.workers)
+            goes_on = start.checkpoint is not None
+            self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
         self.saver = Saver(world, config.checkpoint.background)
-        self.stop = False
+        self.stop: Callable[[], bool] = lambda: False
 
     def _read_corpus(self) -> Corpus:
         """In memory, or as files that all processes share: then the first one lays them down and the others wait."""
@@ -117,7 +99,7 @@ class _Trainer:
         sources = [self.patcher.source(source) for source in data.sources]
         directory = None if data.cache is None else Path(data.cache)
         if directory is None and self.world.size > 1:
-            directory = self.run_directory.path / "corpus"
+            directory = self.run_directory.path / CORPUS
         with reading(self.world.is_main) as progress:
             corpus = Corpus.from_sources(sources, data.validation_fraction, directory=directory, progress=progress)
         for source, stats in zip(sources, corpus.stats, strict=True):
@@ -126,33 +108,34 @@ class _Trainer:
                     self.say(f"{stats.label}: left out {count} that are {kind}, such as {stats.examples[kind][0]}")
         return corpus
 
-    def run(self, start: Path | None, resumed: bool) -> Result:
-        config, out, main = self.config.trainer, self.run_directory.path, self.world.is_main
+    def run(self) -> Result:
+        config, out, main, start = self.config.trainer, self.run_directory.path, self.world.is_main, self.start
         schedule = self.config.optim.schedule_steps or config.max_steps
-        position = Position(0, schedule, self.loader.state, 0, 0, 0.0, self.learner.guard.to_json())
-        if start is not None:
-            position = self._restore(start, resumed)
-        if main and not resumed:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / "config.toml", dump_toml(self.config.model_dump(mode="json")).encode())
-        if main:
-            self.run_directory.clean()
-            if resumed and start is not None:
-                self.run_directory.publish(start)  # a kill may have come between writing it and this
-            forget_after(out, position.step)
+        guard, tally = self.learner.guard.to_json(), Tally().to_json()
+        position = Position(0, schedule, self.loader.state, 0, 0, 0.0, guard, tally)
+        if start.checkpoint is not None:
+            position = self._restore(start.checkpoint)
         first = position.step
-        with self._signals(), Reporter(out if main else None, self.config, first) as reporter:
+        with self.world.together():
+            if main:
+                self._lay_out(first)
+            reporter = Reporter(out if main else None, self.config, first)
+        with stop_requests() as self.stop, reporter:
             try:
-                position = self._steps(position, reporter, saved=resumed)
+                position = self._steps(position, reporter)
             except OSError:  # a full disk: half a checkpoint would only take more of it
+                self.saver.close()
                 if main:
                     self.run_directory.clean()
                 raise
             finally:
                 self.loader.close()
+                self.saver.close()  # also of a run that the guard ends: what it has begun to write is from before
             finished = position.step >= config.max_steps
+            if finished and position.step == first:
+                self._export(position)
             validation = self._validate() if finished else None
-            if validation is not None and position.step > first:
+            if validation is not None and (position.step > first or (main and not validated(out, first))):
                 reporter.write({"step": position.step, "validation_bits_per_byte": validation})
         if not finished:
             self.say(f"interrupted: step {position.step} is saved in {out}; go on with --resume")
@@ -160,20 +143,38 @@ class _Trainer:
             self.say(f"{out} is at step {first} already; raise trainer.max_steps ({config.max_steps}) to go on")
         return self._result(position, validation, interrupted=not finished)
 
-    def _steps(self, position: Position, reporter: Reporter, saved: bool) -> Position:
-        """Train until the last step or a signal, and save. saved: is `position` on disk already."""
+    def _lay_out(self, step: int) -> None:
+        """Make the run's directory what it is at `step`."""
+        run, start = self.run_directory, self.start
+        if not start.own:
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(run.path / "config.toml", dump_toml(self.config.model_dump(mode="json")).encode())
+        run.clean()
+        if start.own and start.checkpoint is not None:
+            run.publish(start.checkpoint)  # a kill may have come between writing it and this
+        forget_after(run.path, step)
+
+    def _steps(self, position: Position, reporter: Reporter) -> Position:
+        """Train until the last step or a signal, and save."""
         config, learner = self.config, self.learner
-        tally, last_save, began = Tally(), time.monotonic(), time.monotonic()
-        base_seconds = position.seconds
+        tally, last_save, began = Tally(**position.tally), time.monotonic(), time.monotonic()
+        base_seconds, saved = position.seconds, self.start.own
         while position.step < config.trainer.max_steps:
             batches = [next(self.loader) for _ in range(config.trainer.accumulate)]
             late = self.world.is_main and time.monotonic() - last_save > config.checkpoint.every_seconds
-            # One message a step: who wants to stop, and what the clock says, is the same everywhere from here on.
-            *counted, stops, lates = self.world.sums([*Counts.of(batches), self.stop, late])
+            # One message a step: who wants to stop, what the clock says and whether a checkpoint came to nothing is
+            # the same everywhere from here on.
+            told = [self.stop(), late, self.saver.failed]
+            *counted, stops, lates, failures = self.world.sums([*Counts.of(batches), *told])
+            if failures:
+                self.saver.wait()  # raises
             if stops:
                 break
             counts = Counts(*map(int, counted))
             figures = learner.step(batches, position.step, position.schedule_steps, counts)
+            tally.add(figures)
+            reported = (position.step + 1) % config.trainer.log_every == 0
+            reported |= position.step + 1 == config.trainer.max_steps
             position = Position(
                 step=position.step + 1,
                 schedule_steps=position.schedule_steps,
@@ -182,11 +183,11 @@ class _Trainer:
                 num_patches=position.num_patches + figures.patches,
                 seconds=base_seconds + time.monotonic() - began,
                 guard=learner.guard.to_json(),
+                tally=(Tally() if reported else tally).to_json(),
             )
             saved = False
-            tally.add(figures)
             reporter.advance(position.step)
-            if position.step % config.trainer.log_every == 0 or position.step == config.trainer.max_steps:
+            if reported:
                 row = {"step": position.step, **tally.report(), "bytes_seen": position.text_bytes}
                 rate = learning_rate(config.optim, position.step - 1, position.schedule_steps)
                 row |= {"lr": rate, "grad_norm": figures.grad_norm, "epoch": self.loader.epoch}
@@ -196,11 +197,11 @@ class _Trainer:
             if every and position.step % every == 0 and position.step < config.trainer.max_steps:
                 reporter.write({"step": position.step, "validation_bits_per_byte": self._validate()})
             due = config.checkpoint.every_steps and position.step % config.checkpoint.every_steps == 0
-            if due or lates or self.saver.failed:
-                self._save(position, last=False)
+            if due or lates:
+                self._save(position)
                 saved, last_save = True, time.monotonic()
         if not saved:
-            self._save(position, last=True)
+            self._save(position)
         self.saver.wait()
         self.world.barrier()
         return position
@@ -219,22 +220,20 @@ class _Trainer:
         nats, count = self.learner.nats(batches)
         return bits_per_byte(nats, count) if count else None
 
-    def _save(self, position: Position, last: bool) -> None:
+    def _save(self, position: Position) -> None:
         """Begin to write a checkpoint; it gets its name when all of it is on disk."""
         section, run, step = self.config.checkpoint, self.run_directory, position.step
         self.saver.wait()
-        if self.world.is_main:
-            run.begin(step)
-        self.world.barrier()
+        with self.world.together():
+            if self.world.is_main:
+                run.begin(step)
         directory = run.unfinished(step)
-        export = section.export == "always" or last
+        export = section.export == "always" or step >= self.config.trainer.max_steps
         weights = self.learner.weights() if export else {}
-        record = self._record(position)
-        dtype = torch.bfloat16 if section.dtype == "bf16" else None
 
         def beside() -> None:
             if export:
-                write_bundle(directory, self.learner.bundle(weights, record), dtype=dtype)
+                self._write_model(directory, weights, position)
 
         def done() -> None:
             if self.world.is_main:
@@ -243,6 +242,25 @@ class _Trainer:
 
         state = training_state(self.learner.model, self.learner.optimizer, self.world)
         self.saver.save(directory, state, position, beside, done)
+
+    def _export(self, position: Position) -> None:
+        """Put the model into a complete checkpoint that was written without it, as that of a run that is over."""
+        run, step = self.run_directory, position.step
+        assert self.start.checkpoint is not None
+        if (self.start.checkpoint / CONFIG).exists():
+            return
+        self.world.barrier()  # all have looked
+        weights = self.learner.weights()
+        with self.world.together():
+            if self.world.is_main:
+                run.begin(step)
+                self._write_model(run.unfinished(step), weights, position)
+                sync_tree(run.unfinished(step))
+                run.add(step)
+
+    def _write_model(self, directory: Path, weights: dict[str, torch.Tensor], position: Position) -> None:
+        dtype = torch.bfloat16 if self.config.checkpoint.dtype == "bf16" else None
+        write_bundle(directory, self.learner.bundle(weights, self._record(position)), dtype=dtype)
 
     def _record(self, position: Position) -> dict[str, Any]:
         record = {
@@ -263,17 +281,11 @@ class _Trainer:
             record["mean_patch_bytes"] = position.text_bytes / max(1, position.num_patches)
         return record
 
-    def _restore(self, step: Path, resumed: bool) -> Position:
-        if read_position(step).step >= self.config.trainer.max_steps and not resumed:
-            raise ValueError(
-                f"trainer.branch is at step {read_position(step).step} already; raise trainer.max_steps "
-                f"({self.config.trainer.max_steps}), which counts from the run's beginning"
-            )
+    def _restore(self, step: Path) -> Position:
         position = restore(step, self.learner.model, self.learner.optimizer, self.world)
         self.loader.restore(position.loader)
-        if resumed:
-            self.learner.guard = GuardState.from_json(position.guard)
-        if self.config.optim.schedule_steps is not None or not resumed:
+        self.learner.guard = GuardState.from_json(position.guard)
+        if self.config.optim.schedule_steps is not None or not self.start.own:
             schedule = self.config.optim.schedule_steps or self.config.trainer.max_steps
             position = dataclasses.replace(position, schedule_steps=schedule)
         return position
@@ -298,46 +310,21 @@ class _Trainer:
         )
 
     def _first_batch(self) -> Batch:
-        data, world = self.config.data, self.world
-        fresh = Loader(
+        return next(self._loader(workers=0))
+
+    def _loader(self, workers: int) -> Loader:
+        """Of this process's rows, from the beginning."""
+        data = self.config.data
+        in_workers = self.config.patching.where == "workers" and workers and self.corpus.opens is None
+        return Loader(
             self.corpus,
             data.row_bytes,
             data.batch_rows,
             self.config.trainer.seed,
             row_patches=data.row_patches,
-            rank=world.rank,
-            num_ranks=world.size,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
+            workers=workers,
+            # Workers have no part of a GPU: they keep a scorer of their own.
+            prepare=copy.deepcopy(self.patcher).opens if in_workers and self.config.model.kind == "blt" else None,
         )
-        return next(fresh)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask the loop to stop after the step; a second Ctrl-C stops at once."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: nobody can press Ctrl-C here
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _numerics(threads: int | None, deterministic: bool) -> Iterator[None]:
-    """Threads and determinism as the run wants them, and afterwards as they were."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads or before[0])
-    torch.use_deterministic_algorithms(deterministic or before[1])
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
