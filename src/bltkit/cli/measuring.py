@@ -140,6 +140,10 @@ def bench(
         batches = [{}] if default is None else [{"batch": size} for size in batch or default]
         cut = None if patches is None else patches.value
         shared |= {"limits": _limits(repeats, seconds)} | _given(peer=peer, patches=cut)
+        if what == Measured.train:
+            from bltkit.train.optim import trainers_update
+
+            shared |= {"update_of": trainers_update}
         found = _each(what, source, context or [1024], batches, shared)
     else:
         shared |= _given(

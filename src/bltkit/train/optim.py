@@ -5,7 +5,8 @@ are updated row by row (`rows.py`). State has names, not numbers: `PARAMETER|mom
 by any number of processes and by a run that trains other parts of the model.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import count
 from typing import Any, Literal, cast
 
 import torch
@@ -108,6 +109,20 @@ def build_optimizer(
         parts.append(RowAdamW(sparse, **common))
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
     return Optimizer(config, trained, parts, frozenset(sharded_by_rows))
+
+
+def trainers_update(model: nn.Module) -> Callable[[], None]:
+    """What a training step does with the gradients of `model`, at the defaults: clip, update, forget. For benchmarks."""
+    for module in model.modules():
+        if isinstance(module, ByteEmbedding):
+            module.sparse_gradients = True
+    optimizer, step = build_optimizer(OptimSection(warmup_steps=0), model), count()
+
+    def update() -> None:
+        optimizer.clip()
+        optimizer.update(next(step), 1000)
+
+    return update
 
 
 def _with_state(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
