@@ -112,7 +112,7 @@ def build_optimizer(
 
 
 def trainers_update(model: nn.Module) -> Callable[[], None]:
-    """What a training step does with the gradients of `model`, at the defaults: clip, update, forget. For benchmarks."""
+    """What a training step does with gradients of `model`, at the defaults: clip, update, forget. For benchmarks."""
     for module in model.modules():
         if isinstance(module, ByteEmbedding):
             module.sparse_gradients = True
