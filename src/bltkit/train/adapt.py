@@ -111,20 +111,6 @@ def merged_state(state: Mapping[str, Tensor], lora: LoraSection | None) -> dict[
     return merged
 
 
-def merged_model(model: Blt, lora: LoraSection | None, state: Mapping[str, Tensor] | None = None) -> Blt:
-    """The ordinary model that an adapted one stands for, to be saved or used: it shares all weights that have no
-    adapter. The model itself where there are none.
-
-    state: its whole state dict, where the model holds only a part of it.
-    """
-    if lora is None:
-        return model
-    with torch.device("meta"):
-        whole = Blt(model.config)
-    whole.load_state_dict(merged_state(model.state_dict() if state is None else state, lora), assign=True)
-    return whole.requires_grad_(False).train(model.training)
-
-
 def base_config(checkpoint: str, kind: str | None = None) -> Shape:
     """The shape of a checkpoint's model, whatever its layout (a path, `bltkit:NAME`, `hf:OWNER/NAME`), without reading
     its weights. kind: of the two models that a BLT's checkpoint holds, which; by default the BLT.

@@ -115,6 +115,8 @@ class TrainConfig(Config):
                 f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
                 "a boundary model is trained with 'token-boundary', every other with 'next-byte'"
             )
+        if self.patching.where == "workers" and not self.data.workers:
+            raise ValueError('patching.where = "workers", but there are none: set data.workers, or leave it out')
         if self.trainer.init is not None and self.trainer.branch is not None:
             raise ValueError("trainer.init takes weights and trainer.branch takes everything; give one of them")
         if self.adapt.lora is not None and self.trainer.init is None:

@@ -11,29 +11,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bltkit.data.sources.paths import Paths, expand
-from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
+from bltkit.data.sources.paths import FileSource, expand
+from bltkit.data.sources.source import Document, Faults
 
 
-class BinarySource(SourceConfig):
+class BinarySource(FileSource):
     """Files named by paths or globs; `chunk_bytes` is the length of a document, a file's last one is shorter.
 
     A document has no context before it and EOS after it, also where it is the middle of a file.
     """
 
     kind: Literal["binary"] = "binary"
-    paths: Paths
     chunk_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     not_utf8: Literal["keep"] = "keep"
 
     is_text: ClassVar[bool] = False
-
-    @property
-    def label(self) -> str:
-        return ", ".join(self.paths)
-
-    def inputs(self) -> tuple[Input, ...] | None:
-        return stat_inputs(expand(self.paths))
 
     def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         """Documents are named `path@offset`. A file without bytes is one empty document."""

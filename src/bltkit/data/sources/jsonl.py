@@ -16,17 +16,15 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Literal
 
-from bltkit.data.sources.paths import Paths, expand
+from bltkit.data.sources.paths import FileSource, expand
 from bltkit.data.sources.records import Metadata, choose_metadata, find, text_bytes
-from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
+from bltkit.data.sources.source import Document, Faults
 
 _CHUNK_BYTES = 1 << 16
 
 
-class JsonLines(SourceConfig):
+class JsonLines(FileSource):
     """What sources of JSON lines share. A subclass says by `document` what one object becomes."""
-
-    paths: Paths
 
     @abstractmethod
     def document(self, record: dict[str, Any], where: str) -> Document:
@@ -35,13 +33,6 @@ class JsonLines(SourceConfig):
         `ValueError` whose message begins with `where` for an object that is none; `broken` judges it.
         """
         raise NotImplementedError
-
-    @property
-    def label(self) -> str:
-        return ", ".join(self.paths)
-
-    def inputs(self) -> tuple[Input, ...] | None:
-        return stat_inputs(expand(self.paths))
 
     def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         for path in expand(self.paths):

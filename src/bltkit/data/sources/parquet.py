@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bltkit.data.sources.columns import BATCH_ROWS, TableSource
-from bltkit.data.sources.paths import Paths, expand
-from bltkit.data.sources.source import Document, Faults, Input, stat_inputs
+from bltkit.data.sources.paths import FileSource, expand
+from bltkit.data.sources.source import Document, Faults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,18 +24,10 @@ if TYPE_CHECKING:
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # Arrow columnar format, "IPC streaming format": the end mark
 
 
-class ParquetSource(TableSource):
+class ParquetSource(FileSource, TableSource):
     """Rows of .parquet, .arrow and .feather files."""
 
     kind: Literal["parquet"] = "parquet"
-    paths: Paths
-
-    @property
-    def label(self) -> str:
-        return ", ".join(self.paths)
-
-    def inputs(self) -> tuple[Input, ...] | None:
-        return stat_inputs(expand(self.paths))
 
     def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         """Documents are named `path:row`, rows counted from 1."""

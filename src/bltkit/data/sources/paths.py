@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from bltkit.data.sources.source import Input, SourceConfig, stat_inputs
+
 _GLOB = frozenset("*?[")
 
 Paths = Annotated[
@@ -17,6 +19,19 @@ Paths = Annotated[
     Field(min_length=1),
 ]
 """A path or glob, or a list of them. `**` goes through folders, `~` is the home folder."""
+
+
+class FileSource(SourceConfig):
+    """What sources that read files share."""
+
+    paths: Paths
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.paths)
+
+    def inputs(self) -> tuple[Input, ...] | None:
+        return stat_inputs(expand(self.paths))
 
 
 def expand(paths: Sequence[str]) -> tuple[Path, ...]:

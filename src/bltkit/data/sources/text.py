@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from bltkit.data.sources.paths import Paths, expand
-from bltkit.data.sources.source import Document, Faults, Input, SourceConfig, stat_inputs
+from bltkit.data.sources.paths import FileSource, expand
+from bltkit.data.sources.source import Document, Faults
 
 
-class TextSource(SourceConfig):
+class TextSource(FileSource):
     """Files named by paths or globs. Any file is taken as it is; nothing has to be text."""
 
     kind: Literal["text"] = "text"
-    paths: Paths
-
-    @property
-    def label(self) -> str:
-        return ", ".join(self.paths)
-
-    def inputs(self) -> tuple[Input, ...] | None:
-        return stat_inputs(expand(self.paths))
 
     def documents(self, faults: Faults | None = None) -> Iterator[Document]:
         for path in expand(self.paths):
