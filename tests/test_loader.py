@@ -255,7 +255,7 @@ PROGRAM = """
 import os, sys, time
 from bltkit.data import Corpus, Loader
 loader = Loader(Corpus.from_documents([b"document %03d" % i for i in range(400)], 0.0), 32, 2, 0, workers=2)
-next(loader)
+next(loader), next(loader)  # one of each worker: both have begun
 print("ready", flush=True)
 for line in sys.stdin:
     print(next(loader).text_bytes > 0 and "batch", flush=True)
