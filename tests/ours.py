@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from bltkit.checkpoint.hf_config import write_config
+from bltkit.checkpoint.names import blt_parts
+from bltkit.model import Blt, EntropyConfig
+from bltkit.patching import ThresholdRule
 
 
 def _loaded(directory: Path) -> Any:
@@ -63,3 +70,14 @@ def roundtrip(dir_in: Path, dir_out: Path) -> None:
     from bltkit.checkpoint import save_bundle
 
     save_bundle(dir_out, _loaded(dir_in))
+
+
+def reference_layout(model: Blt) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+    """The weights and the config of a model as `tests/reference.py` reads them."""
+    weights = {}
+    for name, weight in model.state_dict().items():
+        parts = blt_parts(name, weight.shape)
+        pieces = weight.split([part.shape[0] for part in parts])
+        weights |= {part.name: piece.numpy() for part, piece in zip(parts, pieces, strict=True)}
+    unused = EntropyConfig(width=8, layers=1, heads=1)
+    return weights, write_config(model.config, unused, ThresholdRule(threshold=1.0))

@@ -23,7 +23,7 @@ Weights = Mapping[str, Any]
 Config = Mapping[str, Any]
 Linear = Callable[[str, Array], Array]
 
-BOS, NEWLINE = 1, 10 + 4
+PAD, BOS, MASK, NEWLINE = 0, 1, 3, 10 + 4
 PRIMES = (
     1000000007, 5915587277, 1500450271, 3267000013, 5754853343, 4093082899,
     9576890767, 3628273133, 2860486313, 5463458053, 3367900313,
@@ -301,15 +301,7 @@ def forward(
     first_byte = [owner.index(j) for j in range(num_patches)]
     o = transformer(w.sub("global_transformer"), glob, g, causal_mask([docs[t] for t in first_byte], None))
 
-    wd = w.sub("local_decoder")
-    kv = wd("patch_embedding_projection", o).reshape(num_patches * k, -1)
-    sees_latest = np.array([[row // k == latest[t] for row in range(num_patches * k)] for t in range(size)])
-    y = enc_hidden
-    for i in range(dec["num_hidden_layers"]):
-        if i == 0 or dec.get("cross_attn_all_layers", True):
-            y = cross_attention(wd.sub(f"cross_attn_layers.{i}"), dec, y, kv, sees_latest)
-        y = transformer_layer(wd.sub(f"layers.{i}"), dec, y, mask, 500000.0)
-    y = rms_norm(y, wd["norm"], dec.get("rms_norm_eps", 1e-5))
+    y = decode(w.sub("local_decoder"), dec, enc_hidden, o, latest, mask)
     return {
         "embeds": embeds,
         "enc_hidden": enc_hidden,
@@ -318,6 +310,105 @@ def forward(
         "dec_hidden": y,
         "logits": View(weights)("lm_head", y),
     }
+
+
+def decode(w: View, config: Config, y: Array, o: Array, latent_of: Sequence[int], mask: Mask) -> Array:
+    """Rows y [T, h] of which row t reads latent `latent_of[t]` of o [P, H] -> after the final norm [T, h]."""
+    k = config["cross_attn_k"]
+    kv = w("patch_embedding_projection", o).reshape(len(o) * k, -1)
+    sees_latest = np.array([[row // k == latent for row in range(len(o) * k)] for latent in latent_of])
+    for i in range(config["num_hidden_layers"]):
+        if i == 0 or config.get("cross_attn_all_layers", True):
+            y = cross_attention(w.sub(f"cross_attn_layers.{i}"), config, y, kv, sees_latest)
+        y = transformer_layer(w.sub(f"layers.{i}"), config, y, mask, 500000.0)
+    return rms_norm(y, w["norm"], config.get("rms_norm_eps", 1e-5))
+
+
+def block_logits(
+    weights: Weights,
+    config: Config,
+    ids: Sequence[int],
+    starts: Sequence[bool],
+    first: int,
+    cells: Sequence[int],
+    *,
+    documents: bool = False,
+    read: int | None = None,
+    open_patch: bool = False,
+) -> Array:
+    """[S, V] of a block whose `cells` (a byte's id, MASK, or PAD behind the end) begin at position `first` of the row.
+
+    As at inference: the decoder reads the clean bytes in front of the block, then the block. Every cell sees all
+    of the block but PAD, the clean bytes within the window of its own position, and the latent that is complete.
+    read: bytes read so far, of which a window's cache keeps the last but what the next one would not see.
+    open_patch: the latent is that of the patch in front of the block, as if it ended there.
+    """
+    size = first if open_patch else len(ids)
+    found = forward(weights, config, ids[:size], starts[: size + 1], documents=documents)
+    w = View(weights).sub("model")
+    patch, docs = patch_of(starts), documents_of(ids, documents)
+    window = config.get("local_attention_window_len", 512)
+    size = first + len(cells)
+    mask = np.zeros((size, size), dtype=bool)
+    mask[:first, :first] = causal_mask(docs[:first], window)
+    for row in range(first, size):
+        for u in range(first):
+            kept = window is None or max(row, read or row) - u < window
+            mask[row, u] = docs[u] == docs[first] and kept
+        for u in range(first, size):
+            mask[row, u] = cells[u - first] != 0 or u == row
+    latent_of = [patch[t + 1] - 1 for t in range(first)] + [patch[first - int(open_patch)] - int(not open_patch)] * len(
+        cells
+    )
+    rows = np.concatenate((found["enc_hidden"][:first], w["local_encoder.embed_tokens"][list(cells)]))
+    y = decode(w.sub("local_decoder"), config["decoder_config"], rows, found["global_out"], latent_of, mask)
+    return View(weights)("lm_head", y)[first:]
+
+
+def unmask(
+    logits_of: Callable[[Sequence[int]], Array],
+    pick: Callable[[Array, int], int],
+    cells: Sequence[int],
+    *,
+    alpha: float | None = None,
+    gamma: float | None = None,
+    steps: int | None = None,
+    ends: Sequence[int] = (),
+) -> tuple[list[int], int]:
+    """Fills in the MASKs of a block: the cells, and the passes it took.
+
+    pick: the id of a cell, from its logits. A pass writes the cells whose largest probability is above alpha, or the
+    surest up to gamma nats in all, one at least; the last of `steps` passes, or the only one, all that are left; with
+    neither alpha nor gamma the surest are written in equal shares. Behind a written one of `ends` nothing is.
+    """
+    row, passes = list(cells), 0
+    known = [c != MASK for c in cells]
+    while True:
+        end = next((c for c in range(len(row)) if not known[c] and row[c] in ends), len(row))
+        masked = [c for c in range(end) if row[c] == MASK]
+        if not masked:
+            return row, passes
+        logits = np.array(logits_of(row))
+        logits[:, [PAD, BOS, MASK]] = -np.inf
+        largest, entropy = {}, {}
+        for c in masked:
+            logp = log_softmax(logits[c])
+            largest[c] = float(np.exp(logp.max()))
+            entropy[c] = -sum(float(np.exp(v) * v) for v in logp if v > -np.inf)
+        surest = sorted(masked, key=lambda c: -largest[c])
+        if (alpha is None and gamma is None and steps is None) or (steps is not None and passes >= steps - 1):
+            written = masked
+        elif alpha is not None:
+            written = [c for c in masked if largest[c] > alpha] or surest[:1]
+        elif gamma is not None:
+            calm = sorted(masked, key=lambda c: entropy[c])
+            written = [c for n, c in enumerate(calm) if n == 0 or sum(entropy[d] for d in calm[: n + 1]) <= gamma]
+        else:
+            assert steps is not None
+            written = surest[: math.ceil(len(masked) / (steps - passes))]
+        for c in written:
+            row[c] = pick(logits[c], c)
+        passes += 1
 
 
 def run(weights: Weights, config: Config, ids: Sequence[int], *, documents: bool = False) -> Array:

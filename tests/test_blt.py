@@ -12,13 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bltkit.checkpoint.hf_config import write_config
-from bltkit.checkpoint.names import blt_parts
-from bltkit.model import Blt, BltConfig, EntropyConfig, NgramConfig, Quirks, StackConfig
+from bltkit.model import Blt, BltConfig, NgramConfig, Quirks, StackConfig
 from bltkit.patches import Patches
-from bltkit.patching import ThresholdRule
 from bltkit.vocab import encode
-from tests import reference, tiny
+from tests import ours, reference, tiny
 
 IDS = [*encode(b"some words, ", eos=True).tolist(), *encode(b"then others").tolist()]
 STARTS = [q in (0, 1, 4, 5, 9, 13, 14, 15, 19, 20, 26) for q in range(len(IDS) + 1)]
@@ -37,19 +34,13 @@ def config(**changes: Any) -> BltConfig:
 
 def specified(model: Blt, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float64]:
     """Logits by the specification, which is told of quirks that are off by changing the one place of each."""
-    weights = {}
-    for name, weight in model.state_dict().items():
-        parts = blt_parts(name, weight.shape)
-        pieces = weight.split([part.shape[0] for part in parts])
-        weights |= {part.name: piece.numpy() for part, piece in zip(parts, pieces, strict=True)}
     quirks, embed, cross = model.config.quirks, reference.embed, reference.cross_attention
     if not quirks.doubled_residual:
         monkeypatch.setattr(reference, "cross_attention", lambda w, c, q, kv, mask: cross(w, c, q, kv, mask) - q)
     if quirks.averaged_ngrams:
         tables = model.config.ngrams.num_tables
         monkeypatch.setattr(reference, "embed", lambda *a, **options: embed(*a, **options) / (tables + 1))
-    unused = EntropyConfig(width=8, layers=1, heads=1)
-    layout = write_config(model.config, unused, ThresholdRule(threshold=1.0))
+    weights, layout = ours.reference_layout(model)
     return reference.forward(weights, layout, IDS, STARTS, documents=model.config.document_masks)["logits"]
 
 

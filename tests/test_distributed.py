@@ -63,8 +63,9 @@ def test_two_one_two_processes_train_as_one(place: Workplace) -> None:
         (2, ["trainer.accumulate=2", "optim.tables=dense"]),
         (2, ["trainer.checkpoint_activations=true"]),
         (2, ["data.workers=2", "patching.where=workers"]),
+        (2, ["objective={kind='block-diffusion', block=4}"]),
     ],
-    ids=["replicated", "hsdp", "dense tables", "recomputed", "workers"],
+    ids=["replicated", "hsdp", "dense tables", "recomputed", "workers", "blocks"],
 )
 def test_every_layout_trains_as_one_process(place: Workplace, count: int, more: list[str]) -> None:
     more = [*more, f"trainer.max_steps={STEPS}", "data.batch_rows=4"]

@@ -52,14 +52,17 @@ def test_the_total_is_the_papers_modules() -> None:
     assert found.total.flops_train == pytest.approx(3 * found.total.flops_exact)
 
 
-def test_weights_read_are_those_of_the_generation_ledger() -> None:
+@pytest.mark.parametrize("decoder_input", ["encoder", "embedding"])
+def test_weights_read_are_those_of_the_generation_ledger(decoder_input: str) -> None:
     """900 bytes in 200 patches, one pass a byte and one a patch: two independent counts of the same reads."""
-    model, scorer = Blt(SHAPE), EntropyModel(ENTROPY)
+    shape = SHAPE.replace(decoder_input=decoder_input)
+    model, scorer = Blt(shape), EntropyModel(ENTROPY)
     passes = Passes(entropy=900, encoder=900, latent=200, decoder=900, ids=900)
+    assert ledger(shape, ENTROPY, 4.5, 1024).params == sum(weight.numel() for weight in model.parameters())
     measured = Stats.of(model, scorer, passes, 900, 1.0).weight_gb_read * 1e9 / 900
-    found = ledger(SHAPE, ENTROPY, 4.5, 1024).total_with_entropy.weight_bytes
+    found = ledger(shape, ENTROPY, 4.5, 1024).total_with_entropy.weight_bytes
     assert found == pytest.approx(measured, rel=1e-9)
-    halved = ledger(SHAPE, ENTROPY, 4.5, 1024, element_bytes=2).total_with_entropy.weight_bytes
+    halved = ledger(shape, ENTROPY, 4.5, 1024, element_bytes=2).total_with_entropy.weight_bytes
     assert halved == pytest.approx(measured / 2, rel=1e-9)
 
 

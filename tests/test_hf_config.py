@@ -100,6 +100,8 @@ def test_an_unknown_field_is_never_lost() -> None:
     model, scorer, rule = blt_preset("tiny"), entropy_preset("tiny"), ThresholdRule(threshold=1.25)
     assert expresses(model, scorer, rule)
     assert expresses(model.replace(document_masks=False), scorer, rule)
+    assert expresses(model.replace(diffusion_block=8), scorer, rule)
+    assert not expresses(model.replace(decoder_input="embedding"), scorer, rule)
     assert not expresses(model.replace(latent=model.latent.replace(window=8)), scorer, rule)
     assert not expresses(model.replace(decoder=model.decoder.replace(window=8)), scorer, rule)
     assert not expresses(model, scorer.replace(reset_at_newline=True), rule)

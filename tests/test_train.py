@@ -200,11 +200,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run(place: Workplace, monkeypatch
     calls = 0
     real = Learner.loss
 
-    def broken(self: Any, batch: Any) -> Any:
+    def broken(self: Any, batch: Any, step: int) -> Any:
         nonlocal calls
         calls += 1
-        loss, text, patches = real(self, batch)
-        return loss * (math.nan if calls == 2 else 1.0), text, patches
+        losses, patches = real(self, batch, step)
+        return losses._replace(total=losses.total * (math.nan if calls == 2 else 1.0)), patches
 
     monkeypatch.setattr(Learner, "loss", broken)
     with pytest.raises(FloatingPointError, match=r"loss of step 4 is not finite .*lower optim\.lr \(now 0\.01\)"):

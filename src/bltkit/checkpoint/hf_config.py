@@ -276,7 +276,7 @@ def _canonical(stack: StackConfig) -> dict[str, Any]:
 
 def _canonical_blt(config: BltConfig) -> dict[str, Any]:
     stacks = {name: _canonical(getattr(config, name)) for name in ("encoder", "latent", "decoder")}
-    rest = config.model_dump(exclude={"document_masks", *stacks})
+    rest = config.model_dump(exclude={"document_masks", "diffusion_block", *stacks})
     if config.encoder.layers == 1:
         rest["encoder_cross_attn_all_layers"] = False
     return rest | stacks

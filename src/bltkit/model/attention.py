@@ -149,7 +149,7 @@ class Visibility:
             return _document_attention(q, k, v, self.lengths)
         if self.form == "dense" and q.shape[2] >= 2 * MIN_STEP:
             return _stepped_attention(q, k, v, self.mask)
-        return _sdpa(q, k, v, self.mask, causal=self.form == "causal")
+        return sdpa(q, k, v, self.mask, causal=self.form == "causal")
 
     def attend_in_blocks(
         self, q: Float[Tensor, "BC H S D"], k: Float[Tensor, "BC G K D"], v: Float[Tensor, "BC G K D"]
@@ -159,7 +159,7 @@ class Visibility:
         mask = self.mask.to(q.dtype)
         if len(mask) != len(q):
             mask = mask.repeat(len(q) // len(mask), 1, 1, 1)
-        return self.blocks.rows(_sdpa(q, k, v, mask))
+        return self.blocks.rows(sdpa(q, k, v, mask))
 
 
 @runtime_checkable
@@ -182,13 +182,22 @@ class RowAttention:
 
     def __call__(self, layer: int, fused: Float[Tensor, "B N T D"]) -> Float[Tensor, "B H T D"]:
         """See `Attend`."""
+        return self.attend(*self.turned(fused))
+
+    def turned(self, fused: Float[Tensor, "B N T D"]) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Queries, keys and values; and do they lie in the window's blocks already, which is cheap where we turn them
+        by a kernel of our own."""
         if fused.dtype in (torch.float32, torch.float64) and not _compiling():
             factors, blocks = self.rotation.factors, self.visible.blocks
             q, k, v = Turn.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
-            return self.visible.attend(q, k, v) if blocks is None else self.visible.attend_in_blocks(q, k, v)
+            return q, k, v, blocks is not None
         qk, v = fused.split((self.heads + self.kv_heads, self.kv_heads), 1)
         q, k = self.rotation.turn(qk).split((self.heads, self.kv_heads), 1)
-        return self.visible.attend(q, k, v)
+        return q, k, v, False
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, in_blocks: bool) -> Float[Tensor, "B H T D"]:
+        """Of what `turned` gave."""
+        return self.visible.attend_in_blocks(q, k, v) if in_blocks else self.visible.attend(q, k, v)
 
 
 class CachedAttention:
@@ -226,7 +235,8 @@ class SeveralCaches:
         return torch.cat([part(layer, own) for part, own in zip(self.parts, rows, strict=True)])
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """softmax(q k / sqrt(D) + mask) v: the one call of a kernel."""
     gqa = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
 
@@ -250,7 +260,7 @@ def _stepped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     parts = []
     for first in range(0, queries, size):
         now, seen = slice(first, first + size), slice(0, history + first + size)
-        parts.append(_sdpa(q[:, :, now], k[:, :, seen], v[:, :, seen], mask[..., now, seen]))
+        parts.append(sdpa(q[:, :, now], k[:, :, seen], v[:, :, seen], mask[..., now, seen]))
     return torch.cat(parts, 2)
 
 
@@ -259,7 +269,7 @@ def _document_attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...
     found = []
     for part in zip(*(each.transpose(1, 2).flatten(0, 1).split(lengths) for each in (q, k, v)), strict=True):
         own_q, own_k, own_v = (each.transpose(0, 1)[None] for each in part)
-        found.append(_sdpa(own_q, own_k, own_v, None, causal=True)[0].transpose(0, 1))
+        found.append(sdpa(own_q, own_k, own_v, None, causal=True)[0].transpose(0, 1))
     return torch.cat(found).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 

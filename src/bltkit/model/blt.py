@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
 from bltkit.model.decoder import LocalDecoder
+from bltkit.model.diffusion import BlockRows
 from bltkit.model.embed import ByteEmbedding
 from bltkit.model.encoder import LocalEncoder
 from bltkit.model.latent import LatentTransformer
@@ -40,12 +41,30 @@ class Blt(nn.Module):
             stage.reset_parameters(generator)
         return self
 
-    def forward(self, ids: Int64[Tensor, "B T"], patches: Patches) -> Float[Tensor, "B T V"]:
-        """Columns after a row's num_bytes hold nothing of meaning, and no other column depends on them."""
+    def forward(
+        self, ids: Int64[Tensor, "B T"], patches: Patches, blocks: BlockRows | None = None
+    ) -> Float[Tensor, "B L V"]:
+        """Columns after a row's num_bytes hold nothing of meaning, and no other column depends on them.
+
+        blocks: N of S cells a row, whose logits, of their own bytes, stand behind the row's: [B, T + N S, V].
+        """
         documents = self.documents(ids)
         h, z = self.encoder(self.embed(ids, documents), patches, documents)
         latents = self.latent(z, self.patch_documents(documents, patches))
-        return self.decoder(h, latents, patches.byte_latent, documents)
+        x = self.byte_inputs(h, ids)
+        if blocks is not None:
+            x = torch.cat((x, self.block_inputs(blocks.ids.flatten(1)).to(x.dtype)), 1)
+        return self.decoder(x, latents, patches.byte_latent, documents, blocks)
+
+    def block_inputs(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
+        """What the decoder begins with for bytes of a block, masked or not."""
+        table = self.embed.bytes if self.decoder.bytes is None else self.decoder.bytes
+        embedded: Tensor = table(ids)
+        return embedded
+
+    def byte_inputs(self, h: Float[Tensor, "B T D"], ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """What the decoder begins with for bytes of the text. h: their states from the encoder."""
+        return h if self.decoder.bytes is None else self.block_inputs(ids)
 
     def documents(self, ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"] | None:
         """What attention and n-grams stay within; None where the model ignores documents."""

@@ -141,6 +141,11 @@ class BltConfig(Config):
     """Cross-attend before every decoder layer; else before the first only."""
     document_masks: bool = True
     """Attention and n-gram windows stay within a document (spec 3.7). Off for weights in plain Hugging Face layout."""
+    decoder_input: Literal["encoder", "embedding"] = "encoder"
+    """What the decoder begins with: the encoder's byte states, and rows of the encoder's byte table for the bytes of a
+    block; or, for all, rows of a table of its own, as Fast BLT 3 describes it."""
+    diffusion_block: PositiveInt | None = None
+    """Bytes of a block that the decoder was trained to fill in at once (BLT-D); None: it knows the next byte only."""
     quirks: Quirks = Quirks()
     max_positions: PositiveInt = 24576
     max_patch_positions: PositiveInt = 4096

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bltkit.model.config import StackConfig
 from bltkit.model.layers import truncated_normal
 from bltkit.model.products import Linear, RMSNorm, normed_product
-from bltkit.model.segments import Latents, OneSegment, Segments
+from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
 
 
 class CrossAttention(nn.Module):
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         h: Float[Tensor, "B T D"],
         k: Float[Tensor, "B Tk k H d"],
         v: Float[Tensor, "B Tk k H d"],
-        latents: Latents | None = None,
+        latents: Latents | RowsOfLatents | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Each byte attends to the k vectors of one patch: that of `latents`; without, to k[:, t] and v[:, t], or all
         to one (Tk = 1)."""

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.layers import Before, Transformer, truncated_normal
+from bltkit.model.diffusion import BlockRowAttention, BlockRows
+from bltkit.model.drafting import BlockAttention
+from bltkit.model.layers import Before, Embedding, Transformer, truncated_normal
 from bltkit.model.products import Linear, RMSNorm, normed_product
-from bltkit.model.segments import Latents
+from bltkit.model.segments import Latents, RowsOfLatents
 from bltkit.vocab import VOCAB_SIZE
 
 PatchKV = tuple[tuple[Tensor, Tensor], ...]
@@ -24,6 +26,8 @@ class LocalDecoder(nn.Module):
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
         self.k = config.cross_attn_k
+        own_table = config.decoder_input == "embedding"
+        self.bytes = Embedding(VOCAB_SIZE, config.decoder.width) if own_table else None
         self.patch_projection = Linear(config.latent.width, config.patch_width)
         self.cross = nn.ModuleList(
             CrossAttention(config.decoder, config.quirks.doubled_residual) for _ in range(config.num_decoder_cross)
@@ -40,17 +44,31 @@ class LocalDecoder(nn.Module):
             cast(CrossAttention, block).reset_parameters(i, generator)
         self.stack.reset_parameters(generator)
         nn.init.ones_(self.norm.weight)
+        if self.bytes is not None:
+            truncated_normal(self.bytes.weight, self.bytes.weight.shape[1] ** -0.5, generator)
 
     def forward(
         self,
-        h: Float[Tensor, "B T D"],
+        h: Float[Tensor, "B L D"],
         latents: Float[Tensor, "B P H"],
         byte_latent: Int64[Tensor, "B T"],
         documents: Int64[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """byte_latent: the one latent that each byte sees."""
-        patch_kv, read = self.patch_keys_values(latents), Latents(byte_latent, latents.shape[1])
-        return self._logits(self.stack(h, documents, self._reading(patch_kv, read))[-1])
+        blocks: BlockRows | None = None,
+    ) -> Float[Tensor, "B L V"]:
+        """byte_latent: the one latent that each of the row's bytes sees.
+
+        blocks: h [B, T + N S, D] goes on with their cells, and so do the logits, each of its own byte.
+        """
+        patch_kv = self.patch_keys_values(latents)
+        if blocks is None:
+            read: Latents | RowsOfLatents = Latents(byte_latent, latents.shape[1])
+            return self._logits(self.stack(h, documents, self._reading(patch_kv, read))[-1])
+        of_cells = blocks.latent.repeat_interleave(blocks.ids.shape[2], 1)
+        read = RowsOfLatents((byte_latent, of_cells), latents.shape[1])
+        config, length = self.stack.config, byte_latent.shape[1]
+        clean = self.stack.row_attention(length, documents, h)
+        attend = BlockRowAttention.of(clean, blocks, documents, config.head_dim, config.rope_theta, h)
+        return self._logits(self.stack.through(h, attend, self._reading(patch_kv, read))[-1])
 
     def extend(
         self, h: Float[Tensor, "R S D"], byte_kv: PatchKV, cache: StackCache
@@ -59,6 +77,13 @@ class LocalDecoder(nn.Module):
         the one that all of a row see."""
         outputs, (slot,) = self.stack.extend(h, [cache], self._reading(byte_kv))
         return self._logits(outputs[-1]), slot
+
+    def fill(self, x: Float[Tensor, "R S D"], patch_kv: PatchKV, attend: BlockAttention) -> Float[Tensor, "R S V"]:
+        """Logits of a block's cells, each of its own byte. patch_kv: [R, 1, ...], of the patch that all of a row see.
+
+        Nothing is kept. x: their `Blt.block_inputs`. attend: made for the block, and used for every pass over it.
+        """
+        return self._logits(self.stack.through(x, attend, self._reading(patch_kv))[-1])
 
     def patch_keys_values(self, latents: Float[Tensor, "B P H"]) -> PatchKV:
         """What the bytes read of each patch: its k vectors as keys and values of every block."""
@@ -75,7 +100,7 @@ class LocalDecoder(nn.Module):
             for zeros in [weight.new_zeros(rows, 1, self.k, block.heads, block.head_dim)]
         )
 
-    def _reading(self, kv: PatchKV, latents: Latents | None = None) -> Before:
+    def _reading(self, kv: PatchKV, latents: Latents | RowsOfLatents | None = None) -> Before:
         def before(i: int, h: Tensor) -> Tensor:
             return h if i >= len(self.cross) else cast(CrossAttention, self.cross[i]).read(h, *kv[i], latents)
 

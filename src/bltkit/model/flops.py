@@ -40,6 +40,13 @@ def exact_flops(config: BltConfig, patch_bytes: float, context: int) -> dict[str
     }
 
 
+def cell_flops(config: BltConfig, context: int) -> float:
+    """Forward operations of the decoder for one cell of a block beside the row (BLT-D); keys of its own block aside."""
+    h, k = config.decoder.width, config.cross_attn_k
+    cross = 4 * h**2 + 4 * h * k
+    return stack_flops(config.decoder, context) + 2 * h * VOCAB_SIZE + config.num_decoder_cross * cross
+
+
 def paper_flops(config: BltConfig, patch_bytes: float, context: int) -> dict[str, float]:
     """The paper's formula (eq. 13-17), FFN of 4 x width and 256 outputs, for the same modules."""
 

@@ -114,11 +114,15 @@ class Transformer(nn.Module):
 
         segments: attention stays within equal numbers (documents); None for one segment a row.
         """
+        return self.through(x, self.row_attention(x.shape[1], segments, x), before)
+
+    def row_attention(self, length: int, segments: Int64[Tensor, "B T"] | None, x: Tensor) -> RowAttention:
+        """Attention of rows of `length` positions, as `forward` uses it; of x only dtype and device count."""
         config = self.config
-        visible = Visibility.of(x.shape[1], 0, config.window, segments, x.device, x.dtype)
-        positions = torch.arange(x.shape[1], device=x.device)
+        visible = Visibility.of(length, 0, config.window, segments, x.device, x.dtype)
+        positions = torch.arange(length, device=x.device)
         rotation = Rotation.of(positions, config.head_dim, config.rope_theta, x)
-        return self._layers(x, RowAttention(rotation, visible, config.heads, config.num_kv_heads), before)
+        return RowAttention(rotation, visible, config.heads, config.num_kv_heads)
 
     def extend(
         self, x: Float[Tensor, "R S D"], caches: Sequence[StackCache], before: Before | None = None
@@ -134,13 +138,16 @@ class Transformer(nn.Module):
             parts.append(CachedAttention(cache, x.shape[1], config.heads, config.num_kv_heads, config.rope_theta, own))
             row += len(cache.stops)
         attend: Attend = parts[0] if len(parts) == 1 else SeveralCaches(tuple(parts))
-        return self._layers(x, attend, before), tuple(part.slot for part in parts)
+        return self.through(x, attend, before), tuple(part.slot for part in parts)
 
     def empty_cache(self, rows: int = 1) -> StackCache:
         """The state in front of the first position."""
         return StackCache.empty(len(self.layers), self.config.window, rows)
 
-    def _layers(self, x: Tensor, attend: Attend, before: Before | None) -> list[Tensor]:
+    def through(
+        self, x: Float[Tensor, "B T D"], attend: Attend, before: Before | None = None
+    ) -> list[Float[Tensor, "B T D"]]:
+        """The outputs of all layers, for any rows and whatever they see of each other."""
         outputs = []
         for i, layer in enumerate(self.layers):
             x = layer(x if before is None else before(i, x), attend)

@@ -4,6 +4,7 @@ Attention keeps its queries, keys, values and weights, k numbers a head and byte
 patch of its bytes, is gathered again in backward, one of the k vectors at a time.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,6 +107,22 @@ class Latents:
         flat = (each.flatten(0, 1) for each in (q, k, v))
         found: Tensor = _Read.apply(*flat, self.index, self.lengths)  # type: ignore[no-untyped-call]
         return found.unflatten(0, q.shape[:2])
+
+
+class RowsOfLatents:
+    """`Latents` of several groups of rows that stand behind one another, each in its own order."""
+
+    def __init__(self, groups: Sequence[Int64[Tensor, "B _"]], patches: int) -> None:
+        """groups: as `Latents` takes them."""
+        self.sizes = [group.shape[1] for group in groups]
+        self.groups = [Latents(group, patches) for group in groups]
+
+    def attend(
+        self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B P k H d"], v: Float[Tensor, "B P k H d"]
+    ) -> Float[Tensor, "B T H d"]:
+        """As `Latents.attend`; T is the sum of the groups' lengths."""
+        parts = zip(self.groups, q.split(self.sizes, 1), strict=True)
+        return torch.cat([group.attend(own, k, v) for group, own in parts], 1)
 
 
 def _segment_sum(x: Tensor, lengths: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ ASSUMED_SCORER = "100m"
 its name is `PRESET-entropy`, as our own configs call theirs."""
 
 _MODULES = {
-    "embed": ("embed.",),
+    "embed": ("embed.", "decoder.bytes."),
     "encoder": ("encoder.stack.",),
     "encoder_cross": ("encoder.cross.", "encoder.patch_projection."),
     "latent": ("latent.",),
@@ -223,8 +223,9 @@ def _model_rows(config: BltConfig, patch_bytes: float, context: int, element: in
         sizes = {name: weight.numel() for name, weight in Blt(config).named_parameters()}
     exact, paper = exact_flops(config, patch_bytes, context), paper_flops(config, patch_bytes, context)
     patch_width, per_patch = config.decoder.num_kv_heads * config.decoder.head_dim, 1 / patch_bytes
+    looked_up = 1 + config.ngrams.num_tables + (config.decoder_input == "embedding")
     numbers = {
-        "embed": (1 + config.ngrams.num_tables) * config.encoder.width,
+        "embed": looked_up * config.encoder.width,
         "encoder": _cached(config.encoder, context),
         "encoder_cross": 0.0,
         "latent": _cached(config.latent, context / patch_bytes) * per_patch,

@@ -32,7 +32,7 @@ Shape = BltConfig | EntropyConfig | BoundaryConfig | CnnConfig
 _ADAPTER = "default"  # peft's own name for the first one
 _BASE, _DOWN, _UP = ".base_layer.weight", f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"
 _SHORT_NAMES = {"ngrams": "embed.ngrams"}
-_NO_SHAPE = {"kind", "document_masks"}
+_NO_SHAPE = {"kind", "document_masks", "diffusion_block"}
 
 
 class LoraSection(Config):
@@ -146,14 +146,13 @@ def continue_from(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shares_weights(ours: Shape, theirs: Shape) -> bool:
-    """Can weights of the one shape go on as the other: equal, but for who sees whom across documents.
+    """Can weights of the one shape go on as the other: equal, but for who sees whom across documents, and for the
+    blocks that they were trained to fill in.
 
     What Hugging Face trained knows no documents; rows of several conversations should be told apart all the same.
     """
-    alike = theirs.model_dump()
-    if "document_masks" in alike:
-        alike["document_masks"] = ours.model_dump().get("document_masks")
-    return ours.model_dump() == alike
+    free = {"document_masks", "diffusion_block"}
+    return ours.model_dump(exclude=free) == theirs.model_dump(exclude=free)
 
 
 def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
 from bltkit.train.guard import GuardSection
-from bltkit.train.objective import NextByte, Objective, TokenBoundary
+from bltkit.train.objectives import BlockDiffusion, NextByte, Objective, TokenBoundary
 from bltkit.train.optim import OptimSection
 
 ModelConfig = Annotated[BltConfig | EntropyConfig | BoundaryConfig | CnnConfig, Field(discriminator="kind")]
@@ -81,6 +81,9 @@ class CheckpointSection(Config):
     """Of the weights in that checkpoint; a run goes on from exact ones."""
 
 
+_BLOCKS = BlockDiffusion.model_fields["kind"].default
+
+
 class TrainConfig(Config):
     """A training run. `model` may name a `preset` and change single fields of it; left out, it is `trainer.init`'s."""
 
@@ -104,7 +107,11 @@ class TrainConfig(Config):
         section = data.get("model")
         if not isinstance(section, Mapping) or not isinstance(section.get("kind", ""), str):
             return data
-        return {**data, "model": expand_preset(section)}
+        expanded = expand_preset(section)
+        objective = data.get("objective")
+        if section.get("kind") == "blt" and isinstance(objective, Mapping) and objective.get("kind") == _BLOCKS:
+            expanded["diffusion_block"] = objective.get("block", BlockDiffusion.model_fields["block"].default)
+        return {**data, "model": expanded}
 
     @model_validator(mode="after")
     def _check_fit(self) -> Self:
@@ -114,6 +121,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
                 "a boundary model is trained with 'token-boundary', every other with 'next-byte'"
+            )
+        if isinstance(self.objective, BlockDiffusion) and self.model.kind != "blt":
+            raise ValueError(
+                f"objective.kind = {_BLOCKS!r} fills in blocks beside a BLT's patches, which model.kind = "
+                f"{self.model.kind!r} does not have; use 'next-byte'"
             )
         if self.patching.where == "workers" and not self.data.workers:
             raise ValueError('patching.where = "workers", but there are none: set data.workers, or leave it out')

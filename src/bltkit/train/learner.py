@@ -23,6 +23,7 @@ from bltkit.patches import Patches
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.guard import GuardState, judge
+from bltkit.train.objectives import Losses
 from bltkit.train.optim import build_optimizer
 from bltkit.train.parallel import TABLES, World, distribute, materialize, named_weights, whole_weights
 from bltkit.train.patcher import Patcher, count_text_patches
@@ -47,6 +48,8 @@ class Figures:
     grad_norm: float
     skipped: bool
     """The guard did not let the update through."""
+    parts: tuple[tuple[float, float], ...]
+    """Of the objective's parts: nats, and the bytes that they belong to."""
 
 
 class Counts(NamedTuple):
@@ -61,6 +64,16 @@ class Counts(NamedTuple):
         """Of this process's rows."""
         seen = sum(int((batch.ids >= OFFSET).sum()) for batch in batches)
         return cls(sum(batch.num_targets for batch in batches), sum(batch.text_bytes for batch in batches), seen)
+
+
+class Evaluation(NamedTuple):
+    """Of held-out rows, all processes together."""
+
+    nats: float
+    """Of the bytes of text, each as the next byte."""
+    num_bytes: int
+    parts: tuple[tuple[float, float], ...]
+    """See `Figures`."""
 
 
 def build_model(config: ModelConfig) -> TrainedModel:
@@ -136,18 +149,19 @@ class Learner:
 
         step: updates before this one. counts: of all processes' rows. Raises FloatingPointError where the guard stops.
         """
-        sums = torch.zeros(3, device=self.world.device)
+        sums = torch.zeros(3 + 2 * len(self.config.objective.parts), device=self.world.device)
         self.model.train()
         for batch in batches:
-            loss, text_loss, patches = self.loss(batch)
-            (loss / max(1, counts.targets)).backward()
+            losses, patches = self.loss(batch, step)
+            (losses.total / max(1, counts.targets)).backward()
             self._merge_rows()
-            sums += torch.stack([loss.detach(), text_loss, patches])
+            parts = [value for part in losses.parts for value in part]
+            sums += torch.stack([losses.total.detach(), losses.text, patches.to(sums), *parts])
         if self.world.size > 1:
             dist.all_reduce(sums)
         norm = self.optimizer.clip()
         # All of a step's figures at once: each look at the device waits for it.
-        nats, text_nats, num_patches, norm_value = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
+        norm_value, nats, text_nats, num_patches, *more = torch.cat([norm.reshape(1).to(sums), sums]).tolist()
         loss_value = nats / max(1, counts.targets)
         self.guard = judge(self.config.guard, self.guard, step + 1, loss_value, norm_value, self.config.optim.lr)
         allowed = not self.guard.skips
@@ -155,7 +169,8 @@ class Learner:
             self.optimizer.update(step, schedule_steps)
         else:
             self.optimizer.discard()
-        return Figures(nats, text_nats, *counts, int(num_patches), norm_value, not allowed)
+        pairs = tuple(zip(more[::2], more[1::2], strict=True))
+        return Figures(nats, text_nats, *counts, int(num_patches), norm_value, not allowed, pairs)
 
     def _merge_rows(self) -> None:
         """Add up the tables' gradient row by row: over many batches it would hold every look-up of all of them."""
@@ -164,14 +179,14 @@ class Learner:
             if gradient is not None and gradient.is_sparse:
                 self.model.embed.ngrams.grad = gradient.coalesce()
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss sums of a batch, over all targets and over those that are text, and the patches that hold its text
-        (BOS's and EOS's own not counted)."""
+    def loss(self, batch: Batch, step: int = 0) -> tuple[Losses, Tensor]:
+        """Loss sums of a batch, and the patches that hold its text (BOS's and EOS's own not counted)."""
         patches = self._patches(batch)
         batch = batch.to(self.world.device)
+        seed = (self.config.trainer.seed * 1_000_003 + step) % 2**62
         with self.autocast():
-            loss, text = self.config.objective.loss(self.model, batch, patches)
-        return loss, text, count_text_patches(batch.ids, patches)
+            losses = self.config.objective.loss(self.model, batch, patches, seed)
+        return losses, count_text_patches(batch.ids, patches)
 
     def _patches(self, batch: Batch) -> Patches | None:
         if not isinstance(self.model, Blt):
@@ -179,15 +194,17 @@ class Learner:
         return self.patcher.patches(batch, self.world.device, self.config.data.row_patches)
 
     @torch.no_grad()
-    def nats(self, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Nats over all processes' batches, and the bytes of text that they belong to."""
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """What all processes' batches cost."""
         self.model.eval()
-        total, count = 0.0, 0
+        sums, count = torch.zeros(1 + 2 * len(self.config.objective.parts), dtype=torch.float64), 0
         for batch in batches:
-            total += float(self.loss(batch)[1])
+            losses, _ = self.loss(batch)
+            parts = [value for part in losses.parts for value in part]
+            sums += torch.stack([losses.text, *parts]).to(sums)
             count += batch.text_bytes
-        both = self.world.sums([total, count])
-        return both[0], int(both[1])
+        num_bytes, nats, *more = self.world.sums([count, *sums.tolist()])
+        return Evaluation(nats, int(num_bytes), tuple(zip(more[::2], more[1::2], strict=True)))
 
     def weights(self) -> dict[str, Tensor]:
         """All weights on the CPU of the main process, adapters merged into what they adapt."""

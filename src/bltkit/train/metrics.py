@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,12 +40,14 @@ class Tally:
     seen_bytes: int = 0
     patches: int = 0
     skipped: int = 0
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By name: nats of what the objective's loss is made up of, and the bytes that they belong to."""
     timed_bytes: int = 0
     """Of `seen_bytes` those of this process's time."""
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, figures: "Figures") -> None:
-        """Count one step in."""
+    def add(self, figures: "Figures", parts: Sequence[str]) -> None:
+        """Count one step in. parts: the names of its parts."""
         self.nats += figures.nats
         self.text_nats += figures.text_nats
         self.targets += figures.targets
@@ -54,6 +56,9 @@ class Tally:
         self.timed_bytes += figures.seen_bytes
         self.patches += figures.patches
         self.skipped += figures.skipped
+        for name, (nats, count) in zip(parts, figures.parts, strict=True):
+            before = self.parts.get(name, (0.0, 0.0))
+            self.parts[name] = before[0] + nats, before[1] + count
 
     def to_json(self) -> dict[str, Any]:
         """The sums, for a checkpoint: `Tally(**sums)` goes on from them, on a clock of its own."""
@@ -68,7 +73,7 @@ class Tally:
             "bytes_per_second": self.timed_bytes / max(seconds, 1e-9),
             "patch_bytes": self.seen_bytes / self.patches if self.patches else None,
             "skipped": self.skipped or None,
-        }
+        } | {f"{name}_bits_per_byte": nats / math.log(2) / max(1, count) for name, (nats, count) in self.parts.items()}
 
 
 def read_metrics(out: str | Path) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from bltkit.config import dump_toml
 from bltkit.data import Batch, Corpus, Loader, validation_batches
 from bltkit.data.sources.chat import chat_template
 from bltkit.data.template import RECORD_KEY
-from bltkit.model import Blt
-from bltkit.model.flops import forward_flops
+from bltkit.model import Blt, BltConfig
+from bltkit.model.flops import cell_flops, forward_flops
 from bltkit.train.config import TrainConfig
 from bltkit.train.guard import GuardState
 from bltkit.train.learner import Counts, Learner
@@ -134,14 +134,14 @@ class _Trainer:
             finished = position.step >= config.max_steps
             if finished and position.step == first:
                 self._export(position)
-            validation = self._validate() if finished else None
-            if validation is not None and (position.step > first or (main and not validated(out, first))):
-                reporter.write({"step": position.step, "validation_bits_per_byte": validation})
+            row = self._validate() if finished else {}
+            if row and (position.step > first or (main and not validated(out, first))):
+                reporter.write({"step": position.step, **row})
         if not finished:
             self.say(f"interrupted: step {position.step} is saved in {out}; go on with --resume")
         elif position.step == first:
             self.say(f"{out} is at step {first} already; raise trainer.max_steps ({config.max_steps}) to go on")
-        return self._result(position, validation, interrupted=not finished)
+        return self._result(position, row.get("validation_bits_per_byte"), interrupted=not finished)
 
     def _lay_out(self, step: int) -> None:
         """Make the run's directory what it is at `step`."""
@@ -172,7 +172,7 @@ class _Trainer:
                 break
             counts = Counts(*map(int, counted))
             figures = learner.step(batches, position.step, position.schedule_steps, counts)
-            tally.add(figures)
+            tally.add(figures, config.objective.parts)
             reported = (position.step + 1) % config.trainer.log_every == 0
             reported |= position.step + 1 == config.trainer.max_steps
             position = Position(
@@ -195,7 +195,7 @@ class _Trainer:
                 tally = Tally()
             every = config.trainer.validate_every
             if every and position.step % every == 0 and position.step < config.trainer.max_steps:
-                reporter.write({"step": position.step, "validation_bits_per_byte": self._validate()})
+                reporter.write({"step": position.step, **self._validate()})
             due = config.checkpoint.every_steps and position.step % config.checkpoint.every_steps == 0
             if due or lates:
                 self._save(position)
@@ -206,7 +206,8 @@ class _Trainer:
         self.world.barrier()
         return position
 
-    def _validate(self) -> float | None:
+    def _validate(self) -> dict[str, float]:
+        """The row of metrics; empty where there is nothing to validate on."""
         data, world = self.config.data, self.world
         batches = validation_batches(
             self.corpus,
@@ -217,8 +218,12 @@ class _Trainer:
             rank=world.rank,
             num_ranks=world.size,
         )
-        nats, count = self.learner.nats(batches)
-        return bits_per_byte(nats, count) if count else None
+        found, row = self.learner.evaluate(batches), {}
+        if found.num_bytes:
+            row["validation_bits_per_byte"] = bits_per_byte(found.nats, found.num_bytes)
+            for name, (nats, count) in zip(self.config.objective.parts, found.parts, strict=True):
+                row[f"validation_{name}_bits_per_byte"] = bits_per_byte(nats, round(count))
+        return row
 
     def _save(self, position: Position) -> None:
         """Begin to write a checkpoint; it gets its name when all of it is on disk."""
@@ -292,12 +297,16 @@ class _Trainer:
 
     def _train_flops(self, position: Position) -> float:
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
-        return 3 * position.text_bytes * forward_flops(self.config.model, patch_bytes, self.config.data.row_bytes)
+        model, length, cells = self.config.model, self.config.data.row_bytes, self.config.objective.cells
+        forward = forward_flops(model, patch_bytes, length)
+        if isinstance(model, BltConfig):
+            forward += cell_flops(model, length) * cells / patch_bytes
+        return 3 * position.text_bytes * forward
 
     def _result(self, position: Position, validation: float | None, interrupted: bool) -> Result:
         if validation is None:
-            nats, count = self.learner.nats([self._first_batch()])
-            validation = bits_per_byte(nats, count)
+            found = self.learner.evaluate([self._first_batch()])
+            validation = bits_per_byte(found.nats, found.num_bytes)
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else None
         return Result(
             out=str(self.run_directory.path),
