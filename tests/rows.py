@@ -3,6 +3,7 @@
 What sessions, batches and strategies are compared with, and the counts that hooks on the modules make.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from tests import tiny
 from tests.tiny import Case
 
 TOLERANCE = 1e-10
+LONGEST_BLOCK = 16
 NEWLINE = vocab.OFFSET + ord("\n")
 GREEDY = Sampling(temperature=0)
 
@@ -198,12 +200,28 @@ def draw_request(data: st.DataObject, prompt: Sequence[int], longest: int = 12) 
 @torch.no_grad()
 def tempered(case: Case, damping: float, eos: float = 1.0) -> Case:
     """The case with weights changed: latents count less by `damping`, so that drafts without them agree with the full
-    model more often, and EOS comes more often by `eos`, the factor on its row of the head."""
-    changed = replace(case)
+    model more often, and EOS comes more often by `eos`, the factor on its row of the head. Every strategy can run it:
+    it counts as trained for blocks."""
+    changed = replace(case, config=case.config.replace(diffusion_block=case.config.diffusion_block or LONGEST_BLOCK))
     for block in changed.model.decoder.cross:
         block.get_submodule("out").get_parameter("weight").mul_(damping)
     changed.model.decoder.head.weight[vocab.EOS].mul_(eos)
     return changed
+
+
+@torch.no_grad()
+def blurred(case: Case, sharpness: float) -> Case:
+    """The case with what tells bytes apart made less by `sharpness`, and the encoder's layers with it: at 0 all that
+    the decoder reads is alike, so that what it says of a masked cell is what it says of the next byte."""
+    blurry = replace(case)
+    blurry.__dict__["model"] = model = copy.deepcopy(case.model)
+    for table in [model.embed.bytes.weight, *([] if model.decoder.bytes is None else [model.decoder.bytes.weight])]:
+        table.copy_(model.embed.bytes.weight[:1] + sharpness * (table - table[:1]))
+    model.embed.ngrams.mul_(sharpness)
+    for name, weight in model.encoder.stack.named_parameters():
+        if name.endswith(("out.weight", "down.weight")):
+            weight.mul_(sharpness)
+    return blurry
 
 
 @contextmanager

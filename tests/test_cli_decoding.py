@@ -27,6 +27,31 @@ def test_drafting_gives_the_same_bytes(blt: Blt_, models: Path) -> None:
     assert drafted.err.count("\n") == 1
 
 
+def test_blocks(blt: Blt_, models: Path, tmp_path: Path) -> None:
+    """`verified` gives the same bytes, `diffusion` what its options say; a plain model says what to do instead."""
+    trained = tmp_path / "blocks"
+    lm = bltkit.load(models / "blt")
+    assert lm.model is not None
+    lm.model.config = lm.model.config.replace(diffusion_block=8)
+    lm.save(trained)
+    line = ("generate", "The ", "--model", trained, "--max-bytes", "24", "--seed", "3")
+    assert blt(*line, "--strategy", "verified", "--draft", "4").out == blt(*line).out
+    for options, fields in (
+        (("--alpha", "0.02", "--draft", "6"), {"alpha": 0.02, "draft": 6}),
+        (("--gamma", "9", "--steps", "2", "--align-border"), {"gamma": 9.0, "steps": 2, "align_border": True}),
+    ):
+        found = blt(*line, "--strategy", "diffusion", *options, "--json").json()
+        wanted = lm.generate("The ", max_bytes=24, seed=3, strategy="diffusion", **fields)
+        assert found["bytes_hex"] == wanted.data.hex()
+        assert found["stats"]["decoder_passes"] == wanted.stats.decoder_passes
+        assert found["stats"]["accepted"] == found["stats"]["drafted"] > 0
+    plain = ("generate", "The ", "--model", models / "blt", "--strategy", "diffusion")
+    assert "'speculative', which works on every model" in blt(*plain).mistake()
+    assert "at most 8 bytes" in blt(*line, "--strategy", "verified", "--draft", "9").mistake()
+    assert "gamma = 0" in blt(*line, "--strategy", "diffusion", "--gamma", "0").mistake()
+    assert "alpha" in blt(*line, "--alpha", "0.5").mistake()
+
+
 def test_samples_come_one_after_another(blt: Blt_, models: Path) -> None:
     line = ("generate", "a", "--model", models / "blt", "--max-bytes", "6", "--seed", "7")
     lm = bltkit.load(models / "blt")

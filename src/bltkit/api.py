@@ -147,10 +147,11 @@ class ByteLM:
         """
         if num < 1:
             raise ValueError(f"num = {num} must be at least 1")
-        requests, strategy = [], None
+        requests = []
         for i in range(num):
             request, strategy = self._request(prompt, seed=seed + i, **options)
             requests.append(request)
+        strategy.check(self._needed_model())
         session = self.session(prompt)
         chunks: list[list[Chunk]] = [[] for _ in requests]
         for row, chunk in generate_rows(session if num == 1 else session.select([0] * num), requests, strategy):
@@ -160,8 +161,15 @@ class ByteLM:
     def stream(self, prompt: str | bytes = b"", **options: Any) -> Iterator[Chunk]:
         """Continue `prompt`, handing out bytes as they become certain; the last chunk has `finish` and `stats`.
 
-        max_bytes: 256. strategy: `ar`, or `speculative` (BLT-S) with `draft` bytes a round (default: adaptive), which
-            gives the same bytes.
+        max_bytes: 256.
+        strategy: `ar`; `speculative` (BLT-S), which gives the same bytes and works on every model; and for models that
+            were trained for blocks `verified` (BLT-DV), the same bytes again, and `diffusion` (BLT-D), whose bytes are
+            its own. Or a `Strategy` value, with all of its fields, in place of the options here.
+        draft: bytes drafted a round; of `diffusion` and `verified` the size of a block. By default adaptive, or as
+            many as the model was trained for.
+        alpha: a pass over a block writes every byte more probable than this (`diffusion`: 0.7 by default). gamma: in
+            its place, the surest bytes whose entropies sum to at most so many nats. steps: at most so many passes a
+            block; `verified` makes one by default. align_border: blocks begin where the open patch does.
         temperature: 0.8, 0 is greedy; top_k, top_p, min_p, repetition_penalty, repetition_window as in `Sampling`.
         seed: 0; a sample depends on it and the prompt alone.
         stop: strings that end the text and are not part of it.
@@ -170,6 +178,7 @@ class ByteLM:
         Raises ValueError for options unknown or out of range.
         """
         request, strategy = self._request(prompt, **options)
+        strategy.check(self._needed_model())
         yield from generate(self.session(prompt), request, strategy)
 
     def _request(
@@ -177,8 +186,12 @@ class ByteLM:
         prompt: str | bytes,
         *,
         max_bytes: int = 256,
-        strategy: str = "ar",
+        strategy: str | Strategy = "ar",
         draft: int | None = None,
+        alpha: float | None = None,
+        gamma: float | None = None,
+        steps: int | None = None,
+        align_border: bool = False,
         stop: str | bytes | Sequence[str | bytes] = (),
         valid_utf8: bool = False,
         logprobs: bool = False,
@@ -192,7 +205,12 @@ class ByteLM:
             constraint=Utf8.behind(to_bytes(prompt)) if valid_utf8 else None,
             logprobs=logprobs,
         )
-        return request, strategy_of(strategy, draft=draft)
+        fields = {"draft": draft, "alpha": alpha, "gamma": gamma, "steps": steps, "align_border": align_border or None}
+        if isinstance(strategy, str):
+            return request, strategy_of(strategy, **fields)
+        if given := [name for name, value in fields.items() if value is not None]:
+            raise ValueError(f"{given[0]} = {fields[given[0]]}: the strategy is given as a value; set the field there")
+        return request, strategy
 
     def session(self, prompt: str | bytes = b"") -> Session:
         """The cached state behind BOS and `prompt`, for decoding of one's own."""

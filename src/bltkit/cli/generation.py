@@ -19,9 +19,25 @@ def generate(
     model: Model = "bltkit:tiny",
     max_bytes: Annotated[int, typer.Option(help="At most so many bytes.")] = 256,
     strategy: Annotated[
-        str, typer.Option(help="ar: one byte after another; speculative: the same bytes, drafted (BLT-S).")
+        str,
+        typer.Option(
+            help="ar: one byte after another; speculative: the same bytes, drafted (BLT-S); verified: the same, from "
+            "blocks (BLT-DV); auto: the same, by whichever way is faster; diffusion: blocks as they are (BLT-D)."
+        ),
     ] = "ar",
-    draft: Annotated[int | None, typer.Option(help="Bytes drafted a round; default: adapts.")] = None,
+    draft: Annotated[
+        int | None, typer.Option(help="Bytes drafted a round, or of a block; default: adapts, or as trained.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Blocks: a pass writes bytes more probable than this. diffusion: 0.7.")
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Blocks, in place of alpha: the surest bytes up to so many nats of entropy.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Blocks: at most so many passes. verified: 1.")] = None,
+    align_border: Annotated[
+        bool, typer.Option("--align-border", help="Blocks begin where the open patch does.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_p: Annotated[float | None, typer.Option(help="Smallest set of bytes with this probability.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest bytes.")] = None,
@@ -54,6 +70,10 @@ def generate(
         "max_bytes": max_bytes,
         "strategy": strategy,
         "draft": draft,
+        "alpha": alpha,
+        "gamma": gamma,
+        "steps": steps,
+        "align_border": align_border,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -7,7 +7,15 @@ from bltkit.generate.reading import Reading
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
-from bltkit.generate.strategies import STRATEGIES, Autoregressive, Speculative, Strategy, strategy_of
+from bltkit.generate.strategies import (
+    STRATEGIES,
+    Autoregressive,
+    Diffusion,
+    Speculative,
+    Strategy,
+    Verified,
+    strategy_of,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -15,6 +23,7 @@ __all__ = [
     "Batch",
     "Chunk",
     "Constraint",
+    "Diffusion",
     "Finish",
     "Passes",
     "Reading",
@@ -26,6 +35,7 @@ __all__ = [
     "StopStrings",
     "Strategy",
     "Utf8",
+    "Verified",
     "generate",
     "generate_rows",
     "strategy_of",

@@ -64,6 +64,20 @@ def masks_along(constraint: Constraint, drafts: Sequence[int], remaining: int) -
     return torch.stack(masks)
 
 
+def follow(constraint: Constraint, drafts: Sequence[int], remaining: int) -> tuple[int, Constraint]:
+    """How many of the first drafts are allowed, and the state behind them (of EOS: in front of it).
+
+    remaining: as for `masks_along`; drafts that exceed it are not allowed.
+    """
+    for column, draft in enumerate(drafts):
+        if column == remaining or not constraint.allowed(remaining - column)[draft]:
+            return column, constraint
+        if draft == EOS:
+            return column + 1, constraint
+        constraint = constraint.after(draft)
+    return len(drafts), constraint
+
+
 @dataclass(frozen=True)
 class Utf8:
     """Only valid UTF-8 (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF).

@@ -2,25 +2,26 @@
 
 A round reads of each row the id chosen last and the ids drafted behind it, in one pass of the full model, and
 chooses at every place; drafts count as long as they are what was chosen. A row's bytes follow from its prompt and
-its request alone: not from its neighbours, nor from the strategy. Nothing here knows text: bytes that are not UTF-8
-are bytes like others.
+its request alone: not from its neighbours, nor from the strategy, unless that is one whose drafts are trusted: these
+are kept as they are, and the bytes follow from it as well. Nothing here knows text: bytes that are not UTF-8 are bytes
+like others.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from bltkit.generate.constraint import Constraint, masks_along
+from bltkit.generate.constraint import Constraint, follow, masks_along
 from bltkit.generate.ledger import Passes, Stats
 from bltkit.generate.sampling import Choice, Sampling, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
-from bltkit.generate.strategies import Autoregressive, Pending, Strategy
+from bltkit.generate.strategies import Autoregressive, Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE
 
 Finish = Literal["eos", "stop", "length"]
@@ -34,7 +35,8 @@ class Request:
     max_bytes: bytes made at most, those of a stop string included.
     stop: byte strings that end the generation; they are not handed out.
     constraint: the state of a constraint in front of the first byte made.
-    logprobs: hand out the log-probability of every byte.
+    logprobs: hand out the log-probability of every byte: the model's own, read from left to right, however the byte
+        was found.
 
     Raises ValueError for a negative max_bytes or an empty stop string.
     """
@@ -74,15 +76,30 @@ class Row:
     passes: Passes
     """Of the batch when the row came in."""
     seconds: float
-    pace: int
+    state: Any
+    """See `Strategy.first_state`."""
     chosen: int | None = None
     """Not read yet; None in front of the first."""
+    entropy: float | None = None
+    """See `Pending`."""
     made: int = 0
     handed_out: int = 0
     drafted: int = 0
     accepted: int = 0
     logprobs: tuple[float, ...] = ()
     """Of bytes held back."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a round found for a row."""
+
+    taken: Sequence[tuple[int, float]]
+    """Ids, with their log-probabilities where these are asked for."""
+    chosen: int | None
+    entropy: float | None = None
+    outcome: Outcome | None = None
+    """None where nothing was proposed, since the row just came in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +119,10 @@ class Batch:
     def admit(self, session: Session, requests: Sequence[Request]) -> "Batch":
         """With the rows of `session` behind those that run, one for each request. Empty rows begin with BOS.
 
-        Row.key counts from 0 in the order of admission. Raises ValueError where the numbers differ, or for a session
-        of another model.
+        Row.key counts from 0 in the order of admission. Raises ValueError where the numbers differ, for a session of
+        another model, and for a model that cannot do what the strategy needs.
         """
+        self.strategy.check(session.model)
         if len(requests) != session.rows:
             raise ValueError(f"{len(requests)} requests for a session of {session.rows} rows")
         if not all(session.positions):
@@ -117,7 +135,7 @@ class Batch:
                 constraint=request.constraint,
                 passes=self.passes,
                 seconds=self.seconds,
-                pace=self.strategy.first_pace,
+                state=self.strategy.first_state,
             )
             for i, request in enumerate(requests)
         )
@@ -135,13 +153,12 @@ class Batch:
         began = perf_counter()
         fresh = [row.chosen is None and row.request.max_bytes > 0 for row in self.rows]
         if any(fresh) or any(row.request.max_bytes == 0 for row in self.rows):
-            session, found, passes = self.session, self._first(fresh), self.passes
-            proposals: Sequence[Sequence[int]] = ((),) * len(self.rows)
+            session, found, passes = self.session, self._first(self.session, fresh), self.passes
         else:
-            session, found, proposals, passes = self._round(self.session)
+            session, found, passes = self._round(self.session)
         rows, chunks = [], []
-        for row, new, drafts in zip(self.rows, found, proposals, strict=True):
-            moved, chunk = _take(row, new, len(drafts), self.strategy)
+        for row, own in zip(self.rows, found, strict=True):
+            moved, chunk = _take(row, own, self.strategy)
             rows.append(moved)
             chunks.append(chunk)
         seconds = self.seconds + perf_counter() - began
@@ -155,31 +172,61 @@ class Batch:
                 out.append((row.key, chunk))
         return batch._without(finished), out
 
-    def _first(self, fresh: Sequence[bool]) -> list[list[tuple[int, float]]]:
+    def _first(self, session: Session, fresh: Sequence[bool]) -> list[Found]:
         """The first id of rows that just came in; what their prompt predicts is known."""
-        assert self.session is not None
-        found = self._choose(self.session.logits[:, None], self.session.positions, ((),) * len(self.rows))
-        return [_with_logprobs(found, row, 1) if new else [] for row, new in enumerate(fresh)]
+        choice = self._choose(session.logits[:, None], session.positions, ((),) * len(self.rows))
+        withheld = self.strategy.withholds
+        return [
+            self._found(choice, at, 0 if withheld else 1, 0) if new else Found((), row.chosen, row.entropy)
+            for at, (row, new) in enumerate(zip(self.rows, fresh, strict=True))
+        ]
 
-    def _round(
-        self, session: Session
-    ) -> tuple[Session, list[list[tuple[int, float]]], Sequence[Sequence[int]], Passes]:
-        proposal = self.strategy.propose(session, [_pending(row) for row in self.rows])
-        ids = [(_chosen(row), *drafts) for row, drafts in zip(self.rows, proposal.drafts, strict=True)]
-        reading = session.read(ids)
-        positions = [position + 1 for position in session.positions]
-        found = self._choose(reading.logits, positions, proposal.drafts)
-        new, counts = [], []
-        for row, drafts in enumerate(proposal.drafts):
+    def _round(self, session: Session) -> tuple[Session, list[Found], Passes]:
+        withheld = self.strategy.withholds
+        proposal = self.strategy.propose(session, [self._pending(row) for row in self.rows])
+        drafts = [self._fitting(row, own, proposal) for row, own in zip(self.rows, proposal.drafts, strict=True)]
+        if withheld:
+            assert proposal.trusted, "what is not verified cannot stand in place of the model's own choice"
+            along = [own or (_chosen(row),) for row, own in zip(self.rows, drafts, strict=True)]
+            reading = session.read(along)
+            # What was chosen in front of them is not handed out: columns begin there.
+            logits = torch.cat((session.logits[:, None], reading.logits), 1)
+        else:
+            along = drafts
+            reading = session.read([(_chosen(row), *own) for row, own in zip(self.rows, drafts, strict=True)])
+            logits = reading.logits
+        positions = [position + (not withheld) for position in session.positions]
+        choice = self._choose(logits, positions, along, proposal.trusted)
+        found, counts = [], []
+        for row, own in enumerate(along):
             agreed = 0
-            while agreed < len(drafts) and drafts[agreed] == found.ids[row][agreed]:
+            while agreed < len(own) and own[agreed] == choice.ids[row][agreed]:
                 agreed += 1
-            new.append(_with_logprobs(found, row, agreed + 1))
-            counts.append(agreed + 1)
-        passes = self.passes + reading.cost + proposal.passes
-        return reading.keep(counts), new, proposal.drafts, passes
+            counts.append(agreed if withheld else agreed + 1)
+            way = proposal.ways[row] if proposal.ways else ""
+            outcome = Outcome(len(drafts[row]), min(agreed, len(drafts[row])), way)
+            found.append(replace(self._found(choice, row, counts[-1], agreed), outcome=outcome))
+        return reading.keep(counts), found, self.passes + reading.cost + proposal.passes
 
-    def _choose(self, logits: Tensor, positions: Sequence[int], drafts: Sequence[Sequence[int]]) -> Choice:
+    def _pending(self, row: Row) -> Pending:
+        room = row.request.max_bytes - row.made - self.strategy.withholds
+        return Pending(_chosen(row), room, row.request.sampling, row.constraint, row.state, row.entropy)
+
+    def _fitting(self, row: Row, drafts: Sequence[int], proposal: Proposal) -> tuple[int, ...]:
+        """The drafts that there is room for and that the constraint allows."""
+        left = row.request.max_bytes - row.made
+        drafts = drafts[: left if proposal.trusted else max(0, left - 1)]
+        if row.constraint is not None and drafts:
+            drafts = drafts[: follow(row.constraint, drafts, left)[0]]
+        return tuple(drafts)
+
+    def _choose(
+        self,
+        logits: Tensor,
+        positions: Sequence[int],
+        drafts: Sequence[Sequence[int]],
+        trusted: bool = False,
+    ) -> Choice:
         size = logits.shape[1]
         return choose(
             [row.request.sampling for row in self.rows],
@@ -188,7 +235,16 @@ class Batch:
             allowed=self._allowed(drafts, size),
             seen=self._seen(drafts, size),
             logprobs=any(row.request.logprobs for row in self.rows),
+            certainty=self.strategy.reads_entropy,
+            decided=drafts if trusted else (),
         )
+
+    def _found(self, choice: Choice, row: int, count: int, last: int) -> Found:
+        """The first `count` ids of a row's choice are taken; that of column `last` is to be read next."""
+        ids = choice.ids[row][:count]
+        logprobs = choice.logprobs[row] if choice.logprobs else [0.0] * count
+        entropy = None if choice.certainty is None else float(choice.certainty.entropy[row, last])
+        return Found(tuple(zip(ids, logprobs, strict=False)), choice.ids[row][last], entropy)
 
     def _allowed(self, drafts: Sequence[Sequence[int]], size: int) -> Bool[Tensor, "R S V"] | None:
         if all(row.constraint is None for row in self.rows):
@@ -209,7 +265,8 @@ class Batch:
         masks = []
         for row, text, own in zip(self.rows, self.session.texts, drafts, strict=True):
             window = row.request.sampling.repetition_window
-            before = [*text.tail(window), *([] if row.chosen is None else [row.chosen])]
+            handed_out = row.chosen is not None and not self.strategy.withholds
+            before = [*text.tail(window), *([_chosen(row)] if handed_out else [])]
             mask = seen_along(before, own, window)
             masks.append(torch.cat((mask, mask[-1:].expand(size - len(mask), -1))))
         return torch.stack(masks)
@@ -253,29 +310,19 @@ def generate_rows(
         yield from chunks
 
 
-def _pending(row: Row) -> Pending:
-    room = row.request.max_bytes - row.made
-    return Pending(_chosen(row), room, row.request.sampling, row.constraint, row.pace)
-
-
 def _chosen(row: Row) -> int:
     assert row.chosen is not None
     return row.chosen
 
 
-def _with_logprobs(found: Choice, row: int, count: int) -> list[tuple[int, float]]:
-    ids = found.ids[row][:count]
-    return list(zip(ids, found.logprobs[row] if found.logprobs else [0.0] * count, strict=False))
-
-
-def _take(row: Row, new: Sequence[tuple[int, float]], drafted: int, strategy: Strategy) -> tuple[Row, Chunk]:
+def _take(row: Row, found: Found, strategy: Strategy) -> tuple[Row, Chunk]:
     """The row with its new ids, and what became certain; ids behind an end do not count."""
     data = b""
     finish: Finish | None = None
     constraint, stop, made, logprobs, taken = row.constraint, row.stop, row.made, row.logprobs, 0
     if made >= row.request.max_bytes:
         finish = "length"
-    for value, logprob in new:
+    for value, logprob in found.taken:
         taken += 1
         if value == EOS:
             finish = "eos"
@@ -291,17 +338,19 @@ def _take(row: Row, new: Sequence[tuple[int, float]], drafted: int, strategy: St
         constraint = None if constraint is None else constraint.after(value)
     if finish is not None:
         data += stop.held
-    accepted = min(len(new) - 1, taken) if new else 0
+    outcome = found.outcome or Outcome(0, 0)
+    outcome = replace(outcome, accepted=min(outcome.accepted, taken))
     moved = replace(
         row,
-        chosen=new[-1][0] if new else row.chosen,
+        chosen=found.chosen,
+        entropy=found.entropy,
         constraint=constraint,
         stop=stop,
         made=made,
         handed_out=row.handed_out + len(data),
-        drafted=row.drafted + drafted,
-        accepted=row.accepted + accepted,
+        drafted=row.drafted + outcome.drafted,
+        accepted=row.accepted + outcome.accepted,
         logprobs=logprobs[len(data) :],
-        pace=strategy.next_pace(row.pace, drafted, accepted) if new else row.pace,
+        state=row.state if found.outcome is None else strategy.next_state(row.state, outcome),
     )
     return moved, Chunk(data, finish, None, logprobs[: len(data)] if row.request.logprobs else ())

@@ -3,7 +3,7 @@
 A pass is one forward call of a module's layers, whatever the number of positions or rows it covers. Decoding
 is bound by memory, so what counts beside time is the weights and the cached keys and values that passes read.
 The paper's own figure (`paper_gb`) is kept apart: it charges the encoder per patch and leaves the entropy model
-out.
+out; `paper_passes` says how many passes the paper's way of decoding would have made.
 """
 
 from dataclasses import dataclass, fields
@@ -30,9 +30,13 @@ class Passes:
     """Calls of the global transformer; byte by byte, one for every patch that closes."""
     decoder: int = 0
     ids: int = 0
-    """Ids read: each looks up its rows in the embedding tables."""
+    """Ids that scorer, encoder and decoder read: each looks up its rows in all embedding tables."""
     kv_bytes: int = 0
     """Cached keys and values that passes read, in bytes; those that a pass itself makes are not counted."""
+    draft_ids: int = 0
+    """Ids that encoder and decoder read to draft: as `ids`, but for the scorer's tables."""
+    cells: int = 0
+    """Ids that the decoder reads by itself, those of blocks: each looks up one row of a table of bytes."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -42,10 +46,117 @@ class Passes:
             self.decoder + other.decoder,
             self.ids + other.ids,
             self.kv_bytes + other.kv_bytes,
+            self.draft_ids + other.draft_ids,
+            self.cells + other.cells,
         )
 
     def __sub__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class WeightReads:
+    """Bytes of weights that one pass of each module reads, whatever the number of positions and rows it covers.
+
+    Embedding and n-gram tables are not read whole: `id`, `draft_id` and `cell` are the rows that each kind of id
+    looks up.
+    """
+
+    entropy: int
+    encoder: int
+    """Its byte layers: pooling is the latent pass's."""
+    latent: int
+    """The global transformer, and what is made once a patch beside it: pooled vectors, keys and values for bytes."""
+    decoder: int
+    id: int
+    draft_id: int
+    cell: int
+
+    @classmethod
+    def of(cls, model: Blt, scorer: Scorer | None) -> Self:
+        """Of the weights in the form in which they are held."""
+        encoder, decoder, embed = model.encoder, model.decoder, model.embed
+        keys_values = sum(weight_bytes(block.kv) + weight_bytes(block.kv_norm) for block in _cross(decoder))
+        patch_side = weight_bytes(decoder.patch_projection) + keys_values
+        own_table = 0 if decoder.bytes is None else weight_bytes(decoder.bytes)
+        own_row = 0 if decoder.bytes is None else _row(decoder.bytes.weight)
+        draft_id = _row(embed.bytes.weight) + model.config.ngrams.num_tables * _row(embed.ngrams) + own_row
+        scorer_pass, scorer_row = _scorer_reads(scorer)
+        return cls(
+            entropy=scorer_pass,
+            encoder=weight_bytes(encoder.stack),
+            latent=weight_bytes(encoder) - weight_bytes(encoder.stack) + weight_bytes(model.latent) + patch_side,
+            decoder=weight_bytes(decoder) - own_table - patch_side,
+            id=draft_id + scorer_row,
+            draft_id=draft_id,
+            cell=own_row or _row(embed.bytes.weight),
+        )
+
+    def total(self, passes: Passes) -> int:
+        """Bytes that these passes read."""
+        return (
+            passes.entropy * self.entropy
+            + passes.encoder * self.encoder
+            + passes.latent * self.latent
+            + passes.decoder * self.decoder
+            + passes.ids * self.id
+            + passes.draft_ids * self.draft_id
+            + passes.cells * self.cell
+        )
+
+
+def paper_gb(
+    decoder_passes: float, encoder_passes: float, decoder_params: float, other_params: float, param_bytes: float = 2
+) -> float:
+    """Memory bandwidth as Fast BLT estimates it, in GB: b [N_dec P_dec + N_enc (P_enc + P_glob)] / 1e9.
+
+    decoder_passes, encoder_passes: N, of one output; the mean where there are several. The paper counts encoder and
+    global transformer together.
+    decoder_params, other_params: P_dec; P_enc + P_glob.
+    param_bytes: b, of one parameter.
+    """
+    return param_bytes * (decoder_passes * decoder_params + encoder_passes * other_params) / GB
+
+
+@dataclass(frozen=True)
+class PaperPasses:
+    """Passes that the paper's accounting charges for one output, as means: fractions are meant."""
+
+    rounds: float
+    decoder: float
+    encoder: float
+    """Of encoder and global transformer."""
+
+
+def paper_passes(
+    num_bytes: int, drafted: float, acceptance: float, decoder_per_round: float, latent_reuse: bool = False
+) -> PaperPasses:
+    """The round model of drafting and verification: rounds = L / (acc B + 1).
+
+    The paper charges two passes of encoder and global transformer a round, one to draft and one to verify. The
+    latents that verification makes serve the next draft as well (`latent_reuse`): then it is one.
+
+    num_bytes: L, made in all. drafted: B or k, a round. acceptance: share of drafted bytes that are kept, 0 to 1.
+    decoder_per_round: k + 1 where the decoder drafts byte by byte, unmasking steps + 1 where it fills blocks.
+
+    Raises ValueError for an acceptance beyond 0 to 1 or a negative number.
+    """
+    if not 0 <= acceptance <= 1:
+        raise ValueError(f"acceptance = {acceptance}: must be a share from 0 to 1")
+    if min(num_bytes, drafted, decoder_per_round) < 0:
+        raise ValueError(
+            f"num_bytes = {num_bytes}, drafted = {drafted}, decoder_per_round = {decoder_per_round}: "
+            "each must be 0 or more"
+        )
+    rounds = num_bytes / (acceptance * drafted + 1)
+    return PaperPasses(rounds, rounds * decoder_per_round, rounds * (1 if latent_reuse else 2))
+
+
+def paper_params(model: Blt) -> tuple[int, int]:
+    """P_dec and P_enc + P_glob. A byte table that the decoder has of its own is looked up, as the encoder's tables
+    are: none of them counts."""
+    decoder = _count(model.decoder) - (0 if model.decoder.bytes is None else _count(model.decoder.bytes))
+    return decoder, _count(model.encoder) + _count(model.latent)
 
 
 @dataclass(frozen=True)
@@ -95,7 +206,6 @@ class Stats:
         accepted: int = 0,
     ) -> Self:
         """The ledger of `passes` made by `model` and `scorer`."""
-        per_patch = _count(model.encoder) + _count(model.latent)
         return cls(
             bytes=num_bytes,
             seconds=seconds,
@@ -106,36 +216,21 @@ class Stats:
             entropy_passes=passes.entropy,
             drafted=drafted,
             accepted=accepted,
-            weight_gb_read=_weight_bytes(model, scorer, passes) / GB,
+            weight_gb_read=WeightReads.of(model, scorer).total(passes) / GB,
             kv_gb_read=passes.kv_bytes / GB,
-            paper_gb=2 * (passes.decoder * _count(model.decoder) + passes.latent * per_patch) / GB,
+            paper_gb=paper_gb(passes.decoder, passes.latent, *paper_params(model)),
         )
 
 
-def _weight_bytes(model: Blt, scorer: Scorer | None, passes: Passes) -> int:
-    encoder, decoder, embed = model.encoder, model.decoder, model.embed
-    # Made once a patch, beside its latent: its pooled vectors, and the keys and values that bytes read of it.
-    keys_values = sum(weight_bytes(block.kv) + weight_bytes(block.kv_norm) for block in _cross(decoder))
-    patch_side = weight_bytes(decoder.patch_projection) + keys_values
-    per_patch = weight_bytes(encoder) - weight_bytes(encoder.stack) + weight_bytes(model.latent) + patch_side
-    rows = _row(embed.bytes.weight) + model.config.ngrams.num_tables * _row(embed.ngrams)
-    return (
-        passes.encoder * weight_bytes(encoder.stack)
-        + passes.latent * per_patch
-        + passes.decoder * (weight_bytes(decoder) - patch_side)
-        + passes.ids * rows
-        + _scorer_bytes(scorer, passes)
-    )
-
-
-def _scorer_bytes(scorer: Scorer | None, passes: Passes) -> int:
+def _scorer_reads(scorer: Scorer | None) -> tuple[int, int]:
+    """Bytes of a pass, and of each id that it reads."""
     if isinstance(scorer, EntropyTable):
-        return passes.ids * scorer.entropies.element_size()
-    if not isinstance(scorer, nn.Module) or not passes.entropy:
-        return 0
+        return 0, scorer.entropies.element_size()
+    if not isinstance(scorer, nn.Module):
+        return 0, 0
     tables = [module for module in scorer.modules() if isinstance(module, nn.Embedding)]
     dense = weight_bytes(scorer) - sum(map(weight_bytes, tables))
-    return passes.entropy * dense + passes.ids * sum(_row(table.weight) for table in tables)
+    return dense, sum(_row(table.weight) for table in tables)
 
 
 def _cross(decoder: LocalDecoder) -> list[CrossAttention]:

@@ -182,7 +182,7 @@ def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
     opens = tuple(tuple(own[: len(row)]) for own, row in zip(found, rows, strict=True))
     closed = _close(before, states, opens) if any(map(any, opens)) else None
     byte_kv = before.patch_kv if closed is None else _of_bytes(closed)
-    logits, decoder = model.decoder.extend(outputs[-1], byte_kv, before.decoder)
+    logits, decoder = model.decoder.extend(model.byte_inputs(outputs[-1], ids), byte_kv, before.decoder)
     return Reading(
         origin=replace(session, reading=None),
         before=before,

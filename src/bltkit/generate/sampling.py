@@ -77,6 +77,18 @@ class Choice:
     logprobs: list[list[float]] | None
     """Natural logarithms of the chosen ids' probabilities, where asked for. The distribution is the model's own: at
     temperature 1, before penalty and filters, over the ids that can be emitted and the constraint allows."""
+    certainty: "Certainty | None" = None
+    """Where asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Certainty:
+    """How sure the model is of each column: of its own distribution, as `Choice.logprobs` has it."""
+
+    largest: Float64[np.ndarray, "R S"]
+    """The probability of the most probable id."""
+    entropy: Float64[np.ndarray, "R S"]
+    """In nats."""
 
 
 def choose(
@@ -87,6 +99,8 @@ def choose(
     allowed: Bool[Tensor, "R S V"] | None = None,
     seen: Bool[Tensor, "R S V"] | None = None,
     logprobs: bool = False,
+    certainty: bool = False,
+    decided: Sequence[Sequence[int]] = (),
 ) -> Choice:
     """The id for every row and column; of one row and column it depends on nothing but what stands there.
 
@@ -95,6 +109,8 @@ def choose(
     positions: the position in its row of the id that column 0 is for; column s is for the one s further on.
     allowed: ids that may be chosen; None allows all.
     seen: ids that a repetition penalty applies to (`seen_along`); None is none.
+    decided: of each row, what somebody else has chosen in its first columns: nothing is chosen there, and
+        log-probabilities are those of these ids.
 
     Raises ValueError where logits are not finite, and where `allowed` leaves no id that the model can emit.
     """
@@ -110,13 +126,23 @@ def choose(
         ]
         scores = scores + (noise[0] if num_rows == 1 else np.concatenate(noise))
     chosen: Int64[np.ndarray, " N"] = scores.argmax(-1)
+    for row, values in enumerate(decided):
+        chosen[row * num_columns : row * num_columns + len(values)] = values
     ids: list[list[int]] = chosen.reshape(num_rows, num_columns).tolist()
-    if not logprobs:
+    if not logprobs and not certainty:
         return Choice(ids, None)
     own = own - own.max(-1, keepdims=True)
-    total = np.exp(own).cumsum(-1)[:, -1]
-    found = own[np.arange(len(own)), chosen] - np.log(total)
-    return Choice(ids, found.reshape(num_rows, num_columns).tolist())
+    weights = np.exp(own)
+    total = weights.cumsum(-1)[:, -1]
+    found, sure = None, None
+    if logprobs:
+        found = (own[np.arange(len(own)), chosen] - np.log(total)).reshape(num_rows, num_columns).tolist()
+    if certainty:
+        # An id without weight adds nothing, where 0 times minus infinity would be no number.
+        products = np.multiply(weights, own, out=np.zeros_like(own), where=weights > 0)
+        entropy = np.log(total) - products.cumsum(-1)[:, -1] / total
+        sure = Certainty((1 / total).reshape(num_rows, num_columns), entropy.reshape(num_rows, num_columns))
+    return Choice(ids, found, sure)
 
 
 def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[Tensor, "S V"]:

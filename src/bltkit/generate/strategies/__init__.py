@@ -6,10 +6,13 @@ from pydantic import Field
 
 from bltkit.config import nearest, parse
 from bltkit.generate.strategies.ar import Autoregressive
+from bltkit.generate.strategies.auto import Auto
+from bltkit.generate.strategies.diffusion import Diffusion
 from bltkit.generate.strategies.speculative import Speculative
-from bltkit.generate.strategies.strategy import Pending, Proposal, Strategy
+from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
+from bltkit.generate.strategies.verified import Verified
 
-Strategies = Annotated[Autoregressive | Speculative, Field(discriminator="kind")]
+Strategies = Annotated[Autoregressive | Speculative | Diffusion | Verified | Auto, Field(discriminator="kind")]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.model_fields["kind"].default: kind for kind in get_args(get_args(Strategies)[0])
@@ -31,11 +34,15 @@ def strategy_of(kind: str, **fields: object) -> Strategy:
 
 __all__ = [
     "STRATEGIES",
+    "Auto",
     "Autoregressive",
+    "Diffusion",
+    "Outcome",
     "Pending",
     "Proposal",
     "Speculative",
     "Strategies",
     "Strategy",
+    "Verified",
     "strategy_of",
 ]

@@ -1,9 +1,10 @@
 """BLT-S: the local model drafts past the patch border, the full model verifies (Fast BLT section 3).
 
 Drafting runs embedding, the encoder's byte layers and the decoder one byte at a time, against the last patch that
-closed: no entropy model, no pooling, no global transformer. The pass that verified the round before has made that
-patch's latent, so a round has one global pass, where the paper charges two. A draft is chosen with the noise of
-its position, as the engine will choose: the two agree wherever the stale latent does not matter.
+closed: no entropy model, no pooling, no global transformer; nor the encoder, where the decoder has a byte table of its
+own. The pass that verified the round before has made that patch's latent, so a round has one global pass, where the
+paper charges two. A draft is chosen with the noise of its position, as the engine will choose: the two agree wherever
+the stale latent does not matter.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from bltkit.generate.constraint import Constraint
 from bltkit.generate.ledger import Passes
 from bltkit.generate.sampling import choose, seen_along
 from bltkit.generate.session import Session
-from bltkit.generate.strategies.strategy import Pending, Proposal, Strategy
+from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import EOS, VOCAB_SIZE
 
 FIRST_PACE = 8
@@ -34,20 +35,20 @@ class Speculative(Strategy):
 
     def propose(self, session: Session, rows: Sequence[Pending]) -> Proposal:
         """k bytes of the local model for each row."""
-        limits = [max(0, min(row.pace, row.room - 1)) for row in rows]
+        limits = [max(0, min(row.state, row.room - 1)) for row in rows]
         with torch.inference_mode():
             return _Drafting(session, rows, limits).run()
 
     @property
-    def first_pace(self) -> int:
-        """k, or where adapting begins."""
+    def first_state(self) -> int:
+        """Bytes to draft: k, or where adapting begins."""
         return self.draft or FIRST_PACE
 
-    def next_pace(self, pace: int, drafted: int, accepted: int) -> int:
+    def next_state(self, state: int, outcome: Outcome) -> int:
         """Twice as many after a draft that was accepted whole, else one more than were accepted."""
-        if self.draft is not None or drafted < pace:
-            return pace
-        return min(2 * pace, LONGEST) if accepted == drafted else max(2, accepted + 1)
+        if self.draft is not None or outcome.drafted < state:
+            return state
+        return min(2 * state, LONGEST) if outcome.accepted == outcome.drafted else max(2, outcome.accepted + 1)
 
 
 class _Drafting:
@@ -84,16 +85,9 @@ class _Drafting:
 
     def _next(self, chosen: Sequence[int], step: int) -> list[int]:
         """Reads an id of each row and chooses the one behind it."""
-        for tail, value in zip(self.tails, chosen, strict=True):
-            tail.append(value)
-        longest = self.model.embed.longest
-        window = torch.tensor([tail[-longest:] for tail in self.tails], device=self.session.device)
-        self.passes += Passes(
-            encoder=1, decoder=1, ids=len(chosen), kv_bytes=self.encoder.num_bytes + self.decoder.num_bytes
-        )
-        outputs, (slot,) = self.model.encoder.stack.extend(self.model.embed.extend(window), [self.encoder])
-        self.encoder = slot.drafted()
-        logits, slot = self.model.decoder.extend(outputs[-1], self.session.patch_kv, self.decoder)
+        inputs = self._inputs(chosen)
+        self.passes += Passes(decoder=1, kv_bytes=self.decoder.num_bytes)
+        logits, slot = self.model.decoder.extend(inputs, self.session.patch_kv, self.decoder)
         self.decoder = slot.drafted()
         found = choose(
             [row.sampling for row in self.rows],
@@ -103,6 +97,20 @@ class _Drafting:
             seen=self._seen(),
         )
         return [own[0] for own in found.ids]
+
+    def _inputs(self, chosen: Sequence[int]) -> Tensor:
+        """What the decoder begins with: rows of its own table if it has one, else what the encoder's layers make."""
+        if self.model.decoder.bytes is not None:
+            self.passes += Passes(cells=len(chosen))
+            return self.model.block_inputs(torch.tensor(chosen, device=self.session.device)[:, None])
+        for tail, value in zip(self.tails, chosen, strict=True):
+            tail.append(value)
+        longest = self.model.embed.longest
+        window = torch.tensor([tail[-longest:] for tail in self.tails], device=self.session.device)
+        self.passes += Passes(encoder=1, draft_ids=len(chosen), kv_bytes=self.encoder.num_bytes)
+        outputs, (slot,) = self.model.encoder.stack.extend(self.model.embed.extend(window), [self.encoder])
+        self.encoder = slot.drafted()
+        return outputs[-1]
 
     def _advance(self, row: int, value: int) -> None:
         constraint = self.constraints[row]
