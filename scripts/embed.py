@@ -12,7 +12,7 @@ import torch
 from bltkit.checkpoint import Bundle, load_bundle, save_bundle
 
 MAX_BYTES = 12_000_000
-"""What the package spends on one model with its entropy model, so that a sibling fits beside it in 25 MB."""
+"""What the package spends on one model with its entropy model, so that two siblings take less than 25 MB."""
 
 
 def without_paths(value: Any) -> Any:

@@ -27,7 +27,14 @@ from tests.rows import (
 )
 from tests.tiny import Case
 
-STRATEGIES: list[Strategy] = [Autoregressive(), Speculative(draft=1), Speculative(draft=3), Speculative()]
+STRATEGIES: list[Strategy] = [
+    Autoregressive(),
+    Speculative(draft=1),
+    Speculative(draft=3),
+    Speculative(),
+    Verified(draft=4),
+    Verified(draft=6, alpha=0.05, align_border=True),
+]
 
 
 @settings(max_examples=5)

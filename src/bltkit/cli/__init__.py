@@ -13,11 +13,12 @@ from bltkit.cli.data import annotate, calibrate
 from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
 from bltkit.cli.models import check, flops, train
+from bltkit.cli.study import study
 from bltkit.cli.terminal import say
 from bltkit.cli.text import patch, score
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench):
+for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, study):
     app.command()(verb)
 
 # typer carries its own copy of click, whose base error it does not export.

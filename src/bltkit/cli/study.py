@@ -1,0 +1,168 @@
+"""The verb `study`: measurements that answer a question, as rows, a table and pictures in a directory."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bltkit.cli.terminal import Json, print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from bltkit.study.fast_decoding import Tools
+
+STUDIES = ("fast-decoding",)
+"""A new study is named here, and called in `study`."""
+
+
+def study(
+    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}.")],
+    out: Annotated[Path, typer.Option(help="Directory of rows, table and pictures; a broken-off study goes on there.")],
+    model: Annotated[list[str] | None, typer.Option(help="NAME=MODEL, such as d8=bltkit:tiny-d (repeatable).")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE or folder (repeatable); one whose name begins with code is Python."),
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(help="From each text, evenly spread; default: 32.")] = None,
+    prompt_bytes: Annotated[int | None, typer.Option(help="Default: 200.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Of a continuation, at most; default: 256.")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="0 is greedy (repeatable); default: 0 and 0.8.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the prompts and their continuations; default: 0.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Sampled continuations of each prompt; default: 1.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Ways of decoding: small (the default), full, or ar alone.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A further way, such as diffusion:alpha=0.6 (repeatable).")
+    ] = None,
+    heldout_bytes: Annotated[
+        int | None, typer.Option(help="Of each text's own continuations, to score; default: 65536.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Table and pictures anew, from the rows in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study.
+
+    fast-decoding: speed, passes, gigabytes and quality of all ways of decoding, of models trained alike.
+    """
+    from bltkit.config import nearest
+
+    if name not in STUDIES:
+        raise ValueError(f"no study {name!r}{nearest(name, STUDIES)}")
+    options: dict[str, Any] = {
+        "--model": model,
+        "--text": text,
+        "--prompts": prompts,
+        "--prompt-bytes": prompt_bytes,
+        "--max-bytes": max_bytes,
+        "--temperature": temperature,
+        "--seed": seed,
+        "--seeds": seeds,
+        "--grid": grid,
+        "--setting": setting,
+        "--heldout-bytes": heldout_bytes,
+        "--threads": threads,
+    }
+    if report:
+        given = next((option for option, value in options.items() if value is not None), None)
+        if given is not None:
+            raise ValueError(f"{given} is for measuring; --report only reads the rows in --out")
+        _report(_measured(out), out, as_json)
+        return
+    if not model or not text:
+        missing = "--model NAME=MODEL" if not model else "--text NAME=FILE"
+        raise ValueError(f"study {name!r} needs {missing}, as in --model plain=bltkit:tiny --text prose=FILE")
+    fields = {
+        "prompts": prompts,
+        "prompt_bytes": prompt_bytes,
+        "max_bytes": max_bytes,
+        "temperatures": temperature,
+        "seed": seed,
+        "seeds": seeds,
+        "grid": grid,
+        "settings": setting,
+        "heldout_bytes": heldout_bytes,
+    }
+    given_fields = {field: value for field, value in fields.items() if value is not None}
+    _report(_fast_decoding(given_fields, _pairs("--model", model), _pairs("--text", text), out, threads), out, as_json)
+
+
+def _fast_decoding(
+    fields: dict[str, Any], models: dict[str, str], texts: dict[str, str], out: Path, threads: int | None
+) -> list[dict[str, Any]]:
+    import torch
+
+    from bltkit.config import parse
+    from bltkit.study.fast_decoding import Plan, run
+
+    plan: Plan = parse(Plan, fields, "study fast-decoding")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress_bar("fast-decoding") as progress:
+        return run(plan, models, texts, out, _tools(), progress=progress, say=say)
+
+
+def _tools() -> "Tools":
+    """What the study may not import itself."""
+    import torch
+
+    from bltkit.bench import repeated_share
+    from bltkit.bench.record import commit, machine
+    from bltkit.checkpoint import Bundle
+    from bltkit.eval.score import byte_scores, window_shape
+    from bltkit.study.fast_decoding import Tools
+
+    def nats(bundle: Bundle, data: bytes) -> list[float]:
+        found: list[float] = byte_scores(bundle, data, *window_shape(bundle.record, None, None)).nats.tolist()
+        return found
+
+    circumstances = {
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "machine": machine(torch.device("cpu")),
+        "command": shlex.join(["blt", *sys.argv[1:]]),
+    }
+    return Tools(nats, repeated_share, circumstances)
+
+
+def _measured(out: Path) -> list[dict[str, Any]]:
+    from bltkit.study.fast_decoding import ROWS
+    from bltkit.study.json_lines import read_lines
+
+    if not (out / ROWS).is_file():
+        raise ValueError(f"--out {out}: there is no {ROWS} in it to report; measure first, without --report")
+    return read_lines(out / ROWS)
+
+
+def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    """Table on stdout and in a file, pictures in files; without matplotlib the table alone."""
+    from bltkit.study.fast_decoding import TABLE, table, write_report
+
+    try:
+        figures = write_report(rows, out)
+    except ValueError as error:
+        if "matplotlib" not in str(error):
+            raise
+        figures = ()
+        say(f"no pictures: {error}")
+    if as_json:
+        print_json({"rows": rows, "figures": [str(figure) for figure in figures], "table": str(out / TABLE)})
+    else:
+        print(table(rows), end="")
+    for place in (out / TABLE, *figures):
+        say(f"wrote {place}")
+
+
+def _pairs(option: str, values: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not (equals and name.strip() and source.strip()):
+            raise ValueError(f"{option} {value!r} is not NAME=SOURCE, such as plain=bltkit:tiny or prose=book.txt")
+        if name in found:
+            raise ValueError(f"{option} {value!r}: the name {name!r} is given twice; each needs its own")
+        found[name] = source
+    return found
