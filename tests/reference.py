@@ -395,13 +395,14 @@ def unmask(
             logp = log_softmax(logits[c])
             largest[c] = float(np.exp(logp.max()))
             entropy[c] = -sum(float(np.exp(v) * v) for v in logp if v > -np.inf)
-        surest = sorted(masked, key=lambda c: -largest[c])
+        # Cells that see the same (all MASK, no clean byte in the window) are equally sure: the first goes first.
+        surest = sorted(masked, key=lambda c: -round(largest[c], 6))
         if (alpha is None and gamma is None and steps is None) or (steps is not None and passes >= steps - 1):
             written = masked
         elif alpha is not None:
             written = [c for c in masked if largest[c] > alpha] or surest[:1]
         elif gamma is not None:
-            calm = sorted(masked, key=lambda c: entropy[c])
+            calm = sorted(masked, key=lambda c: round(entropy[c], 6))
             written = [c for n, c in enumerate(calm) if n == 0 or sum(entropy[d] for d in calm[: n + 1]) <= gamma]
         else:
             assert steps is not None

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import vocab
-from bltkit.generate import Autoregressive, Batch, Chunk, Request, Session, Speculative, Strategy, generate_rows
+from bltkit.generate import (
+    Autoregressive,
+    Batch,
+    Chunk,
+    Request,
+    Session,
+    Speculative,
+    Strategy,
+    Verified,
+    generate_rows,
+)
 from tests import tiny
 from tests.rows import (
     GREEDY,

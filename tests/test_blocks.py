@@ -206,6 +206,15 @@ def test_a_pass_writes_one_cell_at_least(seed: int, rule: dict[str, Any], step: 
         assert (picked == masked).all()
 
 
+def test_of_equally_sure_cells_the_first_goes_first() -> None:
+    """Rounding does not decide: cells beyond the window that see nothing but MASK are such."""
+    noise = 1e-12 * np.random.RandomState(0).randn(1, 6)
+    sure = Certainty(0.25 + noise, 2.0 + noise)
+    for rule in (Unmasking(alpha=0.5), Unmasking(gamma=1.0), Unmasking(steps=6)):
+        assert rule.picks(np.array([[False, False, True, True, True, True]]), sure, 0).nonzero()[1].tolist() == [2]
+    assert Unmasking(gamma=4.5).picks(np.ones((1, 6), bool), sure, 0).nonzero()[1].tolist() == [0, 1]
+
+
 def test_certainty_is_of_the_models_own_distribution() -> None:
     """Over what can be emitted and the constraint allows; sampling does not matter."""
     logits = torch.randn(2, 3, vocab.VOCAB_SIZE, generator=torch.Generator().manual_seed(0))

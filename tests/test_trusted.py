@@ -149,7 +149,7 @@ def test_rows_are_those_of_the_slow_way(kind: str, case: Case, data: st.DataObje
 def test_thousands_of_prompts(kind: str, temperature: float) -> None:
     """A row in a batch of 16 is the row alone, also where rows come in while others run."""
     generator, strategies, ends = torch.Generator().manual_seed(0), examples_of(kind), set()
-    for turn in range(80):
+    for turn in range(64):
         case = tempered(replace(scored_case(example("byte")), seed=turn), (0.1, 1.0)[turn % 2], eos=1.2)
         prompts, strategy = random_prompts(generator), strategies[turn % len(strategies)]
         asked = [

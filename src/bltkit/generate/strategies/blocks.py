@@ -30,6 +30,9 @@ from bltkit.vocab import EOS, MASK, PAD, VOCAB_SIZE
 
 Cells = Bool[np.ndarray, "R S"]
 
+DIGITS = 6
+"""Behind the point, to which probabilities and entropies of cells are compared with one another."""
+
 
 @dataclass(frozen=True)
 class Unmasking:
@@ -48,15 +51,16 @@ class Unmasking:
         """Cells to write in pass `step`, of those masked."""
         if self.steps is not None and step >= self.steps - 1:
             return masked
+        # Cells that see the same are equally sure but for rounding, which differs by batch: the first goes first.
         if self.alpha is not None:
-            best = np.where(masked, sure.largest, -1.0).argmax(1)[:, None] == np.arange(masked.shape[1])
+            best = np.where(masked, sure.largest.round(DIGITS), -1.0).argmax(1)[:, None] == np.arange(masked.shape[1])
             return masked & (best | (sure.largest > self.alpha))
         if self.gamma is not None:
-            order = np.where(masked, sure.entropy, np.inf).argsort(1, kind="stable")
+            order = np.where(masked, sure.entropy.round(DIGITS), np.inf).argsort(1, kind="stable")
             taken = np.take_along_axis(sure.entropy, order, 1).cumsum(1) <= self.gamma
             taken[:, 0] = True
         elif self.steps is not None:
-            order = np.where(masked, -sure.largest, np.inf).argsort(1, kind="stable")
+            order = np.where(masked, -sure.largest.round(DIGITS), np.inf).argsort(1, kind="stable")
             share = -(-masked.sum(1, keepdims=True) // (self.steps - step))
             taken = np.arange(masked.shape[1]) < share
         else:
