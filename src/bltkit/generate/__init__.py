@@ -1,14 +1,16 @@
 """Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `Batch` joins them."""
 
 from bltkit.generate.constraint import Constraint, Utf8
-from bltkit.generate.engine import Batch, Chunk, Finish, Request, generate, generate_rows
+from bltkit.generate.engine import Batch, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
 from bltkit.generate.reading import Reading
+from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import (
     STRATEGIES,
+    Auto,
     Autoregressive,
     Diffusion,
     Speculative,
@@ -19,6 +21,7 @@ from bltkit.generate.strategies import (
 
 __all__ = [
     "STRATEGIES",
+    "Auto",
     "Autoregressive",
     "Batch",
     "Chunk",

@@ -10,7 +10,7 @@ like others.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -18,51 +18,12 @@ from torch import Tensor
 
 from bltkit.generate.constraint import Constraint, follow, masks_along
 from bltkit.generate.ledger import Passes, Stats
-from bltkit.generate.sampling import Choice, Sampling, choose, seen_along
+from bltkit.generate.request import Chunk, Finish, Request
+from bltkit.generate.sampling import Choice, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Autoregressive, Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE
-
-Finish = Literal["eos", "stop", "length"]
-"""Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a row is to become.
-
-    max_bytes: bytes made at most, those of a stop string included.
-    stop: byte strings that end the generation; they are not handed out.
-    constraint: the state of a constraint in front of the first byte made.
-    logprobs: hand out the log-probability of every byte: the model's own, read from left to right, however the byte
-        was found.
-
-    Raises ValueError for a negative max_bytes or an empty stop string.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    max_bytes: int = 256
-    stop: tuple[bytes, ...] = ()
-    constraint: Constraint | None = None
-    logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_bytes < 0:
-            raise ValueError(f"max_bytes = {self.max_bytes}: must be 0 or more")
-        if b"" in self.stop:
-            raise ValueError("stop = b'': a stop string must hold at least one byte")
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Bytes as they become certain. A generation's last chunk, and no other, has `finish` and `stats`."""
-
-    data: bytes
-    finish: Finish | None = None
-    stats: Stats | None = None
-    logprobs: tuple[float, ...] = ()
-    """Natural logarithm of each byte's probability, where asked for."""
 
 
 @dataclass(frozen=True)
