@@ -1,5 +1,5 @@
 #!/bin/sh
-# How `bltkit:tiny` was made, step by step; docs/models/tiny.md has the figures.
+# How `bltkit:tiny` and `bltkit:tiny-d` were made, step by step; docs/models/ has the figures.
 #   sh runs/embedded.sh BOOKS.jsonl.zst
 # BOOKS is English prose, one document a line; the rest is the running Python's standard library. The second half of
 # the way exists because the books are one line a paragraph: a model of them alone finds every wrapped line and every
@@ -31,3 +31,7 @@ train tiny blt-2 "trainer.init=$OUT/blt-1" trainer.seed=1 trainer.max_steps=2800
 
 python -m scripts.embed "$OUT/blt-2" src/bltkit/embedded/tiny
 blt check bltkit:tiny
+
+train tiny-d blt-d trainer.seed=2 "data.sources=[{ kind = \"stdlib\", weight = 2.5 }, \"$OUT/books.jsonl\"]"
+python -m scripts.embed "$OUT/blt-d" src/bltkit/embedded/tiny-d
+blt check bltkit:tiny-d
