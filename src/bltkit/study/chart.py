@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from bltkit.study.pictures import CURVE, HAIRLINE, INK, MUTED, PAPER, THRESHOLD
 from bltkit.study.scene import Box, Curve, Dot, Label, Scene, Shape
 
-COLOURS = (CURVE, THRESHOLD, "#228833", "#aa7700", "#aa3377", "#3399bb")
-"""Of lines, in turn: Paul Tol's, dark enough for text on white."""
+COLOURS = (CURVE, THRESHOLD, "#228833", "#aa7700", "#aa3377", "#3399bb", "#4d4d4d", "#7a5cc9", "#8c510a", "#5a8f00")
+"""Of lines, in turn: Paul Tol's and four more, dark enough for text on white."""
 
 _MARGIN = 28.0
 _LEFT = 84.0
