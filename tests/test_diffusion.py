@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bltkit.model import Blt
+from bltkit.model import Blt, BltConfig
+from bltkit.model.blocks import Blocks
 from bltkit.model.diffusion import BlockRows, Tiles
 from bltkit.patches import Patches
 from bltkit.patching import patch
-from bltkit.vocab import BOS, MASK
+from bltkit.vocab import BOS, MASK, PAD
 from tests import ours, reference, tiny
 
 MASKED = 0.6
