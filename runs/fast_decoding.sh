@@ -5,6 +5,7 @@
 # file, and a file or folder of Python. Every member is `bltkit:tiny` trained on for STEPS steps: as it was, and with
 # blocks of 4, 8 and 16 bytes at two weights. On a CPU without bf16 units: PRECISION=fp32.
 set -eu
+[ $# -eq 3 ] || { echo "usage: sh runs/fast_decoding.sh TEXTS PROSE CODE" >&2; exit 2; }
 TEXTS=$(realpath "$1") PROSE=$(realpath "$2") CODE=$(realpath "$3")
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/out/fast_decoding}
