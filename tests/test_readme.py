@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TREE = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n?(\s*)", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -133,9 +134,9 @@ def test_every_verb_of_the_table_exists(directory: Path) -> None:
 
 
 def tree_files(text: str) -> list[str]:
-    """The files of the README's tree below src/bltkit, a folder as its __init__.py."""
+    """The files of docs/tree.md below src/bltkit, a folder as its __init__.py."""
     block = re.search(r"<!-- tree: begin.*?```text\n(.*?)```.*?<!-- tree: end -->", text, flags=re.DOTALL)
-    assert block is not None, "the README's tree is gone"
+    assert block is not None, "the tree is gone"
     files, folders = [], [""]
     for line in block[1].splitlines():
         name = line.split()[0]
@@ -148,14 +149,14 @@ def tree_files(text: str) -> list[str]:
 
 
 def test_the_tree_names_every_file_once() -> None:
-    listed = tree_files(README)
+    listed = tree_files(TREE)
     package = ROOT / "src" / "bltkit"
     there = [path.relative_to(package).as_posix() for path in package.rglob("*.py")]
     assert sorted(listed) == sorted(there), set(listed) ^ set(there)
 
 
 def test_every_line_of_the_tree_says_what_the_file_is() -> None:
-    inside = README.partition("<!-- tree: begin")[2].partition("<!-- tree: end")[0]
+    inside = TREE.partition("<!-- tree: begin")[2].partition("<!-- tree: end")[0]
     lines = inside.partition("```text\n")[2].partition("```")[0].splitlines()[1:]
     short = [line for line in lines if len(line.split()) < 2 or len(line) > 110]
     assert not short, short

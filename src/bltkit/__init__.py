@@ -11,18 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bltkit.api import ByteLM, Generation, load
+    from bltkit.api import ByteLM, Generation, evaluate, load
     from bltkit.patches import Patches
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "TrainConfig", "load", "train"]
+__all__ = ["ByteLM", "Generation", "Patches", "TrainConfig", "evaluate", "load", "train"]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
     "Generation": "bltkit.api",
     "Patches": "bltkit.patches",
     "TrainConfig": "bltkit.train",
+    "evaluate": "bltkit.api",
     "load": "bltkit.api",
     "train": "bltkit.train",
 }

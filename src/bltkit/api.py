@@ -11,7 +11,13 @@ from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
 from bltkit.config import parse
+from bltkit.eval.noise import Noise, parse_noise
+from bltkit.eval.place import Place
+from bltkit.eval.runner import Evaluation, Settings
+from bltkit.eval.runner import evaluate as run_evaluation
 from bltkit.eval.score import Score, score
+from bltkit.eval.subjects import Subject, open_subject
+from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
     Chunk,
     Finish,
@@ -23,6 +29,7 @@ from bltkit.generate import (
     Utf8,
     generate,
     generate_rows,
+    parse_strategy,
     strategy_of,
 )
 from bltkit.model import Blt, BoundaryModel
@@ -253,6 +260,47 @@ class ByteLM:
         if self.model is None:
             raise ValueError("this checkpoint holds no BLT, only a model that places patches; name a BLT's checkpoint")
         return self.model
+
+
+def evaluate(
+    model: str | Subject,
+    tasks: str | Sequence[str | Task],
+    *,
+    data: str | Path | Sequence[str | Path] = (),
+    limit: int | None = None,
+    noise: str | Noise | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    context: int | None = None,
+    strategy: str | None = None,
+    allow_code_execution: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a model on benchmarks; `blt eval` in Python.
+
+    model: as users name it (`token:DIR` is a Hugging Face token model), or a `Subject`. tasks: `hellaswag,cute:spell`,
+    or a sequence of names and `Task` values. data: directories of the tasks' files; without, the hub's data sets.
+
+    Raises ValueError for what is unknown, missing or malformed, before anything is asked.
+    """
+    if isinstance(model, str):
+        model = open_subject(model, context=context, strategy=None if strategy is None else parse_strategy(strategy))
+    elif context is not None or strategy is not None:
+        raise ValueError("context and strategy are fields of the subject that is given; set them there")
+    chosen: list[Task] = []
+    for one in [tasks] if isinstance(tasks, str) else tasks:
+        chosen += parse_tasks([one]) if isinstance(one, str) else [one]
+    return run_evaluation(
+        model,
+        chosen,
+        Place.of([data] if isinstance(data, str | Path) else data),
+        settings=Settings(limit, parse_noise(noise) if isinstance(noise, str) else noise, seed=seed),
+        out=None if out is None else Path(out),
+        resume=resume,
+        execute=allow_code_execution,
+        progress=progress,
+    )
 
 
 def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> ByteLM:

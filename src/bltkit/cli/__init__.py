@@ -10,16 +10,19 @@ import sys
 import typer
 
 from bltkit.cli.data import annotate, calibrate
+from bltkit.cli.evaluation import evaluate
 from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
 from bltkit.cli.models import check, flops, train
-from bltkit.cli.study import study
+from bltkit.cli.study import app as study
 from bltkit.cli.terminal import say
 from bltkit.cli.text import patch, score
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, study):
+for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench):
     app.command()(verb)
+app.command("eval")(evaluate)
+app.add_typer(study, name="study")
 
 # typer carries its own copy of click, whose base error it does not export.
 _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(

@@ -16,6 +16,7 @@ from bltkit.generate.strategies import (
     Speculative,
     Strategy,
     Verified,
+    parse_strategy,
     strategy_of,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "Verified",
     "generate",
     "generate_rows",
+    "parse_strategy",
     "strategy_of",
 ]

@@ -5,7 +5,7 @@ out equals the uncached model on each whole row alone, however the rows were cut
 beside them. A session is never changed: two that go on from one are independent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -147,13 +147,37 @@ class Session:
 
         This one stays as it was. Raises ValueError where a row does not begin with BOS.
         """
+        session = self
+        for _, reading in self._passes(self._checked(ids)):
+            session = reading.keep()
+        return session
+
+    def along(self, ids: Rows) -> tuple["Session", Float[Tensor, "R S V"]]:
+        """`extend`, and the raw logits behind each of the ids; behind a row's own ids they hold nothing of meaning."""
         rows = self._checked(ids)
+        parts = list(self._passes(rows))
+        if not parts:
+            raise ValueError("ids are empty in every row; there are no logits behind none")
+        last = parts[-1][1]
+        if len(parts) == 1:
+            return last.keep(), last.logits
+        logits = last.logits.new_zeros(self.rows, max(map(len, rows)), last.logits.shape[2])
+        for begins, reading in parts:
+            for row, (begin, own) in enumerate(zip(begins, reading.ids, strict=True)):
+                logits[row, begin : begin + len(own)] = reading.logits[row, : len(own)]
+        return last.keep(), logits
+
+    def _passes(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Reading]]:
+        """The passes that read these rows, each behind all of the one before, and where in each row it begins."""
         pieces = [list(stretches(row, self.resets, CHUNK)) for row in rows]
         session = self
         for turn in range(max(map(len, pieces))):
-            now = [row[slice(*own[turn])] if turn < len(own) else [] for row, own in zip(rows, pieces, strict=True)]
-            session = session.read(now).keep()
-        return session
+            now = [
+                own[turn] if turn < len(own) else (len(row), len(row)) for row, own in zip(rows, pieces, strict=True)
+            ]
+            reading = session.read([row[begin:end] for row, (begin, end) in zip(rows, now, strict=True)])
+            yield [begin for begin, _ in now], reading
+            session = reading.keep()
 
     def read(self, rows: Sequence[Sequence[int]]) -> Reading:
         """One pass over further ids of each row, of which `Reading.keep` may keep fewer.

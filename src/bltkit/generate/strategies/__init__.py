@@ -4,7 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from bltkit.config import nearest, parse
+from bltkit.config import nearest, parse, parse_value
 from bltkit.generate.strategies.ar import Autoregressive
 from bltkit.generate.strategies.auto import Auto
 from bltkit.generate.strategies.diffusion import Diffusion
@@ -32,6 +32,21 @@ def strategy_of(kind: str, **fields: object) -> Strategy:
     return found
 
 
+def parse_strategy(text: str, where: str = "strategy") -> Strategy:
+    """Read `kind` or `kind:field=value,field=value`, such as `diffusion:alpha=0.7,align_border=true`.
+
+    Raises ValueError with one line for an unknown strategy or field, or a value out of range; `where` names the origin.
+    """
+    kind, _, rest = text.partition(":")
+    fields: dict[str, object] = {}
+    for item in rest.split(",") if rest.strip() else []:
+        field, equals, value = (part.strip() for part in item.partition("="))
+        if not (field and equals and value) or field in fields:
+            raise ValueError(f"{where} {text!r}: {item!r} is not a further field=value, as in 'speculative:draft=8'")
+        fields[field] = parse_value(value)
+    return strategy_of(kind.strip(), **fields)
+
+
 __all__ = [
     "STRATEGIES",
     "Auto",
@@ -44,5 +59,6 @@ __all__ = [
     "Strategies",
     "Strategy",
     "Verified",
+    "parse_strategy",
     "strategy_of",
 ]

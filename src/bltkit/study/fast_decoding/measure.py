@@ -17,12 +17,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
+from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.generate import Batch, Request, Sampling, Session, Stats
 from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of
 from bltkit.study.fast_decoding.rows import Group, Made, Turn, heldout_row, setting_rows
 from bltkit.study.fast_decoding.settings import AR, Setting, setting_of, settings_of
-from bltkit.study.json_lines import append_lines, read_lines
 from bltkit.vocab import encode
 
 ROWS = "rows.jsonl"

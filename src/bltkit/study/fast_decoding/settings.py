@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bltkit.config import nearest, parse_value
-from bltkit.generate import Strategy, strategy_of
+from bltkit.config import nearest
+from bltkit.generate import Strategy, parse_strategy
 from bltkit.model import Blt
 
 AR = "ar"
@@ -72,16 +72,11 @@ def setting_of(name: str) -> Setting:
     Its name lists the fields in the strategy's own order, so that one setting has one name. Raises ValueError for an
     unknown strategy or field, or a value out of range.
     """
-    kind, _, rest = name.partition(":")
-    fields: dict[str, object] = {}
-    for item in rest.split(",") if rest.strip() else []:
-        field, equals, value = (part.strip() for part in item.partition("="))
-        if not (field and equals and value) or field in fields:
-            raise ValueError(f"setting {name!r}: {item!r} is not a further field=value, as in 'speculative:draft=8'")
-        fields[field] = parse_value(value)
-    strategy = strategy_of(kind.strip(), **fields)
+    strategy = parse_strategy(name, "setting")
     given = [
-        f"{field}={_written(getattr(strategy, field))}" for field in type(strategy).model_fields if field in fields
+        f"{field}={_written(getattr(strategy, field))}"
+        for field in type(strategy).model_fields
+        if field in strategy.model_fields_set
     ]
     return Setting(":".join(filter(None, (strategy.kind, ",".join(given)))), strategy)
 

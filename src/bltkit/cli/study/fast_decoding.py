@@ -1,25 +1,19 @@
-"""The verb `study`: measurements that answer a question, as rows, a table and pictures in a directory."""
+"""`blt study fast-decoding`: speed, passes, gigabytes and quality of all ways of decoding."""
 
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
 from bltkit.cli.terminal import Json, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from bltkit.study.fast_decoding import Tools
 
-STUDIES = ("fast-decoding",)
-"""A new study is named here, and called in `study`."""
 
-
-def study(
-    name: Annotated[str, typer.Argument(help=f"Which one: {', '.join(STUDIES)}.")],
-    out: Annotated[Path, typer.Option(help="Directory of rows, table and pictures; a broken-off study goes on there.")],
+def fast_decoding(
+    out: Out,
     model: Annotated[list[str] | None, typer.Option(help="NAME=MODEL, such as d8=bltkit:tiny-d (repeatable).")] = None,
     text: Annotated[
         list[str] | None,
@@ -40,18 +34,11 @@ def study(
     heldout_bytes: Annotated[
         int | None, typer.Option(help="Of each text's own continuations, to score; default: 65536.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Table and pictures anew, from the rows in --out.")] = False,
+    threads: Threads = None,
+    report: Report = False,
     as_json: Json = False,
 ) -> None:
-    """Run a study.
-
-    fast-decoding: speed, passes, gigabytes and quality of all ways of decoding, of models trained alike.
-    """
-    from bltkit.config import nearest
-
-    if name not in STUDIES:
-        raise ValueError(f"no study {name!r}{nearest(name, STUDIES)}")
+    """Speed, passes, gigabytes and quality of all ways of decoding, of models trained alike."""
     options: dict[str, Any] = {
         "--model": model,
         "--text": text,
@@ -67,14 +54,14 @@ def study(
         "--threads": threads,
     }
     if report:
-        given = next((option for option, value in options.items() if value is not None), None)
-        if given is not None:
-            raise ValueError(f"{given} is for measuring; --report only reads the rows in --out")
-        _report(_measured(out), out, as_json)
+        from bltkit.study.fast_decoding import ROWS
+
+        only_report(options)
+        _report(measured(out, ROWS), out, as_json)
         return
     if not model or not text:
         missing = "--model NAME=MODEL" if not model else "--text NAME=FILE"
-        raise ValueError(f"study {name!r} needs {missing}, as in --model plain=bltkit:tiny --text prose=FILE")
+        raise ValueError(f"study 'fast-decoding' needs {missing}, as in --model plain=bltkit:tiny --text prose=FILE")
     fields = {
         "prompts": prompts,
         "prompt_bytes": prompt_bytes,
@@ -87,10 +74,10 @@ def study(
         "heldout_bytes": heldout_bytes,
     }
     given_fields = {field: value for field, value in fields.items() if value is not None}
-    _report(_fast_decoding(given_fields, _pairs("--model", model), _pairs("--text", text), out, threads), out, as_json)
+    _report(_measure(given_fields, named("--model", model), named("--text", text), out, threads), out, as_json)
 
 
-def _fast_decoding(
+def _measure(
     fields: dict[str, Any], models: dict[str, str], texts: dict[str, str], out: Path, threads: int | None
 ) -> list[dict[str, Any]]:
     import torch
@@ -107,10 +94,7 @@ def _fast_decoding(
 
 def _tools() -> "Tools":
     """What the study may not import itself."""
-    import torch
-
     from bltkit.bench import repeated_share
-    from bltkit.bench.record import commit, machine
     from bltkit.checkpoint import Bundle
     from bltkit.eval.score import byte_scores, window_shape
     from bltkit.study.fast_decoding import Tools
@@ -119,22 +103,7 @@ def _tools() -> "Tools":
         found: list[float] = byte_scores(bundle, data, *window_shape(bundle.record, None, None)).nats.tolist()
         return found
 
-    circumstances = {
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "machine": machine(torch.device("cpu")),
-        "command": shlex.join(["blt", *sys.argv[1:]]),
-    }
-    return Tools(nats, repeated_share, circumstances)
-
-
-def _measured(out: Path) -> list[dict[str, Any]]:
-    from bltkit.study.fast_decoding import ROWS
-    from bltkit.study.json_lines import read_lines
-
-    if not (out / ROWS).is_file():
-        raise ValueError(f"--out {out}: there is no {ROWS} in it to report; measure first, without --report")
-    return read_lines(out / ROWS)
+    return Tools(nats, repeated_share, circumstances())
 
 
 def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
@@ -154,15 +123,3 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
         print(table(rows), end="")
     for place in (out / TABLE, *figures):
         say(f"wrote {place}")
-
-
-def _pairs(option: str, values: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for value in values:
-        name, equals, source = value.partition("=")
-        if not (equals and name.strip() and source.strip()):
-            raise ValueError(f"{option} {value!r} is not NAME=SOURCE, such as plain=bltkit:tiny or prose=book.txt")
-        if name in found:
-            raise ValueError(f"{option} {value!r}: the name {name!r} is given twice; each needs its own")
-        found[name] = source
-    return found

@@ -36,9 +36,10 @@ def append_lines(path: Path, lines: Sequence[Line]) -> None:
     data = b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines)
     with path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        if size and not (whole := file.read()).endswith(b"\n"):
-            file.truncate(whole.rfind(b"\n") + 1)
+        file.seek(max(0, size - 1))
+        if size and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

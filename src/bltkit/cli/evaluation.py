@@ -1,0 +1,148 @@
+"""The verb `eval`: benchmarks, byte-exact, of our models and of token models."""
+
+import shlex
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bltkit.cli.terminal import Json, print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from bltkit.eval.pairs import PairedEvaluation
+    from bltkit.eval.runner import Evaluation
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Option(help="Checkpoint directory, bltkit:NAME, hf:OWNER/NAME; token:DIR is a Hugging Face token model."),
+    ] = "bltkit:tiny",
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first so many items of a task, or of each of its parts.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Directory of the tasks' files (repeatable); default: the Hugging Face hub's data sets."),
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Such as drop:0.1, uppercase or drop:0.1+ocr:0.2.")] = None,
+    paired: Annotated[
+        Path | None, typer.Option(help="Lines of `clean` and `noisy` text: what real noise costs on the same items.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for results.json, every item's record and a page.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the evaluation in --out.")] = False,
+    context: Annotated[
+        int | None, typer.Option(help="Bytes the model is shown at once; default: a training row.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How a BLT writes, such as diffusion:alpha=0.7; default: ar.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Bytes (tokens) computed at once; it bounds memory.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap; a task's own is NAME:seed=1.")] = 0,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="humaneval, mbpp: run what the model writes, in a sandbox.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on benchmarks. `--tasks list` shows them all, with their sources."""
+    from bltkit.eval.tasks import TASKS, parse_tasks
+
+    if tasks == ["list"]:
+        for name, kind in TASKS.items():
+            about = (kind.__doc__ or "").partition("\n\n")[0]
+            print(f"{name:14} {' '.join(about.split())}")
+        return
+    if not tasks and paired is None:
+        raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
+    if noise is not None and paired is not None:
+        raise ValueError("give --noise or --paired, not both")
+    if resume and out is None:
+        raise ValueError("--resume goes on with an evaluation that --out names; add --out DIR")
+    import torch
+
+    from bltkit.eval.noise import parse_noise
+    from bltkit.eval.pairs import evaluate_pairs
+    from bltkit.eval.place import Place
+    from bltkit.eval.runner import Settings
+    from bltkit.eval.runner import evaluate as run
+    from bltkit.eval.subjects import open_subject
+    from bltkit.generate import parse_strategy
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen, place = parse_tasks(tasks or []), Place.of(data or [])
+    damage = None if noise is None else parse_noise(noise)
+    writing = None if strategy is None else parse_strategy(strategy, "--strategy")
+    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=device)
+    options: dict[str, Any] = {
+        "resume": resume,
+        "execute": allow_code_execution,
+        "command": shlex.join(["blt", *sys.argv[1:]]),
+    }
+    with progress_bar("evaluating") as progress, ExitStack() as stack:
+        options["progress"] = progress
+        if paired is not None:
+            place_of = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            pairs = evaluate_pairs(subject, chosen, place, paired, place_of, seed=seed, limit=limit, **options)
+            _show_pairs(pairs, as_json)
+            pages = [path for path in (place_of / name for name in ("texts", "clean", "noisy")) if path.exists()]
+        else:
+            settings = Settings(limit, damage, seed=seed)
+            found = run(subject, chosen, place, settings=settings, out=out, **options)
+            _show(found, as_json)
+            pages = [] if out is None else [out]
+    if out is not None:
+        from bltkit.study.evaluation_page import write_page
+
+        for directory in pages:
+            say(f"wrote {write_page(directory)}")
+
+
+def _show(found: "Evaluation", as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _table([[name, *_cells(result)] for name, result in found.results.items()])
+
+
+def _show_pairs(found: "PairedEvaluation", as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+        return
+    lines = [[name, *_cells(result)] for name, result in found.texts.results.items()]
+    for name, gap in found.gaps.items():
+        assert found.clean is not None and found.noisy is not None
+        lines += [
+            [f"{name}, clean", *_cells(found.clean.results[name])],
+            [f"{name}, noisy", *_cells(found.noisy.results[name])],
+            [f"{name}, gap", *_cells(gap)],
+        ]
+    _table(lines)
+
+
+def _cells(result: Any) -> list[str]:
+    value, stderr, interval = result["value"], result["stderr"], result["interval"]
+    return [
+        str(result["n"]),
+        str(result["metric"]),
+        "-" if value is None else f"{value:.4f}",
+        "-" if stderr is None else f"{stderr:.4f}",
+        "-" if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}",
+    ]
+
+
+def _table(lines: list[list[str]]) -> None:
+    lines = [["task", "n", "metric", "value", "stderr", "95 %"], *lines]
+    widths = [max(len(line[at]) for line in lines) for at in range(6)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

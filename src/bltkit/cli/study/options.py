@@ -1,0 +1,57 @@
+"""What the studies' commands have in common."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Out = Annotated[Path, typer.Option(help="Directory of rows, table and pictures; a broken-off study goes on there.")]
+Report = Annotated[bool, typer.Option("--report", help="Table and pictures anew, from the rows in --out.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: torch's.")]
+
+
+def only_report(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where an option of measuring was given together with --report."""
+    given = next((option for option, value in options.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(f"{given} is for measuring; --report only reads the rows in --out")
+
+
+def measured(out: Path, rows: str) -> list[dict[str, Any]]:
+    """The rows of a study's directory. Raises ValueError where there are none."""
+    from bltkit.eval.json_lines import read_lines
+
+    if not (out / rows).is_file():
+        raise ValueError(f"--out {out}: there is no {rows} in it to report; measure first, without --report")
+    return read_lines(out / rows)
+
+
+def named(option: str, values: Sequence[str]) -> dict[str, str]:
+    """NAME=SOURCE, several times. Raises ValueError for another form, and for a name given twice."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not (equals and name.strip() and source.strip()):
+            raise ValueError(f"{option} {value!r} is not NAME=SOURCE, such as plain=bltkit:tiny or prose=book.txt")
+        if name in found:
+            raise ValueError(f"{option} {value!r}: the name {name!r} is given twice; each needs its own")
+        found[name] = source
+    return found
+
+
+def circumstances() -> dict[str, Any]:
+    """Under which a study measures: threads, commit, machine, command."""
+    import shlex
+    import sys
+
+    import torch
+
+    from bltkit.bench.record import commit, machine
+
+    return {
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "machine": machine(torch.device("cpu")),
+        "command": shlex.join(["blt", *sys.argv[1:]]),
+    }

@@ -1,0 +1,178 @@
+"""Where the items of a task come from: files of one's own, else data sets of the Hugging Face hub.
+
+`--data DIR` holds files under the protocol's names. A row is a JSON object of a line, or a line of a table with a
+header. A folder OWNER/NAME in DIR, in the hub's layout, stands for the data set of that name.
+"""
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+ENDINGS = ("", ".zst", ".gz")
+"""What may stand behind a file's name: as it is, or compressed."""
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A split of a data set on the hub. row: its columns -> the names that our files use; None leaves a row out."""
+
+    name: str
+    split: str
+    config: str | None = None
+    row: Callable[[Row], Row | None] = dict
+
+
+@dataclass(frozen=True)
+class Place:
+    """Directories that are searched in turn; without any, the hub. named: files that were named one by one."""
+
+    directories: tuple[Path, ...] = ()
+    named: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, directories: Sequence[str | Path]) -> "Place":
+        """Raises ValueError for one that is not there."""
+        found = tuple(Path(one).expanduser() for one in directories)
+        for one in found:
+            if not one.is_dir():
+                raise ValueError(f"--data {one}: no such directory")
+        return cls(found)
+
+    def find(self, name: str) -> Path | None:
+        """The file or folder of this name (`cute/spell.tsv`, `mmlu_dev.jsonl`), compressed or not; None without."""
+        if name in self.named:
+            return self.named[name]
+        for directory in self.directories:
+            for ending in ENDINGS:
+                path = directory / f"{name}{ending}"
+                if path.exists():
+                    return path
+        return None
+
+    def glob(self, pattern: str) -> list[Path]:
+        """Files that match, by name, from the first directory that has any."""
+        for directory in self.directories:
+            found = sorted({path for ending in ENDINGS for path in directory.glob(pattern + ending)})
+            if found:
+                return found
+        return []
+
+    def rows(self, file: str, hub: HubSet | None = None) -> Iterator[Row]:
+        """The rows of a local file, or of a data set where there is no `--data`.
+
+        Raises ValueError where neither is there, with what to do.
+        """
+        if (path := self.find(file)) is not None:
+            return read_rows(path)
+        if hub is None:
+            raise ValueError(f"{file}: not found in {self}; it has no data set on the hub, so give --data DIR")
+        directory = None
+        if self.directories:
+            directory = self.find(hub.name)
+            if directory is None:
+                raise ValueError(
+                    f"{file}: not in {self}, nor is a folder {hub.name}; put one of them there, or leave --data out to "
+                    f"take {hub.name} from the hub"
+                )
+        return _hub_rows(hub, directory)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.directories)) or "the hub"
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a `.jsonl` or `.tsv` file, `.gz` and `.zst` as well. Raises ValueError that names file and line."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    with open_text(path) as file:
+        if name.endswith(".tsv"):
+            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            return
+        number = 1
+        while line := _next_line(file, path, number):
+            if line.strip():
+                yield _object(line, f"{path}, line {number}")
+            number += 1
+
+
+def _next_line(file: io.TextIOBase, path: Path, number: int) -> str:
+    try:
+        return file.readline()
+    except Exception as error:  # UnicodeDecodeError, EOFError, BadGzipFile, ZstdError: no common base
+        raise ValueError(f"{path}, line {number}: {error}; the file is broken, fetch it anew") from None
+
+
+def _object(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no JSON ({error}); correct or remove the line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: not a JSON object; correct or remove the line")
+    return row
+
+
+def open_text(path: Path) -> io.TextIOBase:
+    """A file as UTF-8 text, decompressed by its name; only \\n ends a line."""
+    if path.name.endswith(".zst"):
+        import zstandard
+
+        stream = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
+        return io.TextIOWrapper(stream, "utf-8", newline="\n")
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
+
+
+def needed(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises ValueError where a row lacks a field."""
+    for name in names:
+        if name not in row:
+            raise ValueError(f"{where}: field {name!r} is missing; the row has {', '.join(row)}")
+
+
+def hub_configs(name: str, place: Place) -> list[str]:
+    """The configurations of a data set, from the hub or a folder of its layout. Raises ValueError."""
+    directory = place.find(name)
+    with _one_line(name):
+        from datasets import get_dataset_config_names
+
+        return list(get_dataset_config_names(str(directory or name)))
+
+
+def _hub_rows(hub: HubSet, directory: Path | None) -> Iterator[Row]:
+    with _one_line(hub.name):
+        import datasets
+
+        loaded = datasets.load_dataset(str(directory or hub.name), hub.config, split=hub.split)
+    for row in loaded:
+        if (ours := hub.row(dict(row))) is not None:
+            yield ours
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What the library raises, of whatever kind, as one line; its progress bars only where somebody watches."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"data set {name} needs datasets: pip install 'bltkit[hub]'; or give --data DIR") from None
+    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if silence:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError ...: no common base
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"data set {name}: {reason}; check the network, or give --data DIR") from None
+    finally:
+        if silence:
+            datasets.enable_progress_bars()

@@ -1,0 +1,280 @@
+"""Evaluation: tasks to requests, a subject's answers to records, records to results.
+
+Everything that all tasks share is here: noise, limits, what is asked in one go, the journal that a broken-off run
+resumes from, and statistics. A result is a function of the subject, the task and the settings.
+"""
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bltkit.checkpoint import write_atomic
+from bltkit.eval.noise import Noise, Paired
+from bltkit.eval.place import Place
+from bltkit.eval.records import Journal, Record, hash_of
+from bltkit.eval.requests import Answer, Compression, Generation, Request
+from bltkit.eval.results import result_of
+from bltkit.eval.subjects.subject import Subject
+from bltkit.eval.tasks.task import Item, Task
+
+FORMAT = 1
+RESULTS, RUN, RECORDS = "results.json", "run.json", "records"
+CHUNK_BYTES = 32 << 20
+"""Of requests that a subject is asked at once: it may answer them in any order, sharing what they share."""
+
+Progress = Callable[[int, int], None]
+"""Told (items done, items in all)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers beside subject and tasks.
+
+    limit: the first so many items of each group of a task's level, of the task where it has none.
+    noise: damages the fields that a task names. covered: only items that this one covers count (by default `noise`).
+    seed: of the bootstrap.
+    """
+
+    limit: int | None = None
+    noise: Noise | None = None
+    covered: Noise | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit = {self.limit}: give at least 1 item, or leave it out for all")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        noise, covered = (None if one is None else _named(one) for one in (self.noise, self.covered))
+        return {"seed": self.seed, "limit": self.limit, "noise": noise, "covered": covered}
+
+
+def _named(noise: Noise) -> str:
+    """Pairs by their content as well: a file changes under its name."""
+    return f"{noise} {noise.fingerprint[:16]}" if isinstance(noise, Paired) else str(noise)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results by task, as plain JSON values, and what they are of."""
+
+    model: Mapping[str, Any]
+    settings: Settings
+    results: Mapping[str, Mapping[str, Any]]
+    command: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "format": FORMAT,
+            "model": dict(self.model),
+            **self.settings.to_json(),
+            "command": self.command,
+            "results": {name: dict(result) for name, result in self.results.items()},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A task with its items, damaged, and what is asked about each."""
+
+    task: Task
+    items: Sequence[Item]
+    requests: Sequence[tuple[Request, ...]]
+    left_out: int
+    """Items that the noise does not cover."""
+
+
+def evaluate(
+    subject: Subject,
+    tasks: Sequence[Task],
+    place: Place,
+    *,
+    settings: Settings | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    execute: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a subject on tasks.
+
+    out: a directory for results.json and an item's record each; with `resume` what it holds is not asked again.
+    execute: the user's consent that tasks run programs which the model wrote, in a sandbox.
+
+    Raises ValueError, before anything is asked, for data that are missing or malformed, for a task twice, one that
+    needs consent and has none, and for an `out` that exists without `resume` or is of another evaluation.
+    """
+    settings = settings or Settings()
+    names = [str(task) for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"task {twice} is given twice; leave one out")
+    for task in tasks:
+        if task.executes and not execute:
+            raise ValueError(
+                f"task {task} runs programs that the model writes; say --allow-code-execution to run them in a sandbox"
+            )
+        task.prepare()
+    model = {"name": subject.name, "kind": subject.kind, "fingerprint": subject.fingerprint}
+    work = [_work(task, place, settings) for task in tasks]
+    if out is not None:
+        _open_out(out, {"format": FORMAT, "model": model, **settings.to_json()}, resume)
+    total, done = sum(len(one.items) for one in work), 0
+    results: dict[str, Mapping[str, Any]] = {}
+    for name, one in zip(names, work, strict=True):
+        journal = None if out is None else Journal(out / RECORDS / f"{file_name(name)}.jsonl")
+        began, before = time.perf_counter(), done
+        records: dict[str, Record] = {}
+        for record in _records(subject, one, journal):
+            records[record.id] = record
+            done = before + len(records)
+            if progress is not None:
+                progress(done, total)
+        ordered = [records[item.id] for item in one.items]
+        if journal is not None:
+            journal.finish(ordered)
+        seconds = round(time.perf_counter() - began, 3)
+        results[name] = {
+            **result_of(one.task, ordered, settings.seed),
+            "left_out": one.left_out,
+            "bytes": sum(_size(request) for own in one.requests for request in own),
+            "seconds": seconds,
+        }
+        if journal is not None:
+            results[name] = {**results[name], "records": f"{RECORDS}/{journal.path.name}"}
+    found = Evaluation(model, settings, results, command)
+    if out is not None:
+        kept = _kept_results(out) if resume else {}
+        found = replace(found, results={**kept, **results})
+        write_atomic(out / RESULTS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+    return found
+
+
+def file_name(task: str) -> str:
+    """A task's name as that of a file."""
+    return "".join(one if one.isalnum() or one in "_.-" else "-" for one in task)
+
+
+def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not resume:
+            raise ValueError(f"--out {out} exists already; say --resume to go on with it, or choose another directory")
+        try:
+            there = json.loads((out / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ValueError(f"--out {out} holds no evaluation to resume; choose another directory") from None
+        for name, value in run.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"--out {out} is of another evaluation: {name} was {json.dumps(there.get(name))}, and is "
+                    f"{json.dumps(value)} now; choose another directory"
+                )
+    (out / RECORDS).mkdir(parents=True, exist_ok=True)
+    write_atomic(out / RUN, json.dumps(run, indent=1).encode() + b"\n")
+
+
+def _kept_results(out: Path) -> dict[str, Any]:
+    """Of tasks that an earlier run into the same directory finished."""
+    path = out / RESULTS
+    return dict(json.loads(path.read_text(encoding="utf-8"))["results"]) if path.exists() else {}
+
+
+def _work(task: Task, place: Place, settings: Settings) -> _Work:
+    items, requests, left_out = [], [], 0
+    taken: dict[str, int] = {}
+    seen: set[str] = set()
+    for item in task.items(place):
+        assert item.id not in seen, f"{task}: two items {item.id}"
+        seen.add(item.id)
+        group = item.groups[task.level] if task.level is not None else ""
+        if settings.limit is not None and taken.get(group, 0) >= settings.limit:
+            continue
+        covering = settings.covered or settings.noise
+        if covering is not None and not all(map(covering.covers, _damaged_texts(task, item))):
+            left_out += 1
+            continue
+        taken[group] = taken.get(group, 0) + 1
+        damaged = item if settings.noise is None else _damaged(task, item, settings.noise)
+        items.append(damaged)
+        requests.append(task.requests(damaged))
+    if not items:
+        reason = f"the noise covers none of its {left_out} items" if left_out else "its data hold no items"
+        raise ValueError(f"task {task}: {reason}; give other data, or leave the task out")
+    return _Work(task, items, requests, left_out)
+
+
+def _damaged_texts(task: Task, item: Item) -> Iterator[str]:
+    for name in task.damaged:
+        value = item[name]
+        yield from [value] if isinstance(value, str) else value
+
+
+def _damaged(task: Task, item: Item, noise: Noise) -> Item:
+    fields = dict(item.fields)
+    for name in task.damaged:
+        value, key = fields[name], f"{task.kind}/{item.id}/{name}"
+        if isinstance(value, str):
+            fields[name] = noise.apply(value, key)
+        else:
+            fields[name] = [noise.apply(one, f"{key}/{place}") for place, one in enumerate(value)]
+    return replace(item, fields=fields)
+
+
+def _records(subject: Subject, work: _Work, journal: Journal | None) -> Iterator[Record]:
+    """The record of every item, as it comes: first those of the journal that asked the same."""
+    known = {} if journal is None else journal.known()
+    missing = []
+    for at, (item, requests) in enumerate(zip(work.items, work.requests, strict=True)):
+        record = known.get(item.id)
+        if record is not None and record.asked == hash_of(requests):
+            yield record
+        else:
+            missing.append(at)
+    try:
+        for chunk in _chunks(missing, work.requests):
+            owners = [(at, place) for at in chunk for place in range(len(work.requests[at]))]
+            answers: dict[int, dict[int, Answer]] = {at: {} for at in chunk}
+            with closing(_asked(subject, [work.requests[at][place] for at, place in owners])) as found:
+                for number, answer in found:
+                    at, place = owners[number]
+                    answers[at][place] = answer
+                    if len(answers[at]) == len(work.requests[at]):
+                        own = [answers[at][place] for place in range(len(work.requests[at]))]
+                        del answers[at]
+                        grade = work.task.grade(work.items[at], own)
+                        record = Record.of(work.items[at], work.requests[at], own, grade)
+                        if journal is not None:
+                            journal.add(record)
+                        yield record
+            assert not answers, f"no answer to {len(answers)} items"
+    finally:
+        if journal is not None:
+            journal.flush()
+
+
+def _asked(subject: Subject, requests: Sequence[Request]) -> Generator[tuple[int, Answer], None, None]:
+    yield from subject.answers(requests)
+
+
+def _chunks(items: Sequence[int], requests: Sequence[Sequence[Request]]) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    size = 0
+    for at in items:
+        chunk.append(at)
+        size += sum(map(_size, requests[at]))
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _size(request: Request) -> int:
+    if isinstance(request, Compression):
+        return len(request.text)
+    return len(request.context) + (0 if isinstance(request, Generation) else len(request.continuation))

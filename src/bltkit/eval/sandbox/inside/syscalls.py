@@ -1,0 +1,118 @@
+"""The system calls that a program in the sandbox is refused: a seccomp filter as classic BPF.
+
+Namespaces hide files, processes and networks, and limits bound what is counted by process. This closes what is left:
+memory that no process's limit counts (System V and POSIX queues and segments, memfd, io_uring, keys), namespaces and
+mounts of one's own, tracing of others, sockets that know no network namespace (vsock, netlink, crypto), and a number
+of calls that no program needs but through which kernels were attacked. All other calls stay as they are.
+"""
+
+import errno
+import struct
+
+# name: (x86_64, aarch64)
+REFUSED = {
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "vmsplice": (278, 75),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "fanotify_init": (300, 262),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "syslog": (103, 116),
+}
+CLONE = (56, 220)
+CLONE3 = (435, 435)
+SOCKETS = {"socket": (41, 198), "socketpair": (53, 199)}
+FAMILIES = (1, 2, 10)
+"""AF_UNIX, AF_INET, AF_INET6: those that a network namespace holds in."""
+NAMESPACES = 0x7E020080
+"""Every CLONE_NEW flag."""
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""AUDIT_ARCH of the machines whose numbers stand above."""
+
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets into struct seccomp_data (little-endian: low half first)
+
+
+def bpf(machine: str) -> bytes:
+    """The filter for a machine (`os.uname().machine`), 8 bytes an instruction."""
+    column = list(MACHINES).index(machine)
+    code = [
+        _op(_LOAD, _ARCHITECTURE),
+        *_unless(_EQUAL, MACHINES[machine], _KILL),  # 32-bit calls have other numbers
+        _op(_LOAD, _NUMBER),
+        *_when(_AT_LEAST, 0x40000000, _ERROR | errno.ENOSYS),  # the x32 calls beside x86_64's
+        *_when(_EQUAL, CLONE3[column], _ERROR | errno.ENOSYS),  # flags in memory: the C library falls back to clone
+    ]
+    for numbers in REFUSED.values():
+        code += _when(_EQUAL, numbers[column], _ERROR | errno.EPERM)
+    code += [
+        _op(_EQUAL, CLONE[column], 0, 3),
+        _op(_LOAD, _FIRST_ARGUMENT),
+        *_when(_ANY_BIT, NAMESPACES, _ERROR | errno.EPERM),
+        _op(_LOAD, _NUMBER),
+    ]
+    families = [_op(_EQUAL, family, len(FAMILIES) - place) for place, family in enumerate(FAMILIES)]
+    first, second = (numbers[column] for numbers in SOCKETS.values())
+    code += [
+        _op(_EQUAL, first, 1),
+        _op(_EQUAL, second, 0, len(families) + 2),
+        _op(_LOAD, _FIRST_ARGUMENT),
+        *families,
+        _op(_RETURN, _ERROR | errno.EAFNOSUPPORT),
+        _op(_RETURN, _ALLOW),
+    ]
+    return b"".join(code)
+
+
+def _op(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, then, otherwise, value)
+
+
+def _when(test: int, value: int, result: int) -> list[bytes]:
+    return [_op(test, value, 0, 1), _op(_RETURN, result)]
+
+
+def _unless(test: int, value: int, result: int) -> list[bytes]:
+    return [_op(test, value, 1, 0), _op(_RETURN, result)]

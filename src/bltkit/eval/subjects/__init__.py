@@ -1,0 +1,36 @@
+"""Models under evaluation, ours and others', behind one protocol."""
+
+from bltkit.eval.subjects.byte_model import BATCH_BYTES, ByteModel
+from bltkit.eval.subjects.subject import Subject
+from bltkit.generate import Strategy
+
+TOKEN = "token:"
+
+
+def open_subject(
+    name: str,
+    *,
+    context: int | None = None,
+    strategy: Strategy | None = None,
+    batch: int | None = None,
+    device: str = "cpu",
+) -> Subject:
+    """`token:DIR` is a Hugging Face causal model with its tokenizer; anything else a BLT, as every verb names it.
+
+    context: bytes that a model is shown at once, by default a training row's, else 2048. strategy: how a BLT writes.
+    batch: positions that are computed at once, of bytes or tokens; it bounds memory.
+
+    Raises ValueError where there is no such model, or it cannot do what is asked.
+    """
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch = {batch}: at least 1 position is computed at once")
+    if not name.startswith(TOKEN):
+        return ByteModel.load(name, context=context, strategy=strategy, batch_bytes=batch or BATCH_BYTES, device=device)
+    if strategy is not None:
+        raise ValueError(f"strategy {strategy.kind!r} is for byte models, and {name} is none; leave it out")
+    from bltkit.eval.subjects.token_model import BATCH_TOKENS, TokenModel
+
+    return TokenModel.load(name, context=context, batch_tokens=batch or BATCH_TOKENS, device=device)
+
+
+__all__ = ["TOKEN", "ByteModel", "Subject", "open_subject"]

@@ -1,0 +1,63 @@
+"""Tasks whose answer is the likeliest of a few choices."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from bltkit.eval.place import HubSet, Place, Row, needed
+from bltkit.eval.requests import Answer, Request, Scored, likelihood
+from bltkit.eval.tasks.task import Grade, Item, Metric, Task
+
+
+class Choice(Task):
+    """A question and its choices; the score of a choice is its log-probability behind the question.
+
+    `acc` takes the highest sum, `acc_norm` the highest sum per byte of the choice (the space in front counts); ties go
+    to the first.
+    """
+
+    metrics: ClassVar[Mapping[str, Metric]] = {"acc_norm": Metric(), "acc": Metric()}
+
+    def context(self, item: Item) -> str:
+        """What stands in front of a choice; it ends without a space."""
+        raise NotImplementedError
+
+    def choices(self, item: Item) -> Sequence[str]:
+        """Without the space in front."""
+        return item["choices"]
+
+    def gold(self, item: Item) -> int:
+        """The right one's place."""
+        return item["gold"]
+
+    def requests(self, item: Item) -> tuple[Request, ...]:
+        context = self.context(item)
+        return tuple(likelihood(context, f" {choice}") for choice in self.choices(item))
+
+    def grade(self, item: Item, answers: Sequence[Answer]) -> Grade:
+        scores = [answer.logprob for answer in answers if isinstance(answer, Scored)]
+        sizes = [len(f" {choice}".encode()) for choice in self.choices(item)]
+        gold = self.gold(item)
+        best = first_best(scores)
+        best_norm = first_best([score / size for score, size in zip(scores, sizes, strict=True)])
+        values = {"acc": float(best == gold), "acc_norm": float(best_norm == gold)}
+        return Grade(
+            {name: values[name] for name in self.metrics},
+            {"gold": gold, "chosen": best, "chosen_norm": best_norm, "logprobs": scores},
+        )
+
+
+def first_best(scores: Sequence[float]) -> int:
+    """The place of the highest score, the first of equals."""
+    return max(range(len(scores)), key=lambda at: (scores[at], -at))
+
+
+def numbered(rows: Iterable[Row], file: str, names: Sequence[str]) -> Iterator[Item]:
+    """Rows as items, called by their place in the file, from 0. Raises ValueError where a row lacks a field."""
+    for number, row in enumerate(rows):
+        needed(row, names, f"{file}, item {number + 1}")
+        yield Item(str(number), row)
+
+
+def asked(place: Place, file: str, hub: HubSet) -> Iterator[Item]:
+    """Items of a file whose rows hold `query`, `choices` and `gold`."""
+    return numbered(place.rows(file, hub), file, ("query", "choices", "gold"))

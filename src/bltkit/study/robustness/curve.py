@@ -1,0 +1,108 @@
+"""From rows of the study `robustness` to curves: a model's score on a task over the intensity of one noise.
+
+What is retained: (score - chance) / (clean score - chance), where the clean score stands above chance with its whole
+interval; otherwise there is nothing that noise could take. The clean score is taken as exact in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score at an intensity. own: the one that the noise was named with. retained: share, low, high."""
+
+    intensity: float
+    value: float
+    interval: tuple[float, float]
+    n: int
+    left_out: int = 0
+    own: bool = False
+    retained: tuple[float, float, float] | None = None
+    noise: str | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A model's scores under a noise; `points` by ascending intensity, the clean one apart."""
+
+    task: str
+    noise: str
+    model: str
+    metric: str
+    better: str
+    highest: float | None
+    chance: float | None
+    clean: Measured
+    points: tuple[Measured, ...]
+
+    @property
+    def own(self) -> tuple[Measured, ...]:
+        """At the intensities that the noise was named with."""
+        return tuple(point for point in self.points if point.own)
+
+
+def curves_of(rows: Sequence[Row]) -> tuple[Curve, ...]:
+    """By task, noise and model, each in the order of the rows. Noises without their clean score yet are left out.
+
+    Raises ValueError where there are no rows of the study.
+    """
+    own = {_key(row): row for row in rows if row.get("what") == "robustness" and row["value"] is not None}
+    if not own:
+        raise ValueError("there are no rows of `blt study robustness` to report")
+    kept = list(own.values())
+    found = []
+    for task in dict.fromkeys(row["task"] for row in kept):
+        for noise in dict.fromkeys(row["curve"] for row in kept if row["curve"]):
+            for model in dict.fromkeys(row["model"] for row in kept):
+                group = [row for row in kept if (row["task"], row["model"]) == (task, model)]
+                curve = _curve(group, noise)
+                if curve is not None:
+                    found.append(curve)
+    return tuple(found)
+
+
+def retained(value: float, clean: Measured, chance: float | None, better: str) -> float | None:
+    """The share of the clean score above chance; None where there is none, or no such thing."""
+    if chance is None or better != "higher" or clean.interval[0] <= chance:
+        return None
+    return (value - chance) / (clean.value - chance)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["task"], row["curve"], row["intensity"]
+
+
+def _curve(rows: Sequence[Row], noise: str) -> Curve | None:
+    cleans = {row["covered"]: row for row in rows if row["noise"] is None}
+    noisy = sorted((row for row in rows if row["noise"] and row["curve"] == noise), key=lambda row: row["intensity"])
+    first = cleans.get(noise) if noise.startswith("paired:") else cleans.get(None)
+    if first is None or not noisy:
+        return None
+    clean = _measured(first, None)
+    return Curve(
+        first["task"],
+        noise,
+        first["model"],
+        first["metric"],
+        first["better"],
+        first["highest"],
+        first["chance"],
+        clean,
+        tuple(_measured(row, clean) for row in noisy),
+    )
+
+
+def _measured(row: Row, clean: Measured | None) -> Measured:
+    low, high = row["interval"] or (row["value"], row["value"])
+    shares = None
+    if clean is not None:
+        found = [retained(value, clean, row["chance"], row["better"]) for value in (row["value"], low, high)]
+        if found[0] is not None and found[1] is not None and found[2] is not None:
+            shares = (found[0], found[1], found[2])
+    return Measured(
+        row["intensity"], row["value"], (low, high), row["n"], row["left_out"], row["own"], shares, row["noise"]
+    )

@@ -1,0 +1,196 @@
+"""The contract of every evaluation task: membership in `Tasks` enrols it here."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from bltkit.eval.noise import parse_noise
+from bltkit.eval.place import Place
+from bltkit.eval.requests import Compression, Generation, Likelihood
+from bltkit.eval.runner import Settings, evaluate
+from bltkit.eval.tasks import TASKS, Item, Task, parse_task, parse_tasks
+from tests.eval_fakes import Chance, Known, Oracle, items_of
+from tests.eval_rows import ROWS, TRUTHS, place_of
+from tests.shared import SHARED
+
+GUESSED = {  # a task's choices, and does it divide by their bytes
+    "arc_easy": True,
+    "arc_challenge": True,
+    "piqa": True,
+    "openbookqa": True,
+    "hellaswag": True,
+    "winogrande": False,
+    "boolq": False,
+    "mmlu": False,
+    "blimp": False,
+}
+SLICE = 8
+KINDS = sorted(TASKS)
+
+
+@pytest.fixture
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    return place_of(tmp_path, *KINDS)
+
+
+def variants(kind: str) -> list[Task]:
+    """The task as it is, and with each field at its examples."""
+    found = [TASKS[kind]()]
+    for name, field in TASKS[kind].model_fields.items():
+        found += [TASKS[kind](**{name: value}) for value in field.examples or ()]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_has_rows_truths_and_a_docstring_that_says_where_it_comes_from(kind: str) -> None:
+    assert kind in ROWS and kind in TRUTHS
+    said = " ".join((inspect.getdoc(TASKS[kind]) or "").split())
+    for word in ("Source:", "Normalisation:", "Known difference"):
+        assert word in said, f"{kind}: its docstring does not speak of {word!r}"
+    assert next(iter(TASKS[kind].metrics))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_items_have_unique_ids_and_ask_the_same_twice(kind: str, place: Place) -> None:
+    for task in variants(kind):
+        items = items_of(task, place)
+        assert items and len({item.id for item in items}) == len(items)
+        again = items_of(task, place)
+        for one, other in zip(items, again, strict=True):
+            assert task.requests(one) == task.requests(other) != ()
+        if task.level is not None:
+            assert all(task.level in item.groups for item in items)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_choices_follow_a_context_without_a_space_and_begin_with_one(kind: str, place: Place) -> None:
+    for item in items_of(TASKS[kind](), place):
+        for request in TASKS[kind]().requests(item):
+            if isinstance(request, Likelihood) and request.context and kind != "arithmetic":
+                assert not request.context.endswith((b" ", b"\n"))
+                assert request.continuation.startswith(b" ")
+            elif isinstance(request, Generation):
+                assert request.max_bytes > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_oracle_reaches_the_top_and_its_opposite_the_bottom(kind: str, place: Place) -> None:
+    for task in variants(kind):
+        _top_and_bottom(task, place, None)
+
+
+@pytest.mark.skipif(SHARED is None, reason="needs the evaluation sets beside the repository")
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"bpb", "paired"}))
+def test_an_oracle_reaches_the_top_on_published_items(kind: str) -> None:
+    assert SHARED is not None
+    _top_and_bottom(TASKS[kind](), Place.of([SHARED / "data/eval", SHARED / "data/mt"]), SLICE)
+
+
+def _top_and_bottom(task: Task, place: Place, limit: int | None) -> None:
+    items = _limited(task, place, limit)
+    settings = Settings(limit)
+    best = evaluate(Oracle.of(task, items), [task], place, settings=settings, execute=True).results[str(task)]
+    worst = evaluate(Oracle.of(task, items, lies=True), [task], place, settings=settings, execute=True)
+    for name, metric in task.metrics.items():
+        if name not in best["metrics"] or task.kind == "paired":
+            continue  # it lacks its model on this machine; or it has no best answer: see tests/test_paired.py
+        top, bottom = best["metrics"][name]["value"], worst.results[str(task)]["metrics"][name]["value"]
+        if metric.better == "higher" and metric.highest is not None:
+            assert top == pytest.approx(metric.highest), name
+            assert bottom == pytest.approx(0.0, abs=0.02 * metric.highest), name
+        else:
+            assert top < bottom, name
+
+
+def _limited(task: Task, place: Place, limit: int | None) -> list[Item]:
+    """The items that the runner takes: the first of each group."""
+    found: list[Item] = []
+    taken: dict[str, int] = {}
+    for item in task.items(place):
+        group = item.groups[task.level] if task.level is not None else ""
+        taken[group] = taken.get(group, 0) + 1
+        if limit is None or taken[group] <= limit:
+            found.append(item)
+    return found
+
+
+@pytest.mark.skipif(SHARED is None, reason="needs the evaluation sets beside the repository")
+@pytest.mark.parametrize(("kind", "per_byte"), sorted(GUESSED.items()))
+def test_guessing_scores_at_chance(kind: str, per_byte: bool) -> None:
+    assert SHARED is not None
+    task, place = TASKS[kind](), Place.of([SHARED / "data/eval"])
+    items = items_of(task, place)
+    chance = sum(1 / len(TRUTHS[kind](item)) for item in items) / len(items)
+    result = evaluate(Chance(7, per_byte), [task], place).results[kind]
+    # The main metric: a mean over items, or over groups of one size.
+    deviation = (chance * (1 - chance) / len(items)) ** 0.5
+    assert abs(result["value"] - chance) < 4 * deviation
+    assert result["stderr"] == pytest.approx(deviation, rel=0.35)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_changes_what_is_asked_and_what_may_be_right_stays(kind: str, place: Place) -> None:
+    task = TASKS[kind]()
+    clean = evaluate(Known(), [task], place, execute=True).results[kind]
+    noisy = evaluate(Known(), [task], place, settings=Settings(noise=parse_noise("drop:0.4")), execute=True)
+    again = evaluate(Known(), [task], place, settings=Settings(noise=parse_noise("drop:0.4")), execute=True)
+    none = evaluate(Known(), [task], place, settings=Settings(noise=parse_noise("drop:0")), execute=True)
+    assert (noisy.results[kind]["prompt_hash"] != clean["prompt_hash"]) == bool(task.damaged)
+    assert noisy.results[kind]["prompt_hash"] == again.results[kind]["prompt_hash"]
+    assert none.results[kind]["prompt_hash"] == clean["prompt_hash"]
+    assert noisy.results[kind]["n"] == clean["n"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_is_read_back(kind: str) -> None:
+    for task in variants(kind):
+        assert parse_task(str(task)) == task
+
+
+def test_lists_of_tasks_keep_parts_and_fields_with_their_task() -> None:
+    names = [str(task) for task in parse_tasks(["cute:spell,orth,shots=2,arc_easy", "mmlu:shots=0,piqa"])]
+    assert names == ["cute:spell,orth,shots=2", "arc_easy", "mmlu:shots=0", "piqa"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("helaswag", "did you mean 'hellaswag'"),
+        ("hellaswag:easy", "has no parts"),
+        ("mmlu:shot=3", "did you mean 'shots'"),
+        ("mmlu:shots=-1", "shots = -1"),
+        ("cute:spell,shots=1,shots=2", "shots is given twice"),
+        ("arc_easy,helaswag", "did you mean 'hellaswag'"),
+    ],
+)
+def test_a_wrong_name_is_told_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        parse_tasks([text])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["mmlu", "blimp", "cute", "g2p", "bpb", "translation"])
+def test_an_unknown_part_is_refused(kind: str, place: Place) -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        items_of(TASKS[kind](part=("nothing",)), place)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"utf8"}))
+def test_missing_data_name_the_file_and_the_remedy(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(put|give|leave|say)") as error:
+        items_of(TASKS[kind](), Place.of([tmp_path]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_without_its_fields_names_item_and_field(tmp_path: Path) -> None:
+    (tmp_path / "piqa.jsonl").write_text('{"query": "Question: x\\n", "choices": ["a", "b"]}\n')
+    with pytest.raises(ValueError, match=r"piqa\.jsonl, item 1: field 'gold' is missing"):
+        items_of(TASKS["piqa"](), Place.of([tmp_path]))
+
+
+def test_compression_asks_for_bytes_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "raw.bin").write_bytes(bytes(range(256)))
+    (item,) = items_of(TASKS["bpb"](), Place.of([tmp_path]))
+    assert TASKS["bpb"]().requests(item) == (Compression(bytes(range(256))),)
