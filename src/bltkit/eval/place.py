@@ -23,11 +23,12 @@ ENDINGS = ("", ".zst", ".gz")
 
 @dataclass(frozen=True)
 class HubSet:
-    """A split of a data set on the hub. row: its columns -> the names that our files use; None leaves a row out."""
+    """A split of a data set on the hub. revision: on the hub alone, a folder has none. row: its columns -> the names that our files use; None leaves a row out."""
 
     name: str
     split: str
     config: str | None = None
+    revision: str | None = None
     row: Callable[[Row], Row | None] = dict
 
 

@@ -26,6 +26,8 @@ class Record:
     metrics: dict[str, float | Numbers]
     shown: dict[str, Any]
     asked: str
+    item: str
+    """SHA-256 of its fields and groups, as hex: the gold, too, may change under a record."""
     cut: int
     """How many of its requests lost the beginning of their context."""
     requests: list[dict[str, Any]]
@@ -41,6 +43,7 @@ class Record:
             dict(grade.metrics),
             dict(grade.shown),
             hash_of(requests),
+            hash_of_item(item),
             cut,
             _requests(requests),
             [_answer(answer) for answer in answers],
@@ -110,6 +113,12 @@ def hash_of(requests: Sequence[Request]) -> str:
             parts = (request.text.hex(),)
         found.update(json.dumps([type(request).__name__, *parts]).encode() + b"\n")
     return found.hexdigest()
+
+
+def hash_of_item(item: Item) -> str:
+    """SHA-256, as hex, of what an item is: grades are worked out from it beside the answers."""
+    said = json.dumps([dict(item.fields), dict(item.groups)], sort_keys=True, default=repr)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _requests(requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -4,30 +4,39 @@ Everything that all tasks share is here: noise, limits, what is asked in one go,
 resumes from, and statistics. A result is a function of the subject, the task and the settings.
 """
 
+import hashlib
 import json
+import math
+import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bltkit.checkpoint import write_atomic
 from bltkit.eval.noise import Noise, Paired
 from bltkit.eval.place import Place
-from bltkit.eval.records import Journal, Record, hash_of
-from bltkit.eval.requests import Answer, Compression, Generation, Request
+from bltkit.eval.records import Journal, Record, hash_of, hash_of_item
+from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request, Scored
 from bltkit.eval.results import result_of
 from bltkit.eval.subjects.subject import Subject
-from bltkit.eval.tasks.task import Item, Task
+from bltkit.eval.tasks.task import Grade, Item, Task
 
 FORMAT = 1
 RESULTS, RUN, RECORDS = "results.json", "run.json", "records"
 CHUNK_BYTES = 32 << 20
 """Of requests that a subject is asked at once: it may answer them in any order, sharing what they share."""
 
+_NAME = 100
+"""Bytes of a file's name that a task's may take."""
+
 Progress = Callable[[int, int], None]
 """Told (items done, items in all)."""
+Answered: TypeAlias = tuple[int, list[Answer]]
+"""The place of an item, and the answers to its requests."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit = {self.limit}: give at least 1 item, or leave it out for all")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}: give 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -112,6 +123,8 @@ def evaluate(
     """
     settings = settings or Settings()
     names = [str(task) for task in tasks]
+    if not names:
+        raise ValueError("no task is named; `blt eval --tasks list` shows them all")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"task {twice} is given twice; leave one out")
     for task in tasks:
@@ -155,9 +168,13 @@ def evaluate(
     return found
 
 
-def file_name(task: str) -> str:
-    """A task's name as that of a file."""
-    return "".join(one if one.isalnum() or one in "_.-" else "-" for one in task)
+def file_name(name: str) -> str:
+    """A task's name as that of a file: another for each, whatever it holds and however long it is."""
+    plain = "".join(one if one.isalnum() or one in "_.-" else "-" for one in name)
+    if plain == name.replace(":", "-", 1) and name.find("-") == -1 and len(plain.encode()) <= _NAME:
+        return plain
+    short = plain.encode()[:_NAME].decode("utf-8", "ignore")
+    return f"{short}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
@@ -167,7 +184,9 @@ def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
         try:
             there = json.loads((out / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise ValueError(f"--out {out} holds no evaluation to resume; choose another directory") from None
+            there = None
+        if not isinstance(there, dict):
+            raise ValueError(f"--out {out} holds no evaluation to resume; choose another directory")
         for name, value in run.items():
             if there.get(name) != value:
                 raise ValueError(
@@ -189,13 +208,14 @@ def _work(task: Task, place: Place, settings: Settings) -> _Work:
     taken: dict[str, int] = {}
     seen: set[str] = set()
     for item in task.items(place):
-        assert item.id not in seen, f"{task}: two items {item.id}"
+        if item.id in seen:
+            raise ValueError(f"task {task}: its data hold item {item.id!r} twice; leave one out")
         seen.add(item.id)
         group = item.groups[task.level] if task.level is not None else ""
         if settings.limit is not None and taken.get(group, 0) >= settings.limit:
             continue
-        covering = settings.covered or settings.noise
-        if covering is not None and not all(map(covering.covers, _damaged_texts(task, item))):
+        covering, texts = settings.covered or settings.noise, list(_damaged_texts(task, item))
+        if covering is not None and not all(map(covering.covers, texts)):
             left_out += 1
             continue
         taken[group] = taken.get(group, 0) + 1
@@ -211,7 +231,10 @@ def _work(task: Task, place: Place, settings: Settings) -> _Work:
 def _damaged_texts(task: Task, item: Item) -> Iterator[str]:
     for name in task.damaged:
         value = item[name]
-        yield from [value] if isinstance(value, str) else value
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"task {task}, item {item.id}: {name} = {value!r:.80} is no text, nor a list of texts")
+        yield from texts
 
 
 def _damaged(task: Task, item: Item, noise: Noise) -> Item:
@@ -231,34 +254,61 @@ def _records(subject: Subject, work: _Work, journal: Journal | None) -> Iterator
     missing = []
     for at, (item, requests) in enumerate(zip(work.items, work.requests, strict=True)):
         record = known.get(item.id)
-        if record is not None and record.asked == hash_of(requests):
+        if record is not None and record.asked == hash_of(requests) and record.item == hash_of_item(item):
             yield record
         else:
             missing.append(at)
     try:
-        for chunk in _chunks(missing, work.requests):
-            owners = [(at, place) for at in chunk for place in range(len(work.requests[at]))]
-            answers: dict[int, dict[int, Answer]] = {at: {} for at in chunk}
-            with closing(_asked(subject, [work.requests[at][place] for at, place in owners])) as found:
-                for number, answer in found:
-                    at, place = owners[number]
-                    answers[at][place] = answer
-                    if len(answers[at]) == len(work.requests[at]):
-                        own = [answers[at][place] for place in range(len(work.requests[at]))]
-                        del answers[at]
-                        grade = work.task.grade(work.items[at], own)
-                        record = Record.of(work.items[at], work.requests[at], own, grade)
-                        if journal is not None:
-                            journal.add(record)
-                        yield record
-            assert not answers, f"no answer to {len(answers)} items"
+        with closing(_answered(subject, work, missing)) as answered, closing(_graded(work, answered)) as graded:
+            for (at, answers), grade in graded:
+                record = Record.of(work.items[at], work.requests[at], answers, grade)
+                if journal is not None:
+                    journal.add(record)
+                yield record
     finally:
         if journal is not None:
             journal.flush()
 
 
+def _answered(subject: Subject, work: _Work, missing: Sequence[int]) -> Generator[Answered, None, None]:
+    for chunk in _chunks(missing, work.requests):
+        owners = [(at, place) for at in chunk for place in range(len(work.requests[at]))]
+        answers: dict[int, dict[int, Answer]] = {at: {} for at in chunk}
+        with closing(_asked(subject, [work.requests[at][place] for at, place in owners])) as found:
+            for number, answer in found:
+                at, place = owners[number]
+                answers[at][place] = answer
+                if len(answers[at]) == len(work.requests[at]):
+                    own = answers.pop(at)
+                    yield at, [own[place] for place in range(len(own))]
+        assert not answers, f"no answer to {len(answers)} items"
+
+
 def _asked(subject: Subject, requests: Sequence[Request]) -> Generator[tuple[int, Answer], None, None]:
-    yield from subject.answers(requests)
+    for number, answer in subject.answers(requests):
+        figure = answer.logprob if isinstance(answer, Scored) else answer.nats if isinstance(answer, Coded) else 0.0
+        if not math.isfinite(figure):
+            raise ValueError(f"{subject.name} gives no finite probabilities; `blt check` looks for the cause in a BLT")
+        yield number, answer
+
+
+def _graded(work: _Work, answered: Iterable[Answered]) -> Generator[tuple[Answered, Grade], None, None]:
+    """As they come. Programs are run several at a time, one a processor, while the model writes the next ones."""
+    if not work.task.executes:
+        for one in answered:
+            yield one, work.task.grade(work.items[one[0]], one[1])
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running: dict[Future[Grade], Answered] = {}
+        try:
+            for one in answered:
+                running[pool.submit(work.task.grade, work.items[one[0]], one[1])] = one
+                for future in [future for future in running if future.done()]:
+                    yield running.pop(future), future.result()
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _chunks(items: Sequence[int], requests: Sequence[Sequence[Request]]) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
-from bltkit.eval.subjects.prefixes import ROOT, Tree, Visit, walk
+from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
 from bltkit.generate import Autoregressive, Batch, Chunk, Sampling, Session, Strategy
 from bltkit.generate import Request as EngineRequest
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
@@ -44,6 +44,7 @@ class ByteModel:
         context is cut on its left; of a generation so that what is written fits too, but to no less than half.
     strategy: how it writes; only `diffusion` changes what.
     batch_bytes, rows: how much is computed at once; they bound memory and change nothing but rounding.
+    worthwhile: bytes that sharing a stretch has to save; without bound, every text is read alone.
     """
 
     kind: ClassVar[str] = "bltkit"
@@ -55,6 +56,7 @@ class ByteModel:
     strategy: Strategy = field(default_factory=Autoregressive)
     batch_bytes: int = BATCH_BYTES
     rows: int = ROWS
+    worthwhile: float = WORTHWHILE
 
     @classmethod
     def load(
@@ -88,7 +90,8 @@ class ByteModel:
         yield from self._scored(_only(Likelihood, requests))
         yield from self._written(_only(Generation, requests))
         for at, request in _only(Compression, requests):
-            found = byte_scores(self.bundle, request.text, *window_shape({}, self.context, None))
+            shape = window_shape({}, self.context, None)
+            found = byte_scores(self.bundle, request.text, *shape, batch_bytes=self.batch_bytes)
             yield at, Coded(float(found.nats.sum()), len(request.text))
 
     def _scored(self, asked: Sequence[tuple[int, Likelihood]]) -> Iterator[tuple[int, Scored]]:
@@ -98,7 +101,7 @@ class ByteModel:
         contexts = [_right(request.context, room) for (_, request), room in zip(asked, kept, strict=True)]
         texts = [context + request.continuation for context, (_, request) in zip(contexts, asked, strict=True)]
         # Nobody asks what follows the last byte, so it is not read.
-        tree = Tree.of([text[:-1] for text in texts])
+        tree = Tree.of([text[:-1] for text in texts], self.worthwhile)
         targets, left = _targets(tree, [len(context) for context in contexts])
         logprobs, greedy = [0.0] * len(asked), [True] * len(asked)
         with torch.inference_mode():
@@ -144,7 +147,7 @@ class ByteModel:
 
     def _prompts(self, contexts: Sequence[bytes]) -> Iterator[tuple[Session, list[int]]]:
         """Sessions behind the contexts, at most `rows` at a time, and which contexts they are."""
-        tree = Tree.of(contexts)
+        tree = Tree.of(contexts, self.worthwhile)
         with torch.inference_mode():
             for visit in walk(tree, self.start(), self.batch_bytes):
                 ending = [(row, text) for row, node in enumerate(visit.nodes) for text in tree.nodes[node].ends]

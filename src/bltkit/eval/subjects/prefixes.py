@@ -54,7 +54,7 @@ class Tree:
     leaves: tuple[int, ...]
 
     @classmethod
-    def of(cls, texts: Sequence[bytes], worthwhile: int = WORTHWHILE) -> "Tree":
+    def of(cls, texts: Sequence[bytes], worthwhile: float = WORTHWHILE) -> "Tree":
         """The tree of some texts, equal ones and empty ones among them as it may be.
 
         A stretch is shared where that saves at least `worthwhile` bytes: (texts - 1) times its length.

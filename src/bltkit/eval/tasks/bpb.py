@@ -35,7 +35,11 @@ class BitsPerByte(Task):
     level: ClassVar[str | None] = "source"
 
     def items(self, place: Place) -> Iterator[Item]:
-        files = {path.name.partition(".")[0]: path for path in place.glob(f"{self.folder}/**/*") if path.is_file()}
+        files: dict[str, Path] = {}
+        for path in place.glob(f"{self.folder}/**/*"):
+            source = path.name.partition(".")[0]
+            if source and path.is_file() and files.setdefault(source, path) != path:
+                raise ValueError(f"{path}: {files[source]} is called {source!r} too; give one of them another name")
         if not files:
             raise ValueError(f"{self.folder}/: no files in {place}; put texts there, or say bpb:folder=NAME")
         for source in self.chosen_parts(sorted(files)):

@@ -6,6 +6,7 @@ from typing import ClassVar
 from bltkit.eval.place import HubSet, Place, Row, needed
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
+from bltkit.vocab import to_bytes
 
 
 class Choice(Task):
@@ -30,7 +31,7 @@ class Choice(Task):
         return item["gold"]
 
     def requests(self, item: Item) -> tuple[Request, ...]:
-        context = self.context(item)
+        context = to_bytes(self.context(item))  # once for all choices: with five shots it is long
         return tuple(likelihood(context, f" {choice}") for choice in self.choices(item))
 
     def grade(self, item: Item, answers: Sequence[Answer]) -> Grade:

@@ -24,7 +24,7 @@ class OpenBookQa(Choice):
         return asked(place, "openbook_qa.jsonl", HubSet("allenai/openbookqa", "test", "main", _from_hub))
 
     def context(self, item: Item) -> str:
-        return item["query"]
+        return item["query"].rstrip()
 
 
 def _from_hub(row: Row) -> dict[str, Any]:
