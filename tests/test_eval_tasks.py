@@ -1,6 +1,7 @@
 """The contract of every evaluation task: membership in `Tasks` enrols it here."""
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,9 @@ def test_a_name_is_read_back(kind: str) -> None:
 def test_lists_of_tasks_keep_parts_and_fields_with_their_task() -> None:
     names = [str(task) for task in parse_tasks(["cute:spell,orth,shots=2,arc_easy", "mmlu:shots=0,piqa"])]
     assert names == ["cute:spell,orth,shots=2", "arc_easy", "mmlu:shots=0", "piqa"]
+    (task, other) = parse_tasks(["humaneval:samples=20,k=[1,10],temperature=0.5,piqa"])
+    assert task == TASKS["humaneval"](samples=20, k=(1, 10), temperature=0.5) and other == TASKS["piqa"]()
+    assert parse_task(str(task)) == task
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,51 @@ def test_a_row_without_its_fields_names_item_and_field(tmp_path: Path) -> None:
     (tmp_path / "piqa.jsonl").write_text('{"query": "Question: x\\n", "choices": ["a", "b"]}\n')
     with pytest.raises(ValueError, match=r"piqa\.jsonl, item 1: field 'gold' is missing"):
         items_of(TASKS["piqa"](), Place.of([tmp_path]))
+
+
+ITEM = {"query": "Q", "choices": ["a", "b"], "gold": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "content", "said"),
+    [
+        ("piqa", "piqa.jsonl", json.dumps({**ITEM, "gold": "1"}), r"item 1: the right choice is none of 0 \.\. 1"),
+        ("piqa", "piqa.jsonl", json.dumps({**ITEM, "gold": 2}), "the right choice is none of"),
+        ("piqa", "piqa.jsonl", json.dumps({**ITEM, "choices": "ab"}), "not a list of texts"),
+        ("piqa", "piqa.jsonl", json.dumps({**ITEM, "query": None}), "query = None is no text"),
+        ("piqa", "piqa.jsonl", b"\xff\xfe", r"piqa\.jsonl, line 1: .* fetch it anew"),
+        ("piqa", "piqa.jsonl.zst", b"\xff\xfe", r"piqa\.jsonl\.zst, line 1: .* fetch it anew"),
+        ("piqa", "piqa.jsonl.gz", b"\x1f\x8b\x08", r"piqa\.jsonl\.gz, line 1: .* fetch it anew"),
+        ("cute:spell", "cute/spell.tsv", b"input1\tlabel\n\xff", r"spell\.tsv, line 2: .* fetch it anew"),
+        ("cute:spell", "cute/spell.tsv", "input1\tlabel\na\tb\tc\n", "line 2: 3 columns, but the header names 2"),
+        ("g2p", "g2p/fre_dev.tsv", b"a\tb\n\xff", r"fre_dev\.tsv, line 2: .* fetch it anew"),
+        (
+            "winogrande",
+            "winogrande.jsonl",
+            json.dumps({"context_options": ["a", "b"], "continuation": "c", "gold": 2}),
+            "no place of context_options",
+        ),
+    ],
+)
+def test_malformed_data_are_told_in_one_line(
+    kind: str, file: str, content: str | bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=said) as error:
+        evaluate(Known(), [parse_task(kind)], Place.of([tmp_path]))
+    assert "\n" not in str(error.value)
+
+
+def test_two_texts_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "text" / "more").mkdir(parents=True)
+    for name in (".hidden", "a.txt", "more/b.txt"):
+        (tmp_path / "text" / name).write_text("some text")
+    assert [item.id for item in items_of(TASKS["bpb"](), Place.of([tmp_path]))] == ["a/0", "b/0"]
+    (tmp_path / "text" / "more" / "a.log").write_text("other text")
+    with pytest.raises(ValueError, match="'a' too"):
+        items_of(TASKS["bpb"](), Place.of([tmp_path]))
 
 
 def test_compression_asks_for_bytes_as_they_are(tmp_path: Path) -> None:

@@ -289,3 +289,15 @@ def test_the_command(place: Place, tmp_path: Path, blt: Blt_) -> None:
     ran = blt("study", "robustness", "--report", "--out", tmp_path / "out")
     assert ran.out.decode() == (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "wrote" in ran.err and Path(found["page"]).is_file()
+
+
+def test_pairs_that_changed_under_their_name_are_not_taken_for_measured(
+    place: Place, tmp_path: Path, blt: Blt_
+) -> None:
+    file = place.directories[0] / "pairs.jsonl"
+    line = ["study", "robustness", "--model", "a=bltkit:tiny", "--task", "piqa", "--data", place.directories[0]]
+    line += ["--paired", file, "--limit", "2", "--out", tmp_path / "out"]
+    assert blt(*line).status == 0
+    file.write_text(file.read_text(encoding="utf-8").replace("abaut", "abowt"), encoding="utf-8")
+    ran = blt(*line)
+    assert ran.status == 2 and "pairs was" in ran.err

@@ -1,7 +1,10 @@
 """The runner: resumable, deterministic, honest about what it left out; and the statistics of its results."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from bltkit.eval.place import Place
 from bltkit.eval.runner import RESULTS, Settings, evaluate, file_name
 from bltkit.eval.statistics import Drawn, Estimate, estimate, mean_of
 from bltkit.eval.tasks import TASKS, Metric, Task, parse_task, parse_tasks
+from bltkit.eval.tasks.gsm8k import Gsm8k
 from tests.eval_fakes import Chance, Counted, Known, Oracle, items_of
 from tests.eval_rows import place_of
 
@@ -171,6 +175,31 @@ def test_pairs_compare_the_same_items_clean_and_noisy(place: Place, tmp_path: Pa
         evaluate_pairs(Known(), [parse_task("boolq")], place, file, tmp_path / "none")
 
 
+def test_a_gap_is_a_mean_over_groups_where_the_result_is_one(place: Place, tmp_path: Path) -> None:
+    task = parse_task("blimp")
+    texts = {item[name] for item in items_of(task, place) for name in task.damaged}
+    file = tmp_path / "real.jsonl"
+    file.write_text("".join(json.dumps({"clean": text, "noisy": f"{text} x"}) + "\n" for text in sorted(texts)))
+    found = evaluate_pairs(Known(), [task], place, file, tmp_path / "out")
+    assert found.clean is not None and found.noisy is not None
+    values = [side.results["blimp"]["value"] for side in (found.noisy, found.clean)]
+    assert found.gaps["blimp"]["value"] == pytest.approx(values[0] - values[1])
+
+
+def test_pairs_go_into_no_directory_of_another_evaluation_nor_leave_half_of_theirs(
+    place: Place, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "real.jsonl", tmp_path / "out"
+    file.write_text(json.dumps({"clean": "Nothing of the data.", "noisy": "nothing"}) + "\n")
+    with pytest.raises(ValueError, match="covers none"):
+        evaluate_pairs(Known(), [parse_task("boolq")], place, file, out)
+    assert not out.exists()
+    evaluate(Known(), parse_tasks(["piqa"]), place, out=out)
+    with pytest.raises(ValueError, match="--resume"):
+        evaluate_pairs(Known(), [], place, file, out)
+    assert not (out / "texts").exists()
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 9))
 def test_a_share_has_the_binomial_error_and_an_interval_around_it(right: list[bool], seed: int) -> None:
     found = estimate(Metric(), [(float(one), 1.0) for one in right], (seed,)).estimate
@@ -221,8 +250,92 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 175 <= hits <= 199
 
 
-def test_file_names_are_plain() -> None:
-    assert file_name("cute:spell,shots=2") == "cute-spell-shots-2"
+def test_file_names_are_plain_and_no_two_tasks_have_the_same() -> None:
+    assert file_name("cute:spell") == "cute-spell"
+    names = [
+        "bpb:a,b",
+        "bpb:a-b",
+        "bpb:a",
+        "bpb:a,max_bytes=2",
+        "bpb-a",
+        "bpb:" + "x" * 300,
+        "bpb:" + "x" * 301,
+        "ä" * 99,
+    ]
+    found = [file_name(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(len(f"{name}.jsonl".encode()) < 200 and "/" not in name for name in found)
+
+
+def test_a_gold_that_was_corrected_is_graded_anew(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    task = parse_task("arc_easy")
+    before = evaluate(Oracle.of(task, items_of(task, place)), [task], place, out=out).results["arc_easy"]
+    file = tmp_path / "data" / "arc_easy.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    truths = [at == row["gold"] for row in rows for at in range(len(row["choices"]))][: len(rows[0]["choices"])]
+    rows[0]["gold"] = (rows[0]["gold"] + 1) % len(rows[0]["choices"])
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    after = evaluate(Oracle(truths), [task], place, out=out, resume=True).results["arc_easy"]
+    assert before["value"] == 1.0
+    assert after["metrics"]["acc"]["value"] == pytest.approx(1 - 1 / len(rows))
+    assert after["prompt_hash"] == before["prompt_hash"]
+
+
+class Broken(Known):
+    """Its weights are not numbers."""
+
+    def answers(self, requests):  # type: ignore[no-untyped-def]
+        for at, answer in super().answers(requests):
+            name = "logprob" if hasattr(answer, "logprob") else "nats"
+            yield at, replace(answer, **{name: float("nan")})
+
+
+@pytest.mark.parametrize("name", ["piqa", "bpb"])
+def test_what_is_not_a_number_is_no_result(name: str, place: Place) -> None:
+    with pytest.raises(ValueError, match="no finite probabilities"):
+        evaluate(Broken(), parse_tasks([name]), place)
+
+
+def test_programs_are_graded_side_by_side_and_counted_in_order(place: Place, tmp_path: Path) -> None:
+    class Slow(Gsm8k):
+        executes: ClassVar[bool] = True
+
+        def grade(self, item, answers):  # type: ignore[no-untyped-def]
+            time.sleep(0.05 if item.id == "0" else 0.0)  # the first is ready last
+            return super().grade(item, answers)
+
+    plain = evaluate(Known(), [Gsm8k()], place, out=tmp_path / "plain")
+    slow = evaluate(Known(), [Slow()], place, out=tmp_path / "slow", execute=True)
+    assert {**slow.results["gsm8k"], "seconds": 0} == {**plain.results["gsm8k"], "seconds": 0}
+    assert written(tmp_path / "slow") == written(tmp_path / "plain")
+
+
+def test_a_grade_that_fails_ends_the_evaluation(place: Place, tmp_path: Path) -> None:
+    class Refused(Gsm8k):
+        executes: ClassVar[bool] = True
+
+        def grade(self, item, answers):  # type: ignore[no-untyped-def]
+            raise ValueError("sandbox: refused")
+
+    with pytest.raises(ValueError, match="sandbox: refused"):
+        evaluate(Known(), [Refused()], place, out=tmp_path / "out", execute=True)
+    assert not (tmp_path / "out" / RESULTS).exists()
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"seed": -1}, "seed = -1"), ({"limit": 0}, "limit = 0")])
+def test_settings_that_cannot_be_are_refused(settings: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Settings(**settings)
+
+
+def test_no_task_and_an_item_twice_are_refused(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no task"):
+        evaluate(Known(), parse_tasks([","]), place)
+    file = next((tmp_path / "data").glob("mbpp_*.jsonl"))
+    (file.parent / "mbpp_again.jsonl").write_text(file.read_text())
+    with pytest.raises(ValueError, match="twice"):
+        evaluate(Known(), parse_tasks(["mbpp"]), place, execute=True)
 
 
 def test_progress_counts_items(place: Place) -> None:

@@ -123,10 +123,38 @@ for name, values in {"shmget": (0, 4096, 0o1600), "msgget": (0, 0o1600), "semget
     assert libc[name](*values) == -1 and ctypes.get_errno() == 1
 assert not os.path.exists("/dev/shm")
 refused(mmap.mmap, -1, 1 << 30)  # shared memory is address space
+import socket
+refused(socket.socket, socket.AF_UNIX)  # what is sent to one that nobody reads stays when its sender has closed
+for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+    refused(socket.socketpair, socket.AF_UNIX, kind)
+refused(socket.socketpair()[0].setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
 """
     )
     outcome = run(code)
     assert outcome.passed, outcome.reason
+
+
+@as_each_user
+def test_a_memory_bomb_behind_an_ended_first_thread(run: Run) -> None:
+    """The process then shows no memory of its own; only its other threads do."""
+    code = """
+import ctypes, os, threading, time
+def fill():
+    while "Z" not in open(f"/proc/{os.getpid()}/stat").read():  # not before the first thread has ended
+        time.sleep(0.02)
+    held = bytearray(60 << 20)
+    for at in range(0, len(held), 4096):
+        held[at] = 1
+    time.sleep(100)
+for _ in range(3):
+    if os.fork() == 0:
+        threading.Thread(target=fill).start()
+        ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)  # exit, of this thread alone
+time.sleep(100)
+"""
+    outcome = run(code, memory_bytes=150 << 20, wall_seconds=20)
+    assert not outcome.passed and not outcome.timed_out
+    assert "memory" in outcome.reason
 
 
 @as_each_user
@@ -242,6 +270,16 @@ def test_what_does_not_come_through_its_tests_has_not_passed(code: str) -> None:
 def test_it_has_no_input_and_no_name_of_a_script() -> None:
     outcome = own_run("try:\n    input()\nexcept EOFError:\n    print(__name__)\nif __name__ == '__main__': 1 / 0")
     assert outcome.passed and outcome.stdout == "program\n", outcome.reason
+
+
+def test_event_loops_and_pipes_work_without_sockets() -> None:
+    code = "import asyncio, multiprocessing\nasyncio.run(asyncio.sleep(0))\na, b = multiprocessing.Pipe()\na.send(1)"
+    outcome = own_run(code, "assert b.recv() == 1")
+    assert outcome.passed, outcome.reason
+
+
+def test_a_reason_is_one_printable_line() -> None:
+    assert own_run("raise ValueError('\\x1b]0;title\\x07\\nnext')").reason == "raised ValueError: ?]0;title? next"
 
 
 def test_outcomes_repeat_themselves() -> None:

@@ -1,5 +1,6 @@
 """The sandbox's walls under attack: files, network, environment, processes outside, and the kernel's own calls."""
 
+import resource
 import secrets
 import socket
 import subprocess
@@ -96,9 +97,11 @@ for address in (("127.0.0.1", {port}), ("192.0.2.1", 80), ("8.8.8.8", 53)):
     refused(socket.create_connection, address, 2)
     refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", address))
 refused(socket.getaddrinfo, "example.org", 80)
-refused(socket.socket(socket.AF_UNIX).connect, {abstract!r})
+refused(lambda: socket.socket(socket.AF_UNIX).connect({abstract!r}))
+refused(socket.socketpair()[0].connect, {abstract!r})
 for family in (socket.AF_NETLINK, socket.AF_PACKET, socket.AF_VSOCK, socket.AF_ALG):
     refused(socket.socket, family, socket.SOCK_DGRAM)
+    refused(socket.socketpair, family)
 """
         )
         outcome = run(code)
@@ -143,6 +146,50 @@ print("alive")
     outcome = run(code)
     assert outcome.passed and outcome.stdout == "alive\n", outcome.reason  # nor was the warden
     assert bystander.poll() is None
+
+
+@as_each_user
+def test_signals_to_its_group_stay_inside(run: Run) -> None:
+    """The launcher may have the program's user, and is no part of its group."""
+    code = """
+import os, signal
+for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(name, signal.SIG_IGN)
+    os.kill(0, name)
+assert os.getsid(0) == os.getpgid(0) == os.getpid()
+"""
+    outcome = run(code)
+    assert outcome.passed, outcome.reason
+
+
+@as_each_user
+def test_the_warden_cannot_be_hindered(run: Run) -> None:
+    """It has the program's user, and so the kernel would permit some of this."""
+    code = (
+        REFUSED
+        + """
+import ctypes, os, resource
+for name in ("NOFILE", "CPU", "AS", "FSIZE", "NPROC"):
+    refused(resource.prlimit, 1, getattr(resource, f"RLIMIT_{name}"), (0, 0))
+    resource.prlimit(0, getattr(resource, f"RLIMIT_{name}"))
+refused(os.setpriority, os.PRIO_PROCESS, 1, 19)
+refused(os.setpriority, os.PRIO_USER, 0, 19)
+refused(os.sched_setaffinity, 1, {0})
+refused(os.sched_setscheduler, 1, os.SCHED_IDLE, os.sched_param(0))
+assert ctypes.CDLL(None).inotify_init1(0) == -1
+"""
+    )
+    outcome = run(code)
+    assert outcome.passed, outcome.reason
+
+
+@as_each_user
+def test_a_crash_starts_no_helper_outside(run: Run) -> None:
+    """A limit of 1 is the kernel's word for that; 0 holds for files alone."""
+    ceiling = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    wanted = 0 if ceiling == 0 else 1
+    outcome = run(f"import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == ({wanted}, {wanted})")
+    assert outcome.passed, outcome.reason
 
 
 @as_each_user

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, progress_bar, say
+from bltkit.cli.terminal import Json, print_json, progress_bar, say, there
 
 if TYPE_CHECKING:
     from bltkit.eval.pairs import PairedEvaluation
@@ -83,6 +83,7 @@ def evaluate(
     chosen, place = parse_tasks(tasks or []), Place.of(data or [])
     damage = None if noise is None else parse_noise(noise)
     writing = None if strategy is None else parse_strategy(strategy, "--strategy")
+    there(device)
     subject = open_subject(model, context=context, strategy=writing, batch=batch, device=device)
     options: dict[str, Any] = {
         "resume": resume,

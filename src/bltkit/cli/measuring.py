@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, read_file, say
+from bltkit.cli.terminal import Json, print_json, read_file, say, there
 
 if TYPE_CHECKING:
     from bltkit.bench import Row, Subject
@@ -250,17 +250,8 @@ def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
 
     preset, model, device = source
     if model is not None:
-        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(_device(device))
-    return benchmarks.preset_subject(preset or "69m", *rows).on(_device(device))
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(there(device))
+    return benchmarks.preset_subject(preset or "69m", *rows).on(there(device))
 
 
 def _limits(repeats: int | None, seconds: float | None) -> Any:

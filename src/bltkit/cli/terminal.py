@@ -36,6 +36,16 @@ def read_file(file: Path) -> bytes:
     return file.read_bytes()
 
 
+def there(device: str) -> Any:
+    """The torch.device of this name. Raises ValueError where this machine, or its torch, has none."""
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
 def show(result: Any, as_json: bool) -> None:
     """A result as JSON or as its summary."""
     if as_json:

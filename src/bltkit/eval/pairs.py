@@ -1,5 +1,6 @@
 """What noise from a real source costs: tasks on the same items clean and noisy, and bits per byte of the pairs."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 from bltkit.eval.noise import Paired
 from bltkit.eval.place import Place
-from bltkit.eval.records import Journal
+from bltkit.eval.records import Journal, Record
 from bltkit.eval.runner import RECORDS, Evaluation, Progress, Settings, evaluate, file_name
-from bltkit.eval.statistics import estimate
+from bltkit.eval.statistics import estimate, mean_of
 from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.paired import FILE, PairedTexts
 from bltkit.eval.tasks.task import Metric, Numbers, Task
@@ -44,33 +45,49 @@ def evaluate_pairs(
     is malformed; a task none of whose items is in it is an error.
     """
     paired = Paired.load(file)
+    if out.exists() and not options.get("resume") and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists already; say --resume to go on with it, or choose another directory")
     limit = options.pop("limit", None)
     progress: Progress | None = options.pop("progress", None)
 
     def run(name: str, own: Sequence[Task], where: Place, settings: Settings) -> Evaluation:
         return evaluate(subject, own, where, settings=settings, out=out / name, progress=progress, **options)
 
-    texts = run("texts", [PairedTexts()], replace(place, named={FILE: file}), Settings(limit, seed=seed))
+    def alone() -> Evaluation:
+        return run("texts", [PairedTexts()], replace(place, named={FILE: file}), Settings(limit, seed=seed))
+
     if not tasks:
-        return PairedEvaluation(texts, None, None, {})
+        return PairedEvaluation(alone(), None, None, {})
+    # First what may still be wrong: tasks and their data.
     clean = run("clean", tasks, place, Settings(limit, covered=paired, seed=seed))
     noisy = run("noisy", tasks, place, Settings(limit, noise=paired, seed=seed))
+    texts = alone()
     gaps = {str(task): _gap(task, out, seed) for task in tasks}
     return PairedEvaluation(texts, clean, noisy, gaps)
 
 
 def _gap(task: Task, out: Path, seed: int) -> dict[str, Any]:
     name, metric = next(iter(task.metrics.items()))
-    clean, noisy = (_contributions(out / side, task, name) for side in ("clean", "noisy"))
-    items = [noisy[item] + own for item, own in clean.items() if item in noisy]
-    width = len(items[0]) // 2
+    clean, noisy = (_records(out / side, task, name) for side in ("clean", "noisy"))
 
     def difference(sums: Sequence[float]) -> float:
+        width = len(sums) // 2
         return metric.of(sums[:width]) - metric.of(sums[width:])
 
-    return {"metric": name, **estimate(Metric(of=difference), items, (seed,)).estimate.to_json()}
+    groups: dict[str, list[Numbers]] = {}
+    for item, own in clean.items():
+        if item in noisy:
+            group = own.groups[task.level] if task.macro and task.level is not None else ""
+            groups.setdefault(group, []).append(noisy[item].contributions[name] + own.contributions[name])
+    # As the task's own result: a mean over groups where that is one.
+    drawn = {
+        group: estimate(Metric(of=difference), items, (seed, zlib.crc32(group.encode())))
+        for group, items in groups.items()
+    }
+    found = mean_of(drawn) if task.macro else drawn[""].estimate
+    return {"metric": name, **found.to_json()}
 
 
-def _contributions(out: Path, task: Task, metric: str) -> dict[str, Numbers]:
-    records = Journal(out / RECORDS / f"{file_name(str(task))}.jsonl").known().values()
-    return {one.id: one.contributions[metric] for one in records if metric in one.metrics}
+def _records(out: Path, task: Task, metric: str) -> dict[str, Record]:
+    records = Journal(out / RECORDS / f"{file_name(str(task))}.jsonl").known()
+    return {item: one for item, one in records.items() if metric in one.metrics}

@@ -4,7 +4,6 @@
 header. A folder OWNER/NAME in DIR, in the hub's layout, stands for the data set of that name.
 """
 
-import csv
 import gzip
 import io
 import json
@@ -23,13 +22,16 @@ ENDINGS = ("", ".zst", ".gz")
 
 @dataclass(frozen=True)
 class HubSet:
-    """A split of a data set on the hub. revision: on the hub alone, a folder has none. row: its columns -> the names that our files use; None leaves a row out."""
+    """A split of a data set on the hub.
+
+    row: its columns -> the names that our files use; None leaves a row out. revision: on the hub; a folder has none.
+    """
 
     name: str
     split: str
     config: str | None = None
-    revision: str | None = None
     row: Callable[[Row], Row | None] = dict
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,33 @@ class Place:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a `.jsonl` or `.tsv` file, `.gz` and `.zst` as well. Raises ValueError that names file and line."""
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
-    with open_text(path) as file:
-        if name.endswith(".tsv"):
-            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return
-        number = 1
-        while line := _next_line(file, path, number):
-            if line.strip():
-                yield _object(line, f"{path}, line {number}")
-            number += 1
+    lines = ((number, line) for number, line in read_text_lines(path) if line.strip())
+    if not path.name.removesuffix(".gz").removesuffix(".zst").endswith(".tsv"):
+        for number, line in lines:
+            yield _object(line, f"{path}, line {number}")
+        return
+    _, head = next(lines, (0, ""))
+    names = head.rstrip("\r").split("\t")
+    for number, line in lines:
+        values = line.rstrip("\r").split("\t")
+        if len(values) > len(names):
+            raise ValueError(f"{path}, line {number}: {len(values)} columns, but the header names {len(names)}")
+        yield dict.fromkeys(names) | dict(zip(names, values, strict=False))
 
 
-def _next_line(file: io.TextIOBase, path: Path, number: int) -> str:
+def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of a UTF-8 file, decompressed by its name; only \\n ends a line.
+
+    Raises ValueError that names file and line for what cannot be read.
+    """
+    number = 1
     try:
-        return file.readline()
+        with _opened(path) as file:
+            while line := file.readline():
+                yield number, line.removesuffix(b"\n").decode()
+                number += 1
+    except (GeneratorExit, IsADirectoryError, PermissionError):
+        raise
     except Exception as error:  # UnicodeDecodeError, EOFError, BadGzipFile, ZstdError: no common base
         raise ValueError(f"{path}, line {number}: {error}; the file is broken, fetch it anew") from None
 
@@ -121,16 +135,15 @@ def _object(line: str, where: str) -> Row:
     return row
 
 
-def open_text(path: Path) -> io.TextIOBase:
-    """A file as UTF-8 text, decompressed by its name; only \\n ends a line."""
+def _opened(path: Path) -> io.BufferedIOBase:
     if path.name.endswith(".zst"):
         import zstandard
 
         stream = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
-        return io.TextIOWrapper(stream, "utf-8", newline="\n")
+        return io.BufferedReader(stream)
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+        return gzip.open(path)
+    return path.open("rb")
 
 
 def needed(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
@@ -153,9 +166,15 @@ def _hub_rows(hub: HubSet, directory: Path | None) -> Iterator[Row]:
     with _one_line(hub.name):
         import datasets
 
-        loaded = datasets.load_dataset(str(directory or hub.name), hub.config, split=hub.split)
-    for row in loaded:
-        if (ours := hub.row(dict(row))) is not None:
+        revision = None if directory else hub.revision
+        loaded = datasets.load_dataset(str(directory or hub.name), hub.config, split=hub.split, revision=revision)
+    for number, row in enumerate(loaded, 1):
+        try:
+            ours = hub.row(dict(row))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"data set {hub.name}, row {number}: {said}; the row has {', '.join(row)}") from None
+        if ours is not None:
             yield ours
 
 

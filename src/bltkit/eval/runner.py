@@ -61,13 +61,11 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        noise, covered = (None if one is None else _named(one) for one in (self.noise, self.covered))
-        return {"seed": self.seed, "limit": self.limit, "noise": noise, "covered": covered}
-
-
-def _named(noise: Noise) -> str:
-    """Pairs by their content as well: a file changes under its name."""
-    return f"{noise} {noise.fingerprint[:16]}" if isinstance(noise, Paired) else str(noise)
+        noise, covered = (None if one is None else str(one) for one in (self.noise, self.covered))
+        found = {"seed": self.seed, "limit": self.limit, "noise": noise, "covered": covered}
+        # A file changes under its name.
+        pairs = [one.fingerprint for one in (self.noise, self.covered) if isinstance(one, Paired)]
+        return found | ({"pairs": pairs[0]} if pairs else {})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bltkit.eval.place import open_text
+from bltkit.eval.place import read_text_lines
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,13 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     if not path.is_file():
         raise ValueError(f'{path}: no such file; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
     lines = 0
-    with open_text(path) as file:
-        try:
-            for line in file:
-                lines += 1
-                if line.strip():
-                    yield pair_of(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {max(lines, 1)}: {error}") from None
+    for lines, line in read_text_lines(path):
+        if line.strip():
+            try:
+                pair = pair_of(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {lines}: {error}") from None
+            yield pair
     if not lines:
         raise ValueError(f'{path} is empty; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
 

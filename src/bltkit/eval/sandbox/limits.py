@@ -10,6 +10,7 @@ class Limits:
     cpu_seconds: of each process. wall_seconds: of the run, whatever its processes do.
     memory_bytes: address space of each process; and resident memory of all together, looked at every 20 ms, so that
         processes which fill memory between two looks are held by `processes` x `memory_bytes` alone.
+        What the kernel holds for them (pipes, pairs of sockets) is bound by `processes` x `open_files` alone.
     processes: at a time, threads included.
     file_bytes: of each file. folder_bytes, files: of the work folder, which is in memory.
     open_files: of each process. output_bytes: written to standard output and error together.

@@ -85,12 +85,13 @@ def _outcome(heard: Heard, token: bytes, limits: Limits) -> Outcome:
             why = f" ({os.strerror(int(number))})" if int(number) else ""
             raise _refusal(f"the kernel refuses {step}{why}")
     if ["ready"] not in lines:
-        raise _refusal(f"the launcher ended without a word ({heard.stderr.strip()[-200:] or 'no message'})")
+        raise _refusal(f"the launcher ended without a word ({' '.join(heard.stderr[-200:].split()) or 'no message'})")
     ended = next((rest for kind, *rest in lines if kind == "ended"), None)
     stdout, stderr = heard.stdout, heard.stderr
 
     def failed(reason: str, status: int | None = None, timed_out: bool = False) -> Outcome:
-        return Outcome(False, status, timed_out, " ".join(reason.split()), stdout, stderr)
+        line = "".join(one if one.isprintable() else "?" for one in " ".join(reason.split()))
+        return Outcome(False, status, timed_out, line, stdout, stderr)
 
     if heard.flooded:
         return failed(f"wrote more than {limits.output_bytes} bytes")
@@ -132,7 +133,8 @@ def _refusal(reason: str) -> ValueError:
         remedy = (
             "use a Linux that lets this user make user namespaces (sysctl user.max_user_namespaces, "
             "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns); in a container, one "
-            "whose seccomp profile permits unshare and mount and whose /proc is not masked"
+            "whose seccomp profile permits unshare and mount and whose /proc is not masked; as root, a system that has "
+            "a user 65534, and a Python that this user may read and execute"
         )
     return ValueError(f"sandbox: {reason}; a model's programs are never run without one. Remedy: {remedy}")
 

@@ -1,5 +1,6 @@
 """Evaluation tasks (seam 5), and the one line that registers each: its place in `Tasks`."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
@@ -66,7 +67,7 @@ def parse_task(text: str) -> Task:
         raise ValueError(f"no task {name!r}{nearest(name, list(TASKS))}")
     fields: dict[str, Any] = {}
     parts: list[str] = []
-    for word in filter(None, map(str.strip, rest.split(","))):
+    for word in filter(None, _words(rest)):
         key, equals, value = word.partition("=")
         if not equals:
             parts.append(word)
@@ -78,13 +79,18 @@ def parse_task(text: str) -> Task:
     return found
 
 
+def _words(text: str) -> list[str]:
+    """What commas separate, those in square brackets excepted: `samples=10,k=[1,10]` has two."""
+    return [word.strip() for word in re.split(r",(?![^\[\]]*\])", text)]
+
+
 def parse_tasks(texts: Sequence[str]) -> tuple[Task, ...]:
     """Lists of tasks between commas. A word behind `NAME:` that is no task's name belongs to NAME.
 
     `cute:spell,shots=2,arc_easy` are two. Raises ValueError as `parse_task`.
     """
     found: list[str] = []
-    for word in (word.strip() for text in texts for word in text.split(",")):
+    for word in (word for text in texts for word in _words(text)):
         if found and ":" in found[-1] and word.partition(":")[0] not in TASKS:
             found[-1] += f",{word}"
         elif word:

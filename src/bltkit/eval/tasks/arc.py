@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice, asked
+from bltkit.eval.tasks.choice import Choice
 from bltkit.eval.tasks.task import Item
 
 
@@ -15,7 +15,7 @@ class _Arc(Choice):
 
     def items(self, place: Place) -> Iterator[Item]:
         hub = HubSet("allenai/ai2_arc", "test", self.config, _from_hub)
-        return asked(place, self.file, hub)
+        return self.asked(place, self.file, hub)
 
     def context(self, item: Item) -> str:
         return f"{item['query']}\nAnswer:"

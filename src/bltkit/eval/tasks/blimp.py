@@ -12,7 +12,8 @@ _HUB = "nyu-mll/blimp"
 
 
 class Blimp(Task):
-    """BLiMP, 0 shots: both sentences behind BOS, summed over their bytes; right where the good one is likelier.
+    """BLiMP, 0 shots: both sentences behind BOS, summed over their bytes; right where the good one is the likelier
+    (a tie is wrong, as in the paper).
 
     Normalisation: none. Source: `blimp/*.jsonl` (sentence_good, sentence_bad, UID, field), or nyu-mll/blimp, train. 67
     paradigms (`blimp:adjunct_island` is one) in four fields; the main result is the mean over paradigms. Known
@@ -35,7 +36,10 @@ class Blimp(Task):
             hub = HubSet(_HUB, "train", paradigm)
             rows = read_rows(files[paradigm]) if files else place.rows(f"blimp/{paradigm}.jsonl", hub)
             for item in numbered(rows, f"blimp/{paradigm}.jsonl", names):
-                groups = {"paradigm": paradigm, "field": str(item.fields.get("field", "unknown"))}
+                field = str(item.fields.get("field", "unknown")).replace(
+                    "/", "_"
+                )  # the set writes one of them in two ways
+                groups = {"paradigm": paradigm, "field": field}
                 yield Item(f"{paradigm}/{item.id}", item.fields, groups)
 
     def requests(self, item: Item) -> tuple[Request, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice, asked
+from bltkit.eval.tasks.choice import Choice
 from bltkit.eval.tasks.task import Item, Metric
 
 
@@ -21,7 +21,7 @@ class BoolQ(Choice):
     damaged: ClassVar[tuple[str, ...]] = ("query",)
 
     def items(self, place: Place) -> Iterator[Item]:
-        return asked(place, "boolq.jsonl", HubSet("google/boolq", "validation", None, _from_hub))
+        return self.asked(place, "boolq.jsonl", HubSet("google/boolq", "validation", None, _from_hub))
 
     def context(self, item: Item) -> str:
         return f"{item['query']}\nAnswer:"

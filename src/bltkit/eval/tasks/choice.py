@@ -30,6 +30,24 @@ class Choice(Task):
         """The right one's place."""
         return item["gold"]
 
+    def asked(self, place: Place, file: str, hub: HubSet) -> Iterator[Item]:
+        """Items of a file whose rows hold `query`, `choices` and `gold`."""
+        return self.sound(numbered(place.rows(file, hub), file, ("query", "choices", "gold")), file)
+
+    def sound(self, items: Iterable[Item], file: str) -> Iterator[Item]:
+        """The items. Raises ValueError for one whose choices are no texts, or whose right one is not among them."""
+        for number, item in enumerate(items, 1):
+            choices = self.choices(item)
+            if not _are_texts(choices):
+                raise ValueError(f"{file}, item {number}: choices = {choices!r:.80}, not a list of texts")
+            try:
+                gold = self.gold(item)
+            except (TypeError, ValueError):
+                gold = -1
+            if gold not in range(len(choices)):
+                raise ValueError(f"{file}, item {number}: the right choice is none of 0 .. {len(choices) - 1}")
+            yield item
+
     def requests(self, item: Item) -> tuple[Request, ...]:
         context = to_bytes(self.context(item))  # once for all choices: with five shots it is long
         return tuple(likelihood(context, f" {choice}") for choice in self.choices(item))
@@ -47,6 +65,10 @@ class Choice(Task):
         )
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
 def first_best(scores: Sequence[float]) -> int:
     """The place of the highest score, the first of equals."""
     return max(range(len(scores)), key=lambda at: (scores[at], -at))
@@ -57,8 +79,3 @@ def numbered(rows: Iterable[Row], file: str, names: Sequence[str]) -> Iterator[I
     for number, row in enumerate(rows):
         needed(row, names, f"{file}, item {number + 1}")
         yield Item(str(number), row)
-
-
-def asked(place: Place, file: str, hub: HubSet) -> Iterator[Item]:
-    """Items of a file whose rows hold `query`, `choices` and `gold`."""
-    return numbered(place.rows(file, hub), file, ("query", "choices", "gold"))

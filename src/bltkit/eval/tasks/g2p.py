@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import ENDINGS, Place, open_text
+from bltkit.eval.place import ENDINGS, Place, read_text_lines
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.eval.tasks.writing import drawn, written
@@ -90,12 +90,11 @@ def read_words(path: Path) -> list[Pair]:
     """Lines of word, tab, phonemes; no header. Raises ValueError that names file and line."""
     assert path.name.endswith(tuple(f".tsv{ending}" for ending in ENDINGS)), path
     found = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            columns = line.rstrip("\r\n").split("\t")
-            if len(columns) != 2 or not all(column.strip() for column in columns):
-                raise ValueError(f"{path}, line {number}: expected a word, a tab and its phonemes")
-            found.append((columns[0], columns[1]))
+    for number, line in read_text_lines(path):
+        columns = line.rstrip("\r").split("\t")
+        if len(columns) != 2 or not all(column.strip() for column in columns):
+            raise ValueError(f"{path}, line {number}: expected a word, a tab and its phonemes")
+        found.append((columns[0], columns[1]))
     if not found:
         raise ValueError(f"{path}: no words")
     return found

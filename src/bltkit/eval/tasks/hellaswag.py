@@ -25,7 +25,8 @@ class HellaSwag(Choice):
 
     def items(self, place: Place) -> Iterator[Item]:
         hub = HubSet("Rowan/hellaswag", "validation", None, _from_hub)
-        return numbered(place.rows("hellaswag_val.jsonl", hub), "hellaswag_val.jsonl", ("ctx", "endings", "label"))
+        rows = place.rows("hellaswag_val.jsonl", hub)
+        return self.sound(numbered(rows, "hellaswag_val.jsonl", ("ctx", "endings", "label")), "hellaswag_val.jsonl")
 
     def context(self, item: Item) -> str:
         return item["ctx"].rstrip()

@@ -19,8 +19,8 @@ class Mmlu(Choice):
     Normalisation: none, each choice has two bytes. Source: `mmlu_validation.jsonl` (question, subject, choices, answer)
     with shots from `mmlu_dev.jsonl`, or cais/mmlu, test, with shots from dev. `mmlu:astronomy` is one subject. The main
     result is the mean over items (micro); the mean over subjects stands beside it. Known difference: rows shorter than
-    the prompt lose its beginning, so that of five shots fewer may be seen: the number of such prompts is in the
-    results.
+    the prompt lose its beginning, so that of five shots fewer may be seen: the results
+    say how many requests were cut.
     """
 
     kind: Literal["mmlu"] = "mmlu"
@@ -38,7 +38,8 @@ class Mmlu(Choice):
         rows = place.rows("mmlu_validation.jsonl", HubSet("cais/mmlu", "test", "all"))
         items = list(numbered(rows, "mmlu_validation.jsonl", names))
         chosen = self.chosen_parts(sorted({item["subject"] for item in items}))
-        for item in items:
+        preambles: dict[str, str] = {}
+        for item in self.sound(items, "mmlu_validation.jsonl"):
             subject = item["subject"]
             if subject not in chosen:
                 continue
@@ -48,14 +49,15 @@ class Mmlu(Choice):
                     f"mmlu_dev.jsonl: {len(shots)} items of subject {subject!r}, but shots = {self.shots} are wanted; "
                     f"say mmlu:shots={len(shots)}, or give a file that has more"
                 )
-            fields = {**item.fields, "preamble": _preamble(subject, shots)}
-            yield Item(item.id, fields, {"subject": subject})
+            if subject not in preambles:
+                preambles[subject] = _preamble(subject, shots)
+            yield Item(item.id, {**item.fields, "preamble": preambles[subject]}, {"subject": subject})
 
     def context(self, item: Item) -> str:
         return item["preamble"] + _question(item.fields)
 
     def choices(self, item: Item) -> Sequence[str]:
-        return LETTERS[: len(item["choices"])]
+        return list(LETTERS[: len(item["choices"])])
 
     def gold(self, item: Item) -> int:
         return int(item["answer"])

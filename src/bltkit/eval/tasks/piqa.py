@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice, asked
+from bltkit.eval.tasks.choice import Choice
 from bltkit.eval.tasks.task import Item
 
 
@@ -20,7 +20,9 @@ class Piqa(Choice):
     damaged: ClassVar[tuple[str, ...]] = ("query",)
 
     def items(self, place: Place) -> Iterator[Item]:
-        return asked(place, "piqa.jsonl", HubSet("ybisk/piqa", "validation", None, _from_hub))
+        # Its main branch is a script, which `datasets` no longer runs; the hub keeps a converted copy beside it.
+        hub = HubSet("ybisk/piqa", "validation", None, _from_hub, "refs/convert/parquet")
+        return self.asked(place, "piqa.jsonl", hub)
 
     def context(self, item: Item) -> str:
         # Noise may have taken the query's line end.

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 from pydantic import Field, NonNegativeInt, field_validator
 
 from bltkit.config import nearest
-from bltkit.eval.place import HubSet, Place, Row, needed, open_text, read_rows
+from bltkit.eval.place import HubSet, Place, Row, needed, read_rows, read_text_lines
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.languages import name_of
 from bltkit.eval.tasks.overlap import bleu, bleu_sums, chrf, chrf_sums, need_sacrebleu, sentence_pieces
@@ -182,8 +182,7 @@ def _flores(language: str, split: str, place: Place) -> Sentences:
     for folder in ("", "mt/"):
         for pattern in FLORES_FILES:
             if (path := place.find(folder + pattern.format(split=split, language=language))) is not None:
-                with open_text(path) as file:
-                    return [one_line(line) for line in file]
+                return [one_line(line) for _, line in read_text_lines(path)]
     hub = HubSet(FLORES, split, language, _text)
     # Neither is there; the name is for the message.
     return [one_line(row["text"]) for row in place.rows(f"{SEED_FILES[0]} or {split}/{language}.{split}", hub)]

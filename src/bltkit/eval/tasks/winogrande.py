@@ -23,8 +23,11 @@ class Winogrande(Task):
 
     def items(self, place: Place) -> Iterator[Item]:
         hub = HubSet("allenai/winogrande", "validation", "winogrande_xl", _from_hub)
-        names = ("context_options", "continuation", "gold")
-        return numbered(place.rows("winogrande.jsonl", hub), "winogrande.jsonl", names)
+        file, names = "winogrande.jsonl", ("context_options", "continuation", "gold")
+        for item in numbered(place.rows(file, hub), file, names):
+            if item["gold"] not in range(len(item["context_options"])):
+                raise ValueError(f"{file}, item {item.id}: gold = {item['gold']!r} is no place of context_options")
+            yield item
 
     def requests(self, item: Item) -> tuple[Request, ...]:
         return tuple(likelihood(context, f" {item['continuation']}") for context in item["context_options"])

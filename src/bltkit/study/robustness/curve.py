@@ -77,7 +77,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _curve(rows: Sequence[Row], noise: str) -> Curve | None:
-    cleans = {row["covered"]: row for row in rows if row["noise"] is None}
+    cleans = {row["curve"]: row for row in rows if row["noise"] is None}  # by no noise, and for pairs on their items
     noisy = sorted((row for row in rows if row["noise"] and row["curve"] == noise), key=lambda row: row["intensity"])
     first = cleans.get(noise) if noise.startswith("paired:") else cleans.get(None)
     if first is None or not noisy:

@@ -20,7 +20,7 @@ from bltkit.eval.place import Place
 from bltkit.eval.requests import Likelihood
 from bltkit.eval.runner import Evaluation, Settings, evaluate, file_name
 from bltkit.eval.subjects import Subject, open_subject
-from bltkit.eval.tasks import Task, parse_task
+from bltkit.eval.tasks import Task, parse_tasks
 
 ROWS = "rows.jsonl"
 RUNS = "runs"
@@ -78,6 +78,11 @@ class Condition:
         """The noise, and the one that items have to be covered by."""
         found = self.settings.to_json()
         return found["noise"], found["covered"]
+
+    @property
+    def pairs(self) -> str | None:
+        """What the pairs are, whatever their file is called; None without."""
+        return self.settings.to_json().get("pairs")
 
 
 def conditions(plan: Plan) -> list[Condition]:
@@ -140,8 +145,12 @@ def run(
     Raises ValueError for what cannot be loaded or read, a task that noise cannot touch, and where `out` holds rows of
     the same names that were measured otherwise.
     """
-    asked, tasks = conditions(plan), [parse_task(task) for task in plan.tasks]
-    for task in tasks:
+    asked, tasks = conditions(plan), parse_tasks(plan.tasks)
+    for at, task in enumerate(tasks):
+        if task in tasks[:at]:
+            raise ValueError(f"task {task} is given twice; leave one out")
+        if task.executes and not execute:
+            raise ValueError(f"task {task} runs programs that models write; say --allow-code-execution")
         if not task.damaged:
             raise ValueError(f"task {task} names no field that noise is applied to; leave it out")
     subjects = {name: load(source) for name, source in models.items()}
@@ -151,7 +160,7 @@ def run(
     work = [(name, task, condition) for name in models for task, condition in fitting]
     for name, task, condition in work:
         if (row := known.get((name, str(task), *condition.key))) is not None:
-            _agree(row, subjects[name], plan, out)
+            _agree(row, subjects[name], condition, out)
     chances = {str(task): chance(task, place) for task in tasks}
     for at, (name, task, condition) in enumerate(work):
         progress(at * _TICKS, len(work) * _TICKS)
@@ -233,9 +242,15 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["model"], row["task"], row["noise"], row["covered"]
 
 
-def _agree(row: Row, subject: Subject, plan: Plan, out: Path) -> None:
-    """Raises ValueError where a row is of other weights or settings."""
-    asked = {"fingerprint": subject.fingerprint, "limit": plan.limit, "seed": plan.seed}
+def _agree(row: Row, subject: Subject, condition: Condition, out: Path) -> None:
+    """Raises ValueError where a row is of other weights, settings or pairs."""
+    settings = condition.settings
+    asked = {
+        "fingerprint": subject.fingerprint,
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "pairs": condition.pairs,
+    }
     for name, value in asked.items():
         if row[name] != value:
             raise ValueError(
@@ -261,6 +276,7 @@ def _row(
         "own": condition.own,
         "noise": noise,
         "covered": covered,
+        "pairs": condition.pairs,
         "limit": plan.limit,
         "seed": plan.seed,
         "chance": by_chance if result["better"] == "higher" and result["highest"] else None,

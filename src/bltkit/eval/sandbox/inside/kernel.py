@@ -7,6 +7,7 @@ import ctypes
 import errno
 import functools
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ MNT_DETACH = 2
 
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 22, 24, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 38, 47
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -108,6 +110,11 @@ def drop_capabilities() -> None:
 def hide_from_peers() -> None:
     """No process of the same user may trace this one or read its memory."""
     _check("becoming undumpable", _prctl(_PR_SET_DUMPABLE, 0))
+
+
+def end_with_parent() -> None:
+    """SIGKILL when the parent ends. A later change of user would undo it."""
+    _check("ending with the parent", _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
 def filter_calls(code: bytes) -> None:

@@ -38,6 +38,8 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
 DEVICES = ("null", "zero", "random", "urandom")
 INTERVAL = 20
 """Milliseconds between two looks at the memory in use."""
+REAPED = 64
+"""Ended processes that are waited for between two looks, at most: no stream of them keeps the warden from looking."""
 
 Plan = dict[str, int]
 
@@ -51,9 +53,12 @@ def main(arguments: list[str]) -> NoReturn:
     plan: Plan = {name: int(value) for name, _, value in (one.partition("=") for one in arguments)}
     os.umask(0o022)
     try:
-        # Out of the way of the driver's descriptors, and closed on exec.
+        # Out of the way of the driver's descriptors, and closed on exec; what they were before may have any number.
         for name in ("life", "status", "result"):
-            plan[name] = fcntl.fcntl(plan[name], fcntl.F_DUPFD_CLOEXEC, 64)
+            given = plan[name]
+            with doing("using 67 file descriptors"):
+                plan[name] = fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, 64)
+            os.close(given)
         os.closerange(3, 64)
         with doing("reading the driver"):
             driver = _read(os.path.join(os.path.dirname(__file__), "driver.py"))
@@ -128,6 +133,7 @@ def _warden(plan: Plan, driver: str, root: bool) -> NoReturn:
                 os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
         kernel.drop_capabilities()
         kernel.hide_from_peers()
+        kernel.end_with_parent()
         kernel.filter_calls(syscalls.bpf(os.uname().machine))
         os.write(plan["status"], b"ready\n")
         with doing("starting a process inside"):
@@ -216,7 +222,7 @@ def _driver(plan: Plan, driver: str) -> NoReturn:
                 resource.RLIMIT_NPROC: (plan["processes"] + 1,) * 2,  # and the warden
                 resource.RLIMIT_FSIZE: (plan["file_bytes"],) * 2,
                 resource.RLIMIT_NOFILE: (plan["open_files"],) * 2,
-                resource.RLIMIT_CORE: (0, 0),
+                resource.RLIMIT_CORE: (1, 1),  # with 0, a system that pipes dumps to a helper still starts it
                 resource.RLIMIT_MEMLOCK: (0, 0),
                 resource.RLIMIT_MSGQUEUE: (0, 0),
             }
@@ -230,6 +236,7 @@ def _driver(plan: Plan, driver: str) -> NoReturn:
                 except ValueError as error:
                     raise OSError(1, str(error)) from error
         with doing("starting the interpreter inside"):
+            os.setsid()  # else signals to its group reach the launcher, which may have the same user
             os.dup2(plan["result"], 3, inheritable=True)
             options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", driver]
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -249,7 +256,7 @@ def _watch(plan: Plan, child: int) -> NoReturn:
     ready.register(plan["life"], 0)  # POLLHUP needs no asking
     while True:
         events = dict(ready.poll(INTERVAL))
-        while True:
+        for _ in range(REAPED):
             pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid == child:
                 how = os.waitstatus_to_exitcode(status)
@@ -269,13 +276,20 @@ def _watch(plan: Plan, child: int) -> NoReturn:
 def _memory() -> int:
     """Bytes resident in all processes inside but the warden; pages that they share count in each."""
     pages = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            try:
-                pages += int(_read(f"/proc/{name}/statm").split()[1])
-            except OSError:
-                continue  # it has just ended
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        if process != "1":
+            with contextlib.suppress(OSError):  # it has just ended
+                # Of any thread: the first shows none once it has ended, though the others go on.
+                threads = os.listdir(f"/proc/{process}/task")  # empty where it ends just now
+                pages += max((_resident(f"/proc/{process}/task/{thread}") for thread in threads), default=0)
     return pages * resource.getpagesize()
+
+
+def _resident(thread: str) -> int:
+    try:
+        return int(_read(f"{thread}/statm").split()[1])
+    except OSError:
+        return 0
 
 
 def _read(path: str) -> str:

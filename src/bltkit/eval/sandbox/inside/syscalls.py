@@ -1,9 +1,10 @@
 """The system calls that a program in the sandbox is refused: a seccomp filter as classic BPF.
 
 Namespaces hide files, processes and networks, and limits bound what is counted by process. This closes what is left:
-memory that no process's limit counts (System V and POSIX queues and segments, memfd, io_uring, keys), namespaces and
-mounts of one's own, tracing of others, sockets that know no network namespace (vsock, netlink, crypto), and a number
-of calls that no program needs but through which kernels were attacked. All other calls stay as they are.
+memory that no process's limit counts (System V and POSIX queues and segments, memfd, io_uring, keys, data on its way
+to a socket that nobody reads), namespaces and mounts of one's own, tracing of others, setting limits and priorities of
+others (the warden has the same user), watching files that processes outside use, and a number of calls that no program
+needs but through which kernels were attacked. All other calls stay as they are.
 """
 
 import errno
@@ -59,12 +60,25 @@ REFUSED = {
     "acct": (163, 89),
     "quotactl": (179, 60),
     "syslog": (103, 116),
+    "socket": (41, 198),
+    "setsockopt": (54, 208),
+    "inotify_init1": (294, 26),
+    "io_setup": (206, 0),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
 }
+REFUSED_X86_64 = {"inotify_init": 253, "modify_ldt": 154}
+"""Those that the other machine never had."""
 CLONE = (56, 220)
 CLONE3 = (435, 435)
-SOCKETS = {"socket": (41, 198), "socketpair": (53, 199)}
-FAMILIES = (1, 2, 10)
-"""AF_UNIX, AF_INET, AF_INET6: those that a network namespace holds in."""
+PRLIMIT = (302, 261)
+"""Of this process alone."""
+SOCKETPAIR = (53, 199)
+"""Streams of AF_UNIX alone (event loops wake themselves by one): bound by their number and by the buffer of each."""
 NAMESPACES = 0x7E020080
 """Every CLONE_NEW flag."""
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -72,7 +86,8 @@ MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets into struct seccomp_data (little-endian: low half first)
+# Offsets into struct seccomp_data (little-endian: low half first).
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 
 def bpf(machine: str) -> bytes:
@@ -85,25 +100,33 @@ def bpf(machine: str) -> bytes:
         *_when(_AT_LEAST, 0x40000000, _ERROR | errno.ENOSYS),  # the x32 calls beside x86_64's
         *_when(_EQUAL, CLONE3[column], _ERROR | errno.ENOSYS),  # flags in memory: the C library falls back to clone
     ]
-    for numbers in REFUSED.values():
-        code += _when(_EQUAL, numbers[column], _ERROR | errno.EPERM)
-    code += [
-        _op(_EQUAL, CLONE[column], 0, 3),
-        _op(_LOAD, _FIRST_ARGUMENT),
-        *_when(_ANY_BIT, NAMESPACES, _ERROR | errno.EPERM),
-        _op(_LOAD, _NUMBER),
-    ]
-    families = [_op(_EQUAL, family, len(FAMILIES) - place) for place, family in enumerate(FAMILIES)]
-    first, second = (numbers[column] for numbers in SOCKETS.values())
-    code += [
-        _op(_EQUAL, first, 1),
-        _op(_EQUAL, second, 0, len(families) + 2),
-        _op(_LOAD, _FIRST_ARGUMENT),
-        *families,
-        _op(_RETURN, _ERROR | errno.EAFNOSUPPORT),
-        _op(_RETURN, _ALLOW),
-    ]
+    for number in refused(machine):
+        code += _when(_EQUAL, number, _ERROR | errno.EPERM)
+    code += _of(CLONE[column], [_op(_LOAD, _FIRST_ARGUMENT), *_when(_ANY_BIT, NAMESPACES, _ERROR | errno.EPERM)])
+    code += _of(PRLIMIT[column], [_op(_LOAD, _FIRST_ARGUMENT), *_unless(_EQUAL, 0, _ERROR | errno.EPERM)])
+    code += _of(
+        SOCKETPAIR[column],
+        [
+            _op(_LOAD, _FIRST_ARGUMENT),
+            *_unless(_EQUAL, 1, _ERROR | errno.EAFNOSUPPORT),
+            _op(_LOAD, _SECOND_ARGUMENT),
+            *_when(_ANY_BIT, 0xE, _ERROR | errno.EPERM),  # SOCK_STREAM is 1; flags are higher bits
+        ],
+    )
+    code.append(_op(_RETURN, _ALLOW))
     return b"".join(code)
+
+
+def refused(machine: str) -> list[int]:
+    """Numbers of the calls that are refused whatever their arguments."""
+    column = list(MACHINES).index(machine)
+    numbers = [pair[column] for pair in REFUSED.values()]
+    return numbers + list(REFUSED_X86_64.values()) if machine == "x86_64" else numbers
+
+
+def _of(number: int, checks: list[bytes]) -> list[bytes]:
+    """`checks` for that call alone; then the call is permitted."""
+    return [_op(_EQUAL, number, 0, len(checks) + 1), *checks, _op(_RETURN, _ALLOW)]
 
 
 def _op(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
