@@ -291,9 +291,7 @@ def test_the_command(place: Place, tmp_path: Path, blt: Blt_) -> None:
     assert "wrote" in ran.err and Path(found["page"]).is_file()
 
 
-def test_pairs_that_changed_under_their_name_are_not_taken_for_measured(
-    place: Place, tmp_path: Path, blt: Blt_
-) -> None:
+def test_pairs_that_changed_are_not_taken_for_measured(place: Place, tmp_path: Path, blt: Blt_) -> None:
     file = place.directories[0] / "pairs.jsonl"
     line = ["study", "robustness", "--model", "a=bltkit:tiny", "--task", "piqa", "--data", place.directories[0]]
     line += ["--paired", file, "--limit", "2", "--out", tmp_path / "out"]
