@@ -92,7 +92,7 @@ def flops(
     if plot is not None:
         from bltkit.study.flops.drawing import write_costs
 
-        write_costs(target, plot, context, overrides, bytes_per_token=bytes_per_token)
+        write_costs(target, plot, context, overrides)
         say(f"wrote {plot}")
     if mesh is None:
         show(ledger, as_json)

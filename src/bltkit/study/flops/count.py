@@ -110,6 +110,9 @@ def ledger(
     if block:
         rows["blocks"] = _blocks_row(model, patch_bytes, context, block, recompute)
     total = sum_rows(list(rows.values()))
+    notes = [f"training: blocks of {block} cells, one for every patch"] if block else []
+    notes += ["training: activations are recomputed"] if recompute else []
+    notes += ["training: patches are stored, the entropy model does not run"] if annotated and scorer else []
     if scorer is not None:
         own = _scorer_row(scorer, context, element_bytes, rates)
         rows["entropy"] = replace(own, flops_train=0.0 if annotated else scorer_flops(scorer, context))
@@ -131,6 +134,7 @@ def ledger(
         strategy=strategy,
         passes=passes,
         paper_bytes=1e9 * paper_gb(rates.decoder, rates.latent, *charged),
+        notes=tuple(notes),
     )
 
 

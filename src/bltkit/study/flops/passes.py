@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bltkit.generate.ledger import Passes
-from bltkit.generate.strategies import Autoregressive, Diffusion, Speculative, Strategy
+from bltkit.generate.strategies import Auto, Autoregressive, Diffusion, Speculative, Strategy
 from bltkit.generate.strategies.blocks import BlockStrategy
 from bltkit.model import BltConfig
 
@@ -60,8 +60,8 @@ class PassRates:
     def of_stats(cls, stats: Mapping[str, Any], strategy: Strategy, config: BltConfig) -> Self:
         """From the `stats` of `blt generate --json`, of one row.
 
-        How many ids were read follows: every round reads the chosen one and the drafts, and rounds are the entropy
-        model's passes or, without one, bytes - accepted. Raises ValueError where a count is missing or none was made.
+        How many ids were read follows: every round reads the chosen one and the drafts. Blocks of a strategy that
+        chooses their length count as whole. Raises ValueError where a count is missing or nothing was made.
         """
         missing = [name for name in _STATS if not isinstance(stats.get(name), int | float)]
         if missing or stats["bytes"] < 1:
@@ -69,20 +69,21 @@ class PassRates:
                 f"stats: {missing[0]} is missing" if missing else "stats: bytes = 0 tell nothing of a byte's cost"
             )
         made, entropy, encoder, latent, decoder, drafted, accepted = (int(stats[name]) for name in _STATS)
-        rounds = entropy or made - accepted
-        withheld = isinstance(strategy, Diffusion) and strategy.withholds
-        block = _block(strategy, config) if isinstance(strategy, BlockStrategy) else 1
+        # The scorer runs once a round; where there is none the encoder does, unless it drafts as well.
+        rounds = entropy or (encoder if encoder < decoder or not drafted else made - 1 - accepted)
+        if isinstance(strategy, BlockStrategy):
+            block = _block(strategy, config)
+        else:
+            block = (config.diffusion_block or 1) if isinstance(strategy, Auto) else 1
         own_table = config.decoder_input == "embedding"
-        drafting = max(0, decoder - rounds)
-        cells = drafting * block if block > 1 or own_table else 0
         passes = Passes(
             entropy=entropy,
             encoder=encoder,
             latent=latent,
             decoder=decoder,
-            ids=drafted if withheld else rounds + drafted,
-            draft_ids=0 if cells else drafting,
-            cells=cells,
+            ids=drafted + (0 if isinstance(strategy, Diffusion) and strategy.withholds else rounds),
+            draft_ids=0 if own_table else encoder - rounds,
+            cells=(decoder - rounds if own_table else decoder - encoder) * block,
         )
         return cls.of_passes(passes, made, block)
 

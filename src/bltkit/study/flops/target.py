@@ -119,7 +119,7 @@ def ledger_of(
         passes=rates,
         strategy=strategy,
     )
-    return replace(found, notes=notes) if notes else found
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def is_token_model(target: str) -> bool:
