@@ -118,6 +118,8 @@ def test_written_shapes() -> None:
 
 
 def test_numbers_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="would fetch the weights"):
+        ledger_of("token:hf:someone/llama")
     with pytest.raises(ValueError, match=r"patch_bytes.*token model"):
         ledger_of("llama:3-8b", 4.0)
     with pytest.raises(ValueError, match=r"bytes_per_token.*no token model"):

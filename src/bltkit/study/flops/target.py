@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from bltkit.checkpoint import load_bundle, resolve_model
+from bltkit.checkpoint.locate import HUB
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.generate.strategies import parse_strategy
 from bltkit.model import ENTROPY_PRESETS, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, entropy_preset
@@ -161,6 +162,8 @@ def _subject(target: str, overrides: Sequence[str]) -> Subject:
 
 
 def _of_token_model(name: str) -> TokenShape:
+    if name.startswith(HUB):
+        raise ValueError(f"{TOKEN}{name} would fetch the weights too: put its config.json into a directory, token:DIR")
     file = resolve_model(name) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
