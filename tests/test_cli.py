@@ -332,6 +332,20 @@ def test_flops(target: str, blt: Blt_, models: Path, tmp_path: Path) -> None:
         assert sum(row["params"] for name, row in found["modules"].items() if name != "entropy") == counted
 
 
+def test_flops_of_several(blt: Blt_, models: Path, tmp_path: Path) -> None:
+    """Side by side with a token model, with a strategy, and as a picture."""
+    llama = "llama:width=32,layers=2,heads=4,vocab_size=512"
+    found = blt("flops", models / "blt", llama, "--bytes-per-token", "4", "--patch-bytes", "4", "--json").json()
+    assert [one["target"] for one in found["models"]] == [str(models / "blt"), llama]
+    assert found["models"][1]["ratios"]["flops_exact"] > 0 and found["models"][1]["bytes_per_token"] == 4
+    shown = blt("flops", models / "blt", llama)
+    assert shown.status == 0 and b"  x " in shown.out
+    drafted = ("flops", models / "blt", "--strategy", "speculative:draft=8", "--accepted", "0.9")
+    assert blt(*drafted, "--json").json()["passes"]["entropy"] == pytest.approx(1 / 8.2)
+    ran = blt("flops", models / "blt", "--plot", tmp_path / "c.html")
+    assert ran.status == 0 and (tmp_path / "c.html").stat().st_size > 1000
+
+
 BAD = [
     (("patch",), "give a TEXT"),
     (("patch", "a", "--file", "{folder}/text"), "give a TEXT (`-` for stdin) or --file F, one of them"),
@@ -374,6 +388,10 @@ BAD = [
     (("check", "{models}/blt", "--files", "{folder}/empty"), "no text"),
     (("flops", "{folder}/none"), "none"),
     (("flops", "{models}/blt", "--patch-bytes", "0"), "patch_bytes = 0"),
+    (("flops", "llama:9b"), "no shape '9b'"),
+    (("flops", "{models}/blt", "--accepted", "0.5"), "add --strategy"),
+    (("flops", "{models}/blt", "--strategy", "speculative:draft=4"), "--accepted"),
+    (("flops", "{models}/blt", "llama:3-8b", "data.row_bytes=4"), "is for one model"),
     (("ptch",), "Did you mean 'patch'?"),
 ]
 

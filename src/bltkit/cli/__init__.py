@@ -11,9 +11,10 @@ import typer
 
 from bltkit.cli.data import annotate, calibrate
 from bltkit.cli.evaluation import evaluate
+from bltkit.cli.flops import flops
 from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
-from bltkit.cli.models import check, flops, train
+from bltkit.cli.models import check, train
 from bltkit.cli.study import app as study
 from bltkit.cli.terminal import say
 from bltkit.cli.text import patch, score

@@ -1,0 +1,234 @@
+"""From what a user names to a ledger: a training config, a MODEL, or the shape of a token model.
+
+Parameters are counted on the meta device, and of a token model the configuration alone is read: an 8B model costs no
+memory here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bltkit.checkpoint import load_bundle, resolve_model
+from bltkit.checkpoint.locate import HUB
+from bltkit.config import Config, load_toml, nearest, parse
+from bltkit.generate.strategies import parse_strategy
+from bltkit.model import ENTROPY_PRESETS, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, entropy_preset
+from bltkit.model.flops import ScorerConfig
+from bltkit.model.presets import expand_preset
+from bltkit.model.token_shape import LLAMA, TokenShape, parse_token_shape, token_shape_of_hf
+from bltkit.patching import PatchingRule, Rule, parse_rule
+from bltkit.study.flops.count import BYTES_PER_TOKEN, PATCH_BYTES, ledger, token_ledger
+from bltkit.study.flops.passes import PassRates, expected, read_stats
+from bltkit.study.flops.row import Ledger
+
+TOKEN = "token:"
+
+ASSUMED_SCORER = "100m"
+"""Preset counted where a training config names an entropy model that is not there yet (the released models'), unless
+its name is `PRESET-entropy`, as our own configs call theirs."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a model is decoded: a strategy by its written name, and what is known of its passes (see `expected`).
+
+    stats: a file that `blt generate --json` wrote, in place of `accepted` and `unmasking`.
+    """
+
+    strategy: str
+    accepted: float | None = None
+    unmasking: float | None = None
+    stats: str | Path | None = None
+
+    def rates(self, config: BltConfig, patch_bytes: float, entropy: bool) -> tuple[PassRates, tuple[str, ...]]:
+        """Passes per byte of text, and what was assumed. Raises ValueError with the remedy."""
+        strategy = parse_strategy(self.strategy)
+        if self.stats is None:
+            return expected(
+                strategy, config, patch_bytes, accepted=self.accepted, unmasking=self.unmasking, entropy=entropy
+            )
+        if self.accepted is not None or self.unmasking is not None:
+            raise ValueError("--stats tells what was accepted: leave --accepted and --unmasking out")
+        return PassRates.of_stats(read_stats(self.stats), strategy, config), (f"passes as counted in {self.stats}",)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be counted. scored: training runs the scorer; else its patches are stored. block: cells that training
+    adds for every patch. patch_bytes: that the model's record holds."""
+
+    model: BltConfig | TokenShape | None
+    scorer: ScorerConfig | None = None
+    scorer_name: str | None = None
+    scored: bool = True
+    recompute: bool = False
+    block: int = 0
+    patch_bytes: float | None = None
+
+
+def ledger_of(
+    target: str | Path,
+    patch_bytes: float | None = None,
+    context: int = 8192,
+    overrides: Sequence[str] = (),
+    *,
+    bytes_per_token: float | None = None,
+    annotated: bool | None = None,
+    decoding: Decoding | None = None,
+) -> Ledger:
+    """The ledger of a training config (a TOML file), of a MODEL, or of a token model.
+
+    target: a token model is `token:DIR`, of whose files config.json alone is read, or `llama:NAME` or
+    `llama:width=...,layers=...,heads=...,vocab_size=...`.
+    overrides: `section.key=value` on top of a config.
+    patch_bytes: by default what the model's record holds as `mean_patch_bytes`, else `PATCH_BYTES`.
+    bytes_per_token: `BYTES_PER_TOKEN` by default.
+    annotated: does training find the patches stored; by default what a config says, and False for a MODEL.
+    A config's scorer is the checkpoint under `patching.model`; of one that is not there yet the size is assumed, and
+    `Ledger.scorer` says so. Raises ValueError with one line.
+    """
+    subject = _subject(str(target), overrides)
+    if isinstance(subject.model, TokenShape):
+        for name, given in (("patch_bytes", patch_bytes), ("strategy", decoding), ("annotated", annotated)):
+            if given is not None:
+                raise ValueError(f"{name}: {target} is a token model, which has no patches; leave it out")
+        per_token = BYTES_PER_TOKEN if bytes_per_token is None else bytes_per_token
+        return token_ledger(subject.model, per_token, context, recompute=subject.recompute)
+    if bytes_per_token is not None:
+        raise ValueError(f"bytes_per_token: {target} is no token model; say --patch-bytes")
+    if patch_bytes is None:
+        patch_bytes = PATCH_BYTES if subject.patch_bytes is None else subject.patch_bytes
+    rates, notes, strategy = None, tuple[str, ...](), None
+    if decoding is not None:
+        if not isinstance(subject.model, BltConfig):
+            raise ValueError(f"strategy {decoding.strategy!r} is for decoding with a BLT, which {target} is not")
+        strategy = decoding.strategy
+        rates, notes = decoding.rates(subject.model, patch_bytes, subject.scorer is not None)
+    found = ledger(
+        subject.model,
+        subject.scorer,
+        patch_bytes,
+        context,
+        scorer_name=subject.scorer_name,
+        annotated=not subject.scored if annotated is None else annotated,
+        recompute=subject.recompute,
+        block=subject.block,
+        passes=rates,
+        strategy=strategy,
+    )
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def is_token_model(target: str) -> bool:
+    """Is the target named as one."""
+    return target.startswith((LLAMA, TOKEN))
+
+
+def scorer_named(name: str) -> tuple[ScorerConfig | None, str]:
+    """The scorer of a checkpoint, and whose it is; of a checkpoint that is not there an assumed one."""
+    try:
+        directory = resolve_model(name)
+    except ValueError:
+        called = Path(name).name.removesuffix("-entropy")
+        preset = called if called in ENTROPY_PRESETS else ASSUMED_SCORER
+        return entropy_preset(preset), f"preset {preset} ({name} is not there)"
+    return _config_of(load_bundle(directory, device="meta").scorer), name
+
+
+def _subject(target: str, overrides: Sequence[str]) -> Subject:
+    if target.endswith(".toml"):
+        return _of_config(Path(target), overrides)
+    if overrides:
+        raise ValueError(f"{overrides[0]}: {target} is no training config (TOML), of which alone a value can be set")
+    if target.startswith(LLAMA):
+        return Subject(parse_token_shape(target))
+    if target.startswith(TOKEN):
+        return Subject(_of_token_model(target.removeprefix(TOKEN)))
+    bundle = load_bundle(resolve_model(target), device="meta")
+    scorer = _config_of(bundle.scorer)
+    model = None if bundle.model is None else bundle.model.config
+    recorded = bundle.record.get("mean_patch_bytes")
+    return Subject(
+        model,
+        scorer,
+        None if scorer is None else target,
+        block=0 if model is None else model.diffusion_block or 0,
+        patch_bytes=recorded if isinstance(recorded, float) else None,
+    )
+
+
+def _of_token_model(name: str) -> TokenShape:
+    if name.startswith(HUB):
+        raise ValueError(f"{TOKEN}{name} would fetch the weights too: put its config.json into a directory, token:DIR")
+    file = resolve_model(name) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{TOKEN}{name}: there is no config.json; name the directory of a token model") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{file} is not valid JSON") from None
+    return token_shape_of_hf(config if isinstance(config, dict) else {}, str(file))
+
+
+def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
+    data = load_toml(path, overrides)
+    section = data.get("model")
+    if not isinstance(section, dict):
+        raise ValueError(f"{path}: section [model] is missing")
+    section = expand_preset(section)
+    kinds: dict[str, type[Config]] = {
+        "blt": BltConfig,
+        "entropy": EntropyConfig,
+        "boundary": BoundaryConfig,
+        "cnn": CnnConfig,
+    }
+    if section["kind"] not in kinds:
+        raise ValueError(f"{path}: model.kind = {section['kind']!r}{nearest(str(section['kind']), list(kinds))}")
+    model: Config = parse(kinds[section["kind"]], section, f"{path}: model")
+    recompute = bool(_table(data, "trainer").get("checkpoint_activations", False))
+    if not isinstance(model, BltConfig):
+        assert isinstance(model, ScorerConfig)
+        return Subject(None, model, str(path), recompute=recompute)
+    name = _table(data, "patching").get("model")
+    scorer, scorer_name = (None, None) if name is None or _needs_no_scores(data) else scorer_named(name)
+    return Subject(model, scorer, scorer_name, not _stored(data), recompute, _block(data))
+
+
+def _table(data: dict[str, Any], name: str) -> dict[str, Any]:
+    found = data.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _needs_no_scores(data: dict[str, Any]) -> bool:
+    rule = _table(data, "patching").get("rule")
+    if rule is None:
+        return False
+    found: PatchingRule = parse_rule(rule) if isinstance(rule, str) else parse(Rule, rule, "patching.rule")
+    return found.scores is None
+
+
+def _stored(data: dict[str, Any]) -> bool:
+    """Do all sources bring their patches along."""
+    sources = _table(data, "data").get("sources")
+    listed = sources if isinstance(sources, list) else [sources]
+    return bool(listed) and all(isinstance(one, dict) and one.get("kind") == "annotated" for one in listed)
+
+
+def _block(data: dict[str, Any]) -> int:
+    """Cells that the objective adds for every patch."""
+    section = _table(data, "objective")
+    if section.get("kind") != "block-diffusion":
+        return 0
+    from bltkit.train.objectives import BlockDiffusion
+
+    return parse(BlockDiffusion, section, "objective").cells
+
+
+def _config_of(scorer: nn.Module | None) -> ScorerConfig | None:
+    """None for an entropy table, whose look-up costs nothing that is counted here."""
+    config = getattr(scorer, "config", None)
+    return config if isinstance(config, ScorerConfig) else None
