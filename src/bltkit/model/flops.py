@@ -33,10 +33,10 @@ def exact_flops(config: BltConfig, patch_bytes: float, context: int) -> dict[str
     projection = 2 * config.patch_width * wide if config.patch_width != wide else 0
     return {
         "encoder": stack_flops(config.encoder, context),
-        "encoder_cross": config.num_encoder_cross * cross + 2 * k * h**2 / p,
+        "encoder_cross": config.num_encoder_cross * cross + 2 * config.pooled_width * config.patch_width / p,
         "latent": (stack_flops(config.latent, context / p) + projection) / p,
         "decoder": stack_flops(config.decoder, context) + 2 * h * VOCAB_SIZE,
-        "decoder_cross": config.num_decoder_cross * cross + 2 * wide * k * h / p,
+        "decoder_cross": config.num_decoder_cross * cross + 2 * wide * config.read_width / p,
     }
 
 

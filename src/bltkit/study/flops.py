@@ -224,13 +224,15 @@ def _model_rows(config: BltConfig, patch_bytes: float, context: int, element: in
     exact, paper = exact_flops(config, patch_bytes, context), paper_flops(config, patch_bytes, context)
     patch_width, per_patch = config.decoder.num_kv_heads * config.decoder.head_dim, 1 / patch_bytes
     looked_up = 1 + config.ngrams.num_tables + (config.decoder_input == "embedding")
+    # Where nothing is attended to, a byte reads the one vector that is added to it.
+    added = 0 if config.decoder_cross_attn else config.decoder.width
     numbers = {
         "embed": looked_up * config.encoder.width,
         "encoder": _cached(config.encoder, context),
         "encoder_cross": 0.0,
         "latent": _cached(config.latent, context / patch_bytes) * per_patch,
         "decoder": _cached(config.decoder, context),
-        "decoder_cross": config.num_decoder_cross * 2 * config.cross_attn_k * patch_width,
+        "decoder_cross": config.num_decoder_cross * 2 * config.cross_attn_k * patch_width + added,
     }
     rows = {}
     for module, prefixes in _MODULES.items():
