@@ -80,4 +80,6 @@ def reference_layout(model: Blt) -> tuple[dict[str, NDArray[np.float64]], dict[s
         pieces = weight.split([part.shape[0] for part in parts])
         weights |= {part.name: piece.numpy() for part, piece in zip(parts, pieces, strict=True)}
     unused = EntropyConfig(width=8, layers=1, heads=1)
-    return weights, write_config(model.config, unused, ThresholdRule(threshold=1.0))
+    layout = write_config(model.config, unused, ThresholdRule(threshold=1.0))
+    own = ("pooling", "pooled_bytes", "encoder_cross_attn", "decoder_cross_attn")
+    return weights, layout | {"bltkit": {name: getattr(model.config, name) for name in own}}

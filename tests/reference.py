@@ -220,12 +220,18 @@ def hash_bucket(window: Sequence[int], prime: int, buckets: int) -> int:
     return wrapped % buckets
 
 
+def ngram_sizes(config: Config) -> Sequence[int]:
+    """None at all only in a layout of ours: in Hugging Face's an empty list means the released models' sizes."""
+    sizes: Sequence[int] = config.get("encoder_hash_byte_group_size") or ()
+    return sizes if sizes or "bltkit" in config else (3, 4, 5, 6, 7, 8)
+
+
 def hash_ids(config: Config, ids: Sequence[int], *, documents: bool = False) -> list[list[int]]:
     """Bucket of every position, one list [T] per table: functions outside, n-gram sizes inside."""
     docs = documents_of(ids, documents)
     tables = []
     for function in range(config.get("encoder_hash_byte_group_nb_functions", 1)):
-        for n in config.get("encoder_hash_byte_group_size") or (3, 4, 5, 6, 7, 8):
+        for n in ngram_sizes(config):
             row = []
             for t in range(len(ids)):
                 reach = range(t - n + 1, t + 1)
@@ -239,22 +245,33 @@ def hash_ids(config: Config, ids: Sequence[int], *, documents: bool = False) -> 
 def embed(weights: Weights, config: Config, ids: Sequence[int], *, documents: bool = False) -> Array:
     """Byte embedding plus the plain sum of its n-gram embeddings [T, h]; one matrix stacks the tables."""
     w = View(weights).sub("model")
-    table, buckets = w["encoder_hash_tok_embedding"], config.get("encoder_hash_byte_group_vocab", 500002)
+    buckets = config.get("encoder_hash_byte_group_vocab", 500002)
     x = w["local_encoder.embed_tokens"][list(ids)]
     for number, row in enumerate(hash_ids(config, ids, documents=documents)):
         for t, bucket in enumerate(row):
-            x[t] += table[number * buckets + bucket]
+            x[t] += w["encoder_hash_tok_embedding"][number * buckets + bucket]
     return x
 
 
 # ------------------------------------------------------------ the model
 
 
-def pool(w: View, x: Array, owner: Sequence[int], num_patches: int, k: int) -> Array:
-    """[P k, h]: the maximum over a patch's bytes, projected to the patch's k queries."""
+def pool(w: View, x: Array, owner: Sequence[int], num_patches: int, k: int, own: Config) -> Array:
+    """[P k, h]: the maximum over a patch's bytes, projected to the patch's k queries.
+
+    own: what Hugging Face's layout cannot say: the mean in the maximum's place, or the last bytes side by side, zeros
+    in front of a patch that has fewer.
+    """
     rows = []
     for j in range(num_patches):
-        best = np.max([x[t] for t in range(len(x)) if owner[t] == j], axis=0)
+        members = [x[t] for t in range(len(x)) if owner[t] == j]
+        if own.get("pooling", "max") == "max":
+            best = np.max(members, axis=0)
+        elif own["pooling"] == "mean":
+            best = sum(members, np.zeros(x.shape[1])) / len(members)
+        else:
+            missing = max(0, own["pooled_bytes"] - len(members))
+            best = np.concatenate([np.zeros(x.shape[1])] * missing + members[-own["pooled_bytes"] :])
         rows.append((w["patch_embedding_projection"] @ best).reshape(k, -1))
     return np.concatenate(rows)
 
@@ -285,14 +302,18 @@ def forward(
     we = w.sub("local_encoder")
     sees_own_bytes = np.array([[owner[t] == row // k for t in range(size)] for row in range(num_patches * k)])
     every_layer, layers = enc.get("cross_attn_all_layers", False), enc["num_hidden_layers"]
+    own = config.get("bltkit", {})
     z: Array | None = None
-    for i in range(layers):
-        x = transformer_layer(we.sub(f"layers.{i}"), enc, x, mask, 500000.0)
-        if every_layer or i == layers - 1:
+    for i in range(max(1, layers)):  # without layers what is pooled are the embeddings
+        if layers:
+            x = transformer_layer(we.sub(f"layers.{i}"), enc, x, mask, 500000.0)
+        if (every_layer and own.get("encoder_cross_attn", True)) or i >= layers - 1:
             # Pooled once, after the first layer that feeds it; later layers refine the same queries.
-            z = pool(we, x, owner, num_patches, k) if z is None else z
-            z = cross_attention(we.sub(f"cross_attn_layers.{i if every_layer else 0}"), enc, z, x, sees_own_bytes)
-    assert z is not None, "an encoder has at least one layer"
+            z = pool(we, x, owner, num_patches, k, own) if z is None else z
+            if own.get("encoder_cross_attn", True):
+                block = we.sub(f"cross_attn_layers.{i if every_layer else 0}")
+                z = cross_attention(block, enc, z, x, sees_own_bytes)
+    assert z is not None
     enc_hidden = x
 
     g = z.reshape(num_patches, -1)
@@ -301,7 +322,7 @@ def forward(
     first_byte = [owner.index(j) for j in range(num_patches)]
     o = transformer(w.sub("global_transformer"), glob, g, causal_mask([docs[t] for t in first_byte], None))
 
-    y = decode(w.sub("local_decoder"), dec, enc_hidden, o, latest, mask)
+    y = decode(w.sub("local_decoder"), dec, enc_hidden, o, latest, mask, added=not own.get("decoder_cross_attn", True))
     return {
         "embeds": embeds,
         "enc_hidden": enc_hidden,
@@ -312,13 +333,20 @@ def forward(
     }
 
 
-def decode(w: View, config: Config, y: Array, o: Array, latent_of: Sequence[int], mask: Mask) -> Array:
-    """Rows y [T, h] of which row t reads latent `latent_of[t]` of o [P, H] -> after the final norm [T, h]."""
-    k = config["cross_attn_k"]
+def decode(
+    w: View, config: Config, y: Array, o: Array, latent_of: Sequence[int], mask: Mask, *, added: bool = False
+) -> Array:
+    """Rows y [T, h] of which row t reads latent `latent_of[t]` of o [P, H] -> after the final norm [T, h].
+
+    added: no cross-attention; the latent, projected, is added to the row before the first layer.
+    """
+    k = 1 if added else config["cross_attn_k"]
     kv = w("patch_embedding_projection", o).reshape(len(o) * k, -1)
     sees_latest = np.array([[row // k == latent for row in range(len(o) * k)] for latent in latent_of])
     for i in range(config["num_hidden_layers"]):
-        if i == 0 or config.get("cross_attn_all_layers", True):
+        if added and i == 0:
+            y = y + np.array([kv[latent] for latent in latent_of])
+        if not added and (i == 0 or config.get("cross_attn_all_layers", True)):
             y = cross_attention(w.sub(f"cross_attn_layers.{i}"), config, y, kv, sees_latest)
         y = transformer_layer(w.sub(f"layers.{i}"), config, y, mask, 500000.0)
     return rms_norm(y, w["norm"], config.get("rms_norm_eps", 1e-5))
@@ -361,7 +389,10 @@ def block_logits(
         cells
     )
     rows = np.concatenate((found["enc_hidden"][:first], w["local_encoder.embed_tokens"][list(cells)]))
-    y = decode(w.sub("local_decoder"), config["decoder_config"], rows, found["global_out"], latent_of, mask)
+    added = not config.get("bltkit", {}).get("decoder_cross_attn", True)
+    y = decode(
+        w.sub("local_decoder"), config["decoder_config"], rows, found["global_out"], latent_of, mask, added=added
+    )
     return View(weights)("lm_head", y)[first:]
 
 

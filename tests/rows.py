@@ -203,8 +203,11 @@ def tempered(case: Case, damping: float, eos: float = 1.0) -> Case:
     model more often, and EOS comes more often by `eos`, the factor on its row of the head. Every strategy can run it:
     it counts as trained for blocks."""
     changed = replace(case, config=case.config.replace(diffusion_block=case.config.diffusion_block or LONGEST_BLOCK))
-    for block in changed.model.decoder.cross:
-        block.get_submodule("out").get_parameter("weight").mul_(damping)
+    if changed.config.decoder_cross_attn:
+        for block in changed.model.decoder.cross:
+            block.get_submodule("out").get_parameter("weight").mul_(damping)
+    else:
+        changed.model.decoder.patch_projection.weight.mul_(damping)
     changed.model.decoder.head.weight[vocab.EOS].mul_(eos)
     return changed
 
@@ -217,7 +220,8 @@ def blurred(case: Case, sharpness: float) -> Case:
     blurry.__dict__["model"] = model = copy.deepcopy(case.model)
     for table in [model.embed.bytes.weight, *([] if model.decoder.bytes is None else [model.decoder.bytes.weight])]:
         table.copy_(model.embed.bytes.weight[:1] + sharpness * (table - table[:1]))
-    model.embed.ngrams.mul_(sharpness)
+    if model.config.ngrams.sizes:
+        model.embed.get_parameter("ngrams").mul_(sharpness)
     for name, weight in model.encoder.stack.named_parameters():
         if name.endswith(("out.weight", "down.weight")):
             weight.mul_(sharpness)
@@ -229,12 +233,19 @@ def counted(session: Session) -> Iterator[Counter[str]]:
     """Forward calls by what the ledger calls them, and of pooling, while the context is open."""
     model, found = session.model, Counter[str]()
     stages = {
-        "encoder": model.encoder.stack.layers[0],
         "latent": model.latent.stack.layers[0],
         "decoder": model.decoder.stack.layers[0],
         "pooling": model.encoder.patch_projection,
         "patch_kv": model.decoder.patch_projection,
     }
+    encoder: Any = model.encoder.stack
+    inside = encoder.through
+
+    def through(*args: Any) -> Any:  # it may have no layers
+        found["encoder"] += 1
+        return inside(*args)
+
+    encoder.through = through
     handles = []
     for name, module in stages.items():
 
@@ -256,6 +267,7 @@ def counted(session: Session) -> Iterator[Counter[str]]:
     finally:
         for handle in handles:
             handle.remove()
+        del encoder.through
         if scorer is not None:
             del scorer.extend_scores
 

@@ -10,7 +10,7 @@ from bltkit.model import BLT_PRESETS, ENTROPY_PRESETS
 from bltkit.train import TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-SIZES = ("tiny", "20m", "69m", "400m", "1b", "8b")
+SIZES = ("tiny", "20m", "69m", "400m", "1b", "8b", "megabyte-tiny", "spacebyte-tiny")
 
 
 def config(name: str) -> TrainConfig:
@@ -26,6 +26,16 @@ def test_a_config_is_called_as_its_preset(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny", "20m", "69m", "100m"])
 def test_so_is_an_entropy_models(name: str) -> None:
     assert config(f"{name}-entropy").model == ENTROPY_PRESETS[name]
+
+
+@pytest.mark.parametrize("name", ["megabyte-tiny", "spacebyte-tiny", "byte-tiny"])
+def test_byte_architectures_are_trained_as_the_blt_of_their_size(name: str) -> None:
+    """On the same rows for as many steps; what differs is in [model] and [patching]."""
+    own, tiny = config(name), config("tiny")
+    assert (own.data, own.trainer) == (tiny.data, tiny.trainer)
+    assert own.optim == tiny.optim.replace(tables_lr=None)
+    if name == "byte-tiny":
+        assert own.model == ENTROPY_PRESETS[name]
 
 
 @pytest.mark.parametrize("name", ["20m", "69m", "400m", "1b", "8b"])

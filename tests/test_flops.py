@@ -86,6 +86,34 @@ SHAPES = {
         ngrams=NgramConfig(buckets=11),
         encoder_cross_attn_all_layers=True,
     ),
+    "megabyte": BltConfig(
+        encoder=StackConfig(width=32, layers=0, heads=4),
+        latent=StackConfig(width=64, layers=3, heads=4),
+        decoder=StackConfig(width=32, layers=2, heads=4),
+        ngrams=NgramConfig(sizes=()),
+        pooling="last",
+        pooled_bytes=4,
+        encoder_cross_attn=False,
+        decoder_cross_attn=False,
+    ),
+    "spacebyte": BltConfig(
+        encoder=StackConfig(width=32, layers=2, heads=4),
+        latent=StackConfig(width=48, layers=3, heads=4),
+        decoder=StackConfig(width=32, layers=2, heads=4),
+        ngrams=NgramConfig(sizes=()),
+        pooling="last",
+        encoder_cross_attn=False,
+        decoder_cross_attn=False,
+    ),
+    "added mean": BltConfig(
+        encoder=StackConfig(width=32, layers=2, heads=4),
+        latent=StackConfig(width=48, layers=1, heads=4),
+        decoder=StackConfig(width=32, layers=2, heads=4),
+        ngrams=NgramConfig(buckets=11),
+        pooling="mean",
+        encoder_cross_attn_all_layers=True,
+        decoder_cross_attn=False,
+    ),
 }
 
 

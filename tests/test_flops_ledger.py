@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,10 +53,19 @@ def test_the_total_is_the_papers_modules() -> None:
     assert found.total.flops_train == pytest.approx(3 * found.total.flops_exact)
 
 
-@pytest.mark.parametrize("decoder_input", ["encoder", "embedding"])
-def test_weights_read_are_those_of_the_generation_ledger(decoder_input: str) -> None:
+OTHERS: dict[str, dict[str, Any]] = {
+    "encoder": {"decoder_input": "encoder"},
+    "embedding": {"decoder_input": "embedding"},
+    "no ngrams": {"ngrams": NgramConfig(sizes=())},
+    "added": {"decoder_cross_attn": False},
+    "last": {"encoder_cross_attn": False, "pooling": "last", "pooled_bytes": 3},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_weights_read_are_those_of_the_generation_ledger(changes: dict[str, Any]) -> None:
     """900 bytes in 200 patches, one pass a byte and one a patch: two independent counts of the same reads."""
-    shape = SHAPE.replace(decoder_input=decoder_input)
+    shape = SHAPE.replace(**changes)
     model, scorer = Blt(shape), EntropyModel(ENTROPY)
     passes = Passes(entropy=900, encoder=900, latent=200, decoder=900, ids=900)
     assert ledger(shape, ENTROPY, 4.5, 1024).params == sum(weight.numel() for weight in model.parameters())
@@ -79,6 +89,9 @@ def test_keys_and_values_read_are_those_of_a_cache() -> None:
     assert found["latent"].kv_bytes == pytest.approx(mean(16, 3, row // patch_bytes, row) / patch_bytes)
     # Two cross-attention blocks read the two keys and two values of one patch.
     assert found["decoder_cross"].kv_bytes == 4 * 2 * 2 * 2 * 16
+    # Without them it is the vector that is added.
+    added = ledger(SHAPE.replace(decoder_cross_attn=False), ENTROPY, patch_bytes, row).modules
+    assert added["decoder_cross"].kv_bytes == 4 * 16
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_reading_a_latent() -> None:
 
     def read(h: Tensor, vectors: Tensor) -> Tensor:
         k, v = block.patch_keys_values(vectors)
-        found = block.read(h, k, v, latents)
-        torch.testing.assert_close(found, block.read(h, k[row, index], v[row, index]), atol=1e-12, rtol=0)
+        found = block.read(h, (k, v), latents)
+        torch.testing.assert_close(found, block.read(h, (k[row, index], v[row, index])), atol=1e-12, rtol=0)
         return found
 
     assert torch.autograd.gradcheck(read, (draw(2, 7, 4), draw(2, 4, 2, 4)))

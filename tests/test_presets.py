@@ -73,7 +73,8 @@ def test_every_size_can_be_built(name: str, low: float, high: float) -> None:
 
 def test_every_preset_is_on_the_list() -> None:
     """A new size needs its line above; `tiny` is whatever the package embeds."""
-    assert set(BLT_PRESETS) == {"tiny", "20m", "69m", "400m", "1b", "2b", "4b", "8b"}
+    others = {"megabyte-tiny", "spacebyte-tiny"}
+    assert set(BLT_PRESETS) == {"tiny", "20m", "69m", "400m", "1b", "2b", "4b", "8b", *others}
     assert size(on_meta(BLT_PRESETS["tiny"])) * 2 < 12e6  # in bf16, as the package ships it
 
 

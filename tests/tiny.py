@@ -111,12 +111,14 @@ def fill(module: Any, seed: int, head: float = 1.0) -> Any:
 
 
 @st.composite
-def stacks(draw: st.DrawFn, width: int, layers: int = 2, kind: type[StackConfig] = StackConfig) -> StackConfig:
+def stacks(
+    draw: st.DrawFn, width: int, layers: int = 2, kind: type[StackConfig] = StackConfig, fewest: int = 1
+) -> StackConfig:
     """One transformer; heads of an even width (RoPE turns pairs), key/value heads dividing the heads."""
     heads = draw(st.sampled_from([n for n in (1, 2, 4) if width % (2 * n) == 0]))
     return kind(
         width=width,
-        layers=draw(st.integers(1, layers)),
+        layers=draw(st.integers(fewest, layers)),
         heads=heads,
         kv_heads=draw(st.sampled_from([n for n in (None, 1, 2) if heads % (n or 1) == 0])),
         ffn_width=12,
@@ -125,21 +127,28 @@ def stacks(draw: st.DrawFn, width: int, layers: int = 2, kind: type[StackConfig]
 
 
 @st.composite
-def models(draw: st.DrawFn) -> BltConfig:
-    """The shape of a tiny model."""
-    width, k = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3))
+def models(draw: st.DrawFn, others: bool = True) -> BltConfig:
+    """The shape of a tiny model. others: half of them with what byte models other than BLT have."""
+    width, k, is_blt = draw(st.sampled_from([8, 16])), draw(st.integers(1, 3)), not others or draw(st.booleans())
+    encoder = draw(stacks(width, fewest=1 if is_blt else 0))
+    pooling = "max" if is_blt else draw(st.sampled_from(["max", "mean", "last"]))
+    encoder_cross = is_blt or draw(st.booleans())
     return BltConfig(
-        encoder=draw(stacks(width)),
+        encoder=encoder,
         decoder=draw(stacks(width)),
         # k times the local width needs no projection into the latent model; the other width does.
         latent=draw(stacks(draw(st.sampled_from([k * width, 12])))),
         cross_attn_k=k,
         ngrams=NgramConfig(
-            sizes=draw(st.sampled_from([(3, 4, 5, 6, 7, 8), (1, 4), (2,)])),
+            sizes=draw(st.sampled_from([(3, 4, 5, 6, 7, 8), (1, 4), (2,), *([] if is_blt else [()])])),
             buckets=draw(st.integers(5, 61)),
             functions=draw(st.integers(1, 2)),
         ),
-        encoder_cross_attn_all_layers=draw(st.booleans()),
+        pooling=pooling,
+        pooled_bytes=draw(st.integers(1, 4)) if pooling == "last" else 1,
+        encoder_cross_attn=encoder_cross,
+        encoder_cross_attn_all_layers=draw(st.booleans()) if encoder_cross and encoder.layers else False,
+        decoder_cross_attn=is_blt or draw(st.booleans()),
         decoder_cross_attn_all_layers=draw(st.booleans()),
         document_masks=draw(st.booleans()),
     )

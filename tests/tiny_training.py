@@ -27,6 +27,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "ngrams": {"sizes": [3, 4], "buckets": 61},
     },
 }
+PLAIN = {"ngrams": {"sizes": []}, "pooling": "last", "encoder_cross_attn": False, "decoder_cross_attn": False}
+MODELS["megabyte"] = MODELS["blt"] | PLAIN | {"pooled_bytes": 4, "encoder": STACK | {"layers": 0, "window": 16}}
+MODELS["spacebyte"] = MODELS["blt"] | PLAIN
+RULES = {"blt": "stride:k=4", "megabyte": "stride:k=4", "spacebyte": "space"}
 WORDS = b"the of and a to in is you that it he was for on are as with his they at be this have from".split()
 
 
@@ -67,8 +71,8 @@ class Workplace:
         if kind == "boundary":
             (self.path / "tokenizer.json").write_text(train_bpe(documents(), 300))
             fields["objective"] = {"kind": "token-boundary", "tokenizer": str(self.path / "tokenizer.json")}
-        if kind == "blt":
-            fields["patching"] = {"rule": "stride:k=4"}
+        if kind in RULES:
+            fields["patching"] = {"rule": RULES[kind]}
         return apply_overrides(fields, overrides)
 
     def config(self, kind: str, *overrides: str) -> TrainConfig:

@@ -85,10 +85,11 @@ def _places(subject: Subject) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     # A block's first step is the norm of its queries, its last the output projection (and a sum).
     for block in model.encoder.cross:
         yield "encoder_cross", cast(CrossAttention, block).q_norm, cast(CrossAttention, block).out
-    for block in model.decoder.cross:
-        yield "decoder_cross", cast(CrossAttention, block).q_norm, cast(CrossAttention, block).out
-        # Of patches, once each: outside of the steps that read them.
-        yield "decoder_cross", cast(CrossAttention, block).kv_norm, cast(CrossAttention, block).kv
+    for reader in model.decoder.readers:
+        if isinstance(reader, CrossAttention):
+            yield "decoder_cross", reader.q_norm, reader.out
+            # Of patches, once each: outside of the steps that read them.
+            yield "decoder_cross", reader.kv_norm, reader.kv
     yield "head", model.decoder.norm, model.decoder.head
 
 
@@ -104,7 +105,7 @@ def _between(first: nn.Module, last: nn.Module, clock: _Clock, part: str) -> Ite
 
 def _kv_bytes(session: Session) -> dict[str, float]:
     """What a step reads; of the latent transformer: what a step reads that closes a patch in every row."""
-    held = sum(x.numel() * x.element_size() for pair in session.patch_kv for x in pair)
+    held = sum(x.numel() * x.element_size() for block in session.patch_kv for x in block)
     return {
         "entropy": float(getattr(session.scorer_state, "num_bytes", 0)),
         "encoder": float(session.encoder.num_bytes),

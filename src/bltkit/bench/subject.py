@@ -39,7 +39,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.model.embed.ngrams.device
+        return self.model.embed.bytes.weight.device
 
     def on(self, device: torch.device | str) -> Self:
         """On another device; where it is one already, the same."""

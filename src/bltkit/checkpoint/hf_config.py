@@ -90,7 +90,7 @@ def read_config(data: Mapping[str, Any], path: Path) -> Described:
             "decoder": decoder.stack() | {"window": window},
             "cross_attn_k": k,
             "ngrams": {
-                "sizes": top.get("encoder_hash_byte_group_size", [3, 4, 5, 6, 7, 8]),
+                "sizes": top.get("encoder_hash_byte_group_size") or [3, 4, 5, 6, 7, 8],  # [] too, as there
                 "buckets": top.get("encoder_hash_byte_group_vocab", 500002),
                 "functions": top.get("encoder_hash_byte_group_nb_functions", 1),
             },
@@ -169,6 +169,8 @@ def expresses(model: BltConfig | None, scorer: Config | None, rule: PatchingRule
     Asked by writing and reading back: what does not come back, the format cannot say.
     """
     if model is None or type(scorer) is not EntropyConfig or type(rule) is not ThresholdRule:
+        return False
+    if not model.encoder.layers:  # patches are made in its layers there
         return False
     read = read_config(write_config(model, scorer, rule), Path("config.json"))
     return (

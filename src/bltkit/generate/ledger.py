@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bltkit.model import Blt, EntropyTable, Scorer
 from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
+from bltkit.model.embed import NgramEmbedding
 from bltkit.model.forms import FormedLinear, weight_bytes
 
 GB = 1e9
@@ -80,7 +81,8 @@ class WeightReads:
         patch_side = weight_bytes(decoder.patch_projection) + keys_values
         own_table = 0 if decoder.bytes is None else weight_bytes(decoder.bytes)
         own_row = 0 if decoder.bytes is None else _row(decoder.bytes.weight)
-        draft_id = _row(embed.bytes.weight) + model.config.ngrams.num_tables * _row(embed.ngrams) + own_row
+        tables = model.config.ngrams.num_tables * _row(embed.ngrams) if isinstance(embed, NgramEmbedding) else 0
+        draft_id = _row(embed.bytes.weight) + tables + own_row
         scorer_pass, scorer_row = _scorer_reads(scorer)
         return cls(
             entropy=scorer_pass,
@@ -234,7 +236,7 @@ def _scorer_reads(scorer: Scorer | None) -> tuple[int, int]:
 
 
 def _cross(decoder: LocalDecoder) -> list[CrossAttention]:
-    return [block for block in decoder.cross if isinstance(block, CrossAttention)]
+    return [block for block in decoder.readers if isinstance(block, CrossAttention)]
 
 
 def _row(table: Tensor) -> int:

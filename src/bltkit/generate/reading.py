@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bltkit.generate.session import Session
 
 ByteStates = tuple[Tensor, ...]
-"""States [1, n, D] of n bytes that pooling reads, one for every cross-attention block of the encoder."""
+"""States [1, n, D] of n bytes that pooling reads: `LocalEncoder.pooled_from`."""
 
 SMALL = 64
 """Ids of a pass whose states may be kept as they are; of longer ones only what is needed is copied."""
@@ -43,7 +43,7 @@ class Closed:
     slots: tuple[Slot, ...]
     """Of the latent caches of these rows."""
     patch_kv: PatchKV
-    """[R, 1 + P, k, H, d]: of the last patch from before, then of the new ones."""
+    """[R, 1 + P, ...]: of the last patch from before, then of the new ones."""
     byte_latent: Int64[Tensor, "R S"]
     """The one among them that each byte sees."""
 
@@ -140,7 +140,7 @@ class Reading:
             return self.before.patch_kv
         device, rows = self.logits.device, range(len(patches))
         at = torch.tensor([list(rows), patches], device=device)
-        return tuple((k[at[0], at[1]].unsqueeze(1), v[at[0], at[1]].unsqueeze(1)) for k, v in self.closed.patch_kv)
+        return tuple(tuple(x[at[0], at[1]].unsqueeze(1) for x in block) for block in self.closed.patch_kv)
 
     def _open_patch(self, row: int, count: int) -> tuple[ByteStates, ...]:
         """The bytes of the patch that is open behind the row's first `count` ids."""
@@ -215,7 +215,7 @@ def _close(before: "Session", states: ByteStates, opens: Sequence[Sequence[bool]
             new = new.new_zeros(len(opens), *new.shape[1:]).index_copy_(0, at, new)
         return torch.cat((old, new), 1)
 
-    patch_kv = tuple((behind(k0, k), behind(v0, v)) for (k0, v0), (k, v) in zip(before.patch_kv, new_kv, strict=True))
+    patch_kv = tuple(tuple(map(behind, *blocks)) for blocks in zip(before.patch_kv, new_kv, strict=True))
     size = max(map(len, opens))
     seen = [[*accumulate(map(int, own))] + [0] * (size - len(own)) for own in opens]
     return Closed(rows, slots, patch_kv, torch.tensor(seen, device=device))
@@ -250,7 +250,7 @@ def _finished(
 
 def _of_bytes(closed: Closed) -> PatchKV:
     rows = torch.arange(len(closed.byte_latent), device=closed.byte_latent.device)[:, None]
-    return tuple((k[rows, closed.byte_latent], v[rows, closed.byte_latent]) for k, v in closed.patch_kv)
+    return tuple(tuple(x[rows, closed.byte_latent] for x in block) for block in closed.patch_kv)
 
 
 def _cost(before: "Session", num_ids: int, closed: Closed | None) -> Passes:

@@ -73,7 +73,7 @@ class Session:
     open_patches: tuple[tuple[ByteStates, ...], ...] = field(repr=False)
     """The bytes of each row's patch not yet closed, as they came; empty where the next byte opens one."""
     patch_kv: PatchKV = field(repr=False)
-    """[R, 1, k, H, d]: what the decoder reads of the last patch that closed; zeros before there is one."""
+    """[R, 1, ...]: what the decoder reads of the last patch that closed; zeros before there is one."""
     next_logits: Float[Tensor, "R V"] | None = field(default=None, repr=False)
     passes: Passes = field(default_factory=Passes)
     reading: Reading | None = field(default=None, repr=False)
@@ -93,7 +93,7 @@ class Session:
                 f"rule {rule.kind!r} reads the {rule.scores} score of every byte, but there is no scorer; "
                 "pass the scorer model, or use a rule that reads none, such as 'space' or 'stride:k=4.5'"
             )
-        device = model.embed.ngrams.device
+        device = model.embed.bytes.weight.device
         stream = patching.start_stream(rule, rows, device, documents=model.config.document_masks)
         return cls(
             model=model,
@@ -227,7 +227,7 @@ class Session:
                 decoder=self.decoder.select(rows),
                 texts=tuple(Text().append(self.texts[row].tail(self.texts[row].length)) for row in rows),
                 open_patches=tuple(self.open_patches[row] for row in rows),
-                patch_kv=tuple((k[at], v[at]) for k, v in self.patch_kv),
+                patch_kv=tuple(tuple(x[at] for x in block) for block in self.patch_kv),
                 next_logits=None if self.next_logits is None else self.next_logits[at],
                 reading=None,
             )
@@ -258,7 +258,7 @@ class Session:
                 texts=tuple(text for one in sessions for text in one.texts),
                 open_patches=tuple(patch for one in sessions for patch in one.open_patches),
                 patch_kv=tuple(
-                    (torch.cat([k for k, _ in block]), torch.cat([v for _, v in block]))
+                    tuple(map(torch.cat, zip(*block, strict=True)))
                     for block in zip(*(one.patch_kv for one in sessions), strict=True)
                 ),
                 next_logits=_joined([one.next_logits for one in sessions], [one.rows for one in sessions]),

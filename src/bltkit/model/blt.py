@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bltkit.model.config import BltConfig
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.diffusion import BlockRows
-from bltkit.model.embed import ByteEmbedding
+from bltkit.model.embed import byte_embedding
 from bltkit.model.encoder import LocalEncoder
 from bltkit.model.latent import LatentTransformer
 from bltkit.patches import Patches
@@ -30,7 +30,7 @@ class Blt(nn.Module):
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = ByteEmbedding(config.ngrams, config.encoder.width, config.quirks.averaged_ngrams)
+        self.embed = byte_embedding(config.ngrams, config.encoder.width, config.quirks.averaged_ngrams)
         self.encoder = LocalEncoder(config)
         self.latent = LatentTransformer(config)
         self.decoder = LocalDecoder(config)

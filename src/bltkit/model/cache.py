@@ -20,18 +20,21 @@ MIN_CAPACITY = 64
 
 @dataclass(eq=False)
 class _Storage:
-    """[R, 2G, columns, D] in every layer: the keys of all heads, then their values."""
+    """[layers, R, 2G, columns, D]: the keys of all heads, then their values."""
 
-    layers: list[Tensor]
+    block: Tensor
     used: list[int]
     """Columns of each row that a cache has kept; behind them stands what the latest pass wrote."""
     writer: object = None
     """The token of the latest slot given out: nobody else's unkept columns are still there. Not the slot itself: the
     two would hold each other, and memory would be given back only when Python looks for cycles."""
 
+    def __post_init__(self) -> None:
+        self.layers = list(self.block.unbind())
+
     @property
     def columns(self) -> int:
-        return self.layers[0].shape[2]
+        return self.block.shape[3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +70,13 @@ class StackCache:
         """Memory that one step's attention reads, in bytes."""
         if self._storage is None:
             return 0
-        _, heads, _, dim = self._storage.layers[0].shape
-        return self.num_layers * sum(self.lengths) * heads * dim * self._storage.layers[0].element_size()
+        layers, _, heads, _, dim = self._storage.block.shape
+        return layers * sum(self.lengths) * heads * dim * self._storage.block.element_size()
 
     @property
     def storage_bytes(self) -> int:
         """Memory that is held for it, spare columns included, in bytes."""
-        return 0 if self._storage is None else sum(layer.nbytes for layer in self._storage.layers)
+        return 0 if self._storage is None else self._storage.block.nbytes
 
     def slot(self, size: int, heads: int, dim: int, like: Tensor) -> "Slot":
         """Room for `size` further positions of every row: 2G = `heads` vectors of `dim` in each layer."""
@@ -87,8 +90,8 @@ class StackCache:
         if self._storage is None:
             zeros = (0,) * len(rows)
             return replace(self, starts=zeros, stops=zeros, positions=tuple(self.positions[row] for row in rows))
-        layer = self._storage.layers[0]
-        return self._copied(rows, 1, layer.shape[1], layer.shape[3], layer)
+        block = self._storage.block
+        return self._copied(rows, 1, block.shape[2], block.shape[4], block)
 
     @classmethod
     def join(cls, caches: Sequence["StackCache"]) -> "StackCache":
@@ -98,9 +101,9 @@ class StackCache:
         first = replace(caches[0], starts=(0,) * len(positions), stops=(0,) * len(positions), positions=positions)
         if not filled:
             return first
-        layer = filled[0].layers[0]
+        block = filled[0].block
         longest = max(length for cache in caches for length in cache.lengths)
-        joined = first._new_storage(longest, 1, layer.shape[1], layer.shape[3], layer)
+        joined = first._new_storage(longest, 1, block.shape[2], block.shape[4], block)
         row = 0
         for cache in caches:
             for own in range(len(cache.stops)):
@@ -139,9 +142,8 @@ class StackCache:
         spare = longest + size if self.window is not None else (longest + size) // 2
         # One block for all layers: large enough that the system takes it back when the cache outgrows it.
         shape = (self.num_layers, rows, heads, max(longest + size + spare, MIN_CAPACITY), dim)
-        layers = list(like.new_zeros(shape).unbind())
         stops, written_by = (longest,) * rows, self._written_by
-        storage = _Storage(layers, [longest] * rows, written_by)
+        storage = _Storage(like.new_zeros(shape), [longest] * rows, written_by)
         return replace(self, starts=stops, stops=stops, _storage=storage)
 
     def _fill(self, row: int, source: "StackCache", source_row: int) -> None:
@@ -215,6 +217,6 @@ class Slot:
         return StackCache(cache.num_layers, cache.window, starts, stops, positions, self._storage, written_by)
 
     def _scattered(self) -> Tensor:
-        device = self._storage.layers[0].device
+        device = self._storage.block.device
         self._rows = torch.arange(len(self.cache.stops), device=device)[:, None]
         return torch.tensor(self.cache.stops, device=device)[:, None] + torch.arange(self.size, device=device)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bltkit.config import Config
 
@@ -31,7 +31,8 @@ class StackConfig(Config):
     """A stack of pre-norm transformer layers with interleaved RoPE and SwiGLU (spec 0.1)."""
 
     width: PositiveInt
-    layers: PositiveInt
+    layers: NonNegativeInt
+    """None at all only in a BLT's encoder, which then pools the embeddings themselves."""
     heads: PositiveInt
     kv_heads: PositiveInt | None = None
     """Key/value heads for grouped-query attention; as many as `heads` when absent."""
@@ -69,6 +70,7 @@ class StackConfig(Config):
 class ByteTransformerConfig(StackConfig):
     """A small causal byte transformer that reads the text before it is cut."""
 
+    layers: PositiveInt
     window: PositiveInt | None = 512
     rope_theta: PositiveFloat = 10000.0
     document_masks: bool = True
@@ -102,6 +104,7 @@ class NgramConfig(Config):
     """Hash n-gram embeddings (BLT 3.2.1, spec 4)."""
 
     sizes: tuple[PositiveInt, ...] = (3, 4, 5, 6, 7, 8)
+    """Bytes of an n-gram; none of them: bytes are embedded alone, and there are no tables."""
     buckets: PositiveInt = 500002
     """Rows per (function, size) table."""
     functions: PositiveInt = 1
@@ -135,8 +138,18 @@ class BltConfig(Config):
     cross_attn_k: PositiveInt = 2
     """Latent vectors of local width per patch."""
     ngrams: NgramConfig = NgramConfig()
+    pooling: Literal["max", "mean", "last"] = "max"
+    """What a patch's vectors are a projection of, before its bytes are attended to: the maximum or the mean of its
+    byte states, or the states of its last `pooled_bytes` bytes side by side."""
+    pooled_bytes: PositiveInt = 1
+    """With pooling `last`, of a patch that has fewer bytes zeros stand in front. As many as a patch's bytes: what
+    MegaByte does with patches of one size; 1: SpaceByte."""
+    encoder_cross_attn: bool = True
+    """Off: a patch's vectors stay what `pooling` makes of its bytes."""
     encoder_cross_attn_all_layers: bool = False
     """Cross-attend after every encoder layer, pooling once after the first (spec 5); else after the last only."""
+    decoder_cross_attn: bool = True
+    """Off: the latent that a byte may see, projected to the local width, is added to its state at the beginning."""
     decoder_cross_attn_all_layers: bool = True
     """Cross-attend before every decoder layer; else before the first only."""
     document_masks: bool = True
@@ -153,11 +166,15 @@ class BltConfig(Config):
     @property
     def num_encoder_cross(self) -> int:
         """Cross-attention blocks of the encoder."""
+        if not self.encoder_cross_attn:
+            return 0
         return self.encoder.layers if self.encoder_cross_attn_all_layers else 1
 
     @property
     def num_decoder_cross(self) -> int:
         """Cross-attention blocks of the decoder."""
+        if not self.decoder_cross_attn:
+            return 0
         return self.decoder.layers if self.decoder_cross_attn_all_layers else 1
 
     @property
@@ -165,11 +182,33 @@ class BltConfig(Config):
         """Width of a patch's k vectors side by side."""
         return self.cross_attn_k * self.encoder.width
 
+    @property
+    def pooled_width(self) -> int:
+        """Width of what a patch's vectors are a projection of."""
+        return self.pooled_bytes * self.encoder.width
+
+    @property
+    def read_width(self) -> int:
+        """Width of what the decoder makes of a latent: k vectors to attend to, or one to add."""
+        return self.patch_width if self.decoder_cross_attn else self.decoder.width
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.encoder.width != self.decoder.width:
             raise ValueError(
                 f"encoder.width {self.encoder.width} and decoder.width {self.decoder.width} must be equal: "
                 "the decoder continues the encoder's byte stream"
+            )
+        for name, stack in (("latent", self.latent), ("decoder", self.decoder)):
+            if not stack.layers:
+                raise ValueError(f"{name}.layers = 0: only the encoder can do without layers; use 1 or more")
+        if self.encoder_cross_attn_all_layers and not (self.encoder_cross_attn and self.encoder.layers):
+            raise ValueError(
+                "encoder_cross_attn_all_layers = true needs encoder_cross_attn = true and encoder.layers of 1 or more"
+            )
+        if self.pooled_bytes > 1 and self.pooling != "last":
+            raise ValueError(
+                f"pooled_bytes = {self.pooled_bytes} is of pooling = 'last', but pooling = {self.pooling!r}; "
+                "leave it out"
             )
         return self

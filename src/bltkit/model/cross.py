@@ -46,12 +46,12 @@ class CrossAttention(nn.Module):
     def read(
         self,
         h: Float[Tensor, "B T D"],
-        k: Float[Tensor, "B Tk k H d"],
-        v: Float[Tensor, "B Tk k H d"],
+        kept: tuple[Float[Tensor, "B Tk k H d"], Float[Tensor, "B Tk k H d"]],
         latents: Latents | RowsOfLatents | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Each byte attends to the k vectors of one patch: that of `latents`; without, to k[:, t] and v[:, t], or all
-        to one (Tk = 1)."""
+        to one (Tk = 1). kept: `patch_keys_values`."""
+        k, v = kept
         q = self._heads(normed_product(self.q_norm, self.q, h))
         if latents is not None:
             mixed = latents.attend(q, k, v)
@@ -65,6 +65,13 @@ class CrossAttention(nn.Module):
     ) -> tuple[Float[Tensor, "B P k H d"], Float[Tensor, "B P k H d"]]:
         """Keys and values of the patches' k vectors: once a patch, whatever the number of bytes that read them."""
         return self._keys_values(vectors)
+
+    def no_patch(
+        self, rows: int, k: int, like: Tensor
+    ) -> tuple[Float[Tensor, "R 1 k H d"], Float[Tensor, "R 1 k H d"]]:
+        """In place of keys and values where there is no patch yet. like: of their dtype and device."""
+        zeros = like.new_zeros(rows, 1, k, self.heads, self.head_dim)
+        return zeros, zeros
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, self.head_dim)

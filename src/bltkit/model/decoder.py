@@ -1,6 +1,6 @@
 """The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,12 +12,16 @@ from bltkit.model.cross import CrossAttention
 from bltkit.model.diffusion import BlockRowAttention, BlockRows
 from bltkit.model.drafting import BlockAttention
 from bltkit.model.layers import Before, Embedding, Transformer, truncated_normal
+from bltkit.model.pooling import AddedLatent
 from bltkit.model.products import Linear, RMSNorm, normed_product
 from bltkit.model.segments import Latents, RowsOfLatents
 from bltkit.vocab import VOCAB_SIZE
 
-PatchKV = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of patches, [B, P, k, H, d] each, for every cross-attention block."""
+PatchKV = tuple[tuple[Tensor, ...], ...]
+"""What bytes read of patches, for every block that reads: keys and values [B, P, k, H, d], or a vector to add
+[B, P, D]."""
+
+Reader = CrossAttention | AddedLatent
 
 
 class LocalDecoder(nn.Module):
@@ -25,13 +29,13 @@ class LocalDecoder(nn.Module):
 
     def __init__(self, config: BltConfig) -> None:
         super().__init__()
-        self.k = config.cross_attn_k
         own_table = config.decoder_input == "embedding"
         self.bytes = Embedding(VOCAB_SIZE, config.decoder.width) if own_table else None
-        self.patch_projection = Linear(config.latent.width, config.patch_width)
-        self.cross = nn.ModuleList(
+        self.patch_projection = Linear(config.latent.width, config.read_width)
+        blocks = (
             CrossAttention(config.decoder, config.quirks.doubled_residual) for _ in range(config.num_decoder_cross)
         )
+        self.cross = nn.ModuleList(blocks if config.decoder_cross_attn else [AddedLatent()])
         self.stack = Transformer(config.decoder)
         self.norm = RMSNorm(config.decoder.width, config.decoder.norm_eps)
         self.head = Linear(config.decoder.width, VOCAB_SIZE)
@@ -40,8 +44,8 @@ class LocalDecoder(nn.Module):
         """Initialise as spec 8 says."""
         for projection in (self.patch_projection, self.head):
             truncated_normal(projection.weight, projection.in_features**-0.5, generator)
-        for i, block in enumerate(self.cross):
-            cast(CrossAttention, block).reset_parameters(i, generator)
+        for i, block in enumerate(self.readers):
+            block.reset_parameters(i, generator)
         self.stack.reset_parameters(generator)
         nn.init.ones_(self.norm.weight)
         if self.bytes is not None:
@@ -86,23 +90,25 @@ class LocalDecoder(nn.Module):
         return self._logits(self.stack.through(x, attend, self._reading(patch_kv))[-1])
 
     def patch_keys_values(self, latents: Float[Tensor, "B P H"]) -> PatchKV:
-        """What the bytes read of each patch: its k vectors as keys and values of every block."""
-        vectors = self.patch_projection(latents).unflatten(-1, (self.k, -1))
-        return tuple(cast(CrossAttention, block).patch_keys_values(vectors) for block in self.cross)
+        """What the bytes read of each patch: its k vectors as keys and values of every block, or one to add."""
+        vectors = self.patch_projection(latents).unflatten(-1, (-1, len(self.norm.weight)))
+        return tuple(block.patch_keys_values(vectors) for block in self.readers)
 
     def no_patch(self, rows: int) -> PatchKV:
-        """In place of what bytes read of a patch where there is none yet: zeros, [rows, 1, k, H, d]."""
-        blocks = [cast(CrossAttention, block) for block in self.cross]
-        weight = self.norm.weight
-        return tuple(
-            (zeros, zeros)
-            for block in blocks
-            for zeros in [weight.new_zeros(rows, 1, self.k, block.heads, block.head_dim)]
-        )
+        """In place of what bytes read of a patch where there is none yet: zeros, [rows, 1, ...]."""
+        k = self.patch_projection.out_features // len(self.norm.weight)
+        return tuple(block.no_patch(rows, k, self.norm.weight) for block in self.readers)
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The blocks in front of the first layers, by which bytes read a patch."""
+        return tuple(cast(Reader, block) for block in self.cross)
 
     def _reading(self, kv: PatchKV, latents: Latents | RowsOfLatents | None = None) -> Before:
+        readers = self.readers
+
         def before(i: int, h: Tensor) -> Tensor:
-            return h if i >= len(self.cross) else cast(CrossAttention, self.cross[i]).read(h, *kv[i], latents)
+            return h if i >= len(readers) else readers[i].read(h, cast(Any, kv[i]), latents)
 
         return before
 

@@ -34,6 +34,37 @@ def ngram_weights(config: NgramConfig) -> Int64[Tensor, "tables n"]:
 
 
 class ByteEmbedding(nn.Module):
+    """x_t = E[c_t]: bytes alone."""
+
+    longest: int = 1
+    """Ids that a position's vector depends on, its own included."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bytes = Embedding(VOCAB_SIZE, width)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Truncated normal, sigma = width^-1/2 (spec 8)."""
+        truncated_normal(self.bytes.weight, self.bytes.weight.shape[1] ** -0.5, generator)
+
+    def forward(
+        self, ids: Int64[Tensor, "B T"], documents: Int64[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """documents: non-decreasing numbers; an n-gram, where there are any, does not reach into another one."""
+        return self.bytes(ids)
+
+    def extend(self, window: Int64[Tensor, "R T"]) -> Float[Tensor, "R S D"]:
+        """`forward` for further ids, the last columns of `window`: in front of them stand the `longest` - 1 ids before,
+        PAD where there are none in the row or its document."""
+        return self.bytes(window)
+
+
+def byte_embedding(config: NgramConfig, width: int, averaged: bool = False) -> ByteEmbedding:
+    """The embedding with as many n-gram tables as the config has: none, where it names no size."""
+    return NgramEmbedding(config, width, averaged) if config.sizes else ByteEmbedding(width)
+
+
+class NgramEmbedding(ByteEmbedding):
     """x_t = E[c_t] + sum over tables of T[hash of the n-gram that ends at t].
 
     The tables may be of another dtype than the rest of the model, which their sums are given in.
@@ -46,10 +77,9 @@ class ByteEmbedding(nn.Module):
     rows: what a step costs then does not grow with the tables. Only for tables in the dtype of the bytes."""
 
     def __init__(self, config: NgramConfig, width: int, averaged: bool = False) -> None:
-        super().__init__()
+        super().__init__(width)
         self.config = config
         self.longest = max(config.sizes)
-        self.bytes = Embedding(VOCAB_SIZE, width)
         self.ngrams = nn.Parameter(torch.empty(config.num_tables * config.buckets, width))
         self.scale = 1 / (config.num_tables + 1) if averaged else 1.0
         self.register_buffer("hash_weights", ngram_weights(config), persistent=False)
@@ -57,9 +87,9 @@ class ByteEmbedding(nn.Module):
         self.register_buffer("table_offsets", offsets, persistent=False)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normal, sigma = width^-1/2 (spec 8)."""
-        for weight in (self.bytes.weight, self.ngrams):
-            truncated_normal(weight, weight.shape[1] ** -0.5, generator)
+        """See `ByteEmbedding`."""
+        super().reset_parameters(generator)
+        truncated_normal(self.ngrams, self.ngrams.shape[1] ** -0.5, generator)
 
     def buckets(
         self, ids: Int64[Tensor, "B T"], documents: Int64[Tensor, "B T"] | None = None
@@ -81,8 +111,7 @@ class ByteEmbedding(nn.Module):
         return self._embed(ids, self._windows(ids, documents))
 
     def extend(self, window: Int64[Tensor, "R T"]) -> Float[Tensor, "R S D"]:
-        """`forward` for further ids, the last columns of `window`: in front of them stand the `longest` - 1 ids before,
-        PAD where there are none in the row or its document."""
+        """See `ByteEmbedding`."""
         return self._embed(window[:, self.longest - 1 :], window.unfold(1, self.longest, 1))
 
     def _embed(self, ids: Tensor, windows: Tensor) -> Tensor:

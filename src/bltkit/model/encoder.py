@@ -1,4 +1,5 @@
-"""The local encoder: bytes -> patches (BLT 3.2, spec 5). A light transformer over bytes, then pooling by attention."""
+"""The local encoder: bytes -> patches (BLT 3.2, spec 5). A light transformer over bytes, then pooling by attention,
+or without."""
 
 from typing import cast
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
 from bltkit.model.layers import Transformer, truncated_normal
+from bltkit.model.pooling import pooling
 from bltkit.model.products import Linear
 from bltkit.model.segments import OneSegment, Segments
 from bltkit.patches import Patches
@@ -21,7 +23,8 @@ class LocalEncoder(nn.Module):
         super().__init__()
         self.k = config.cross_attn_k
         self.stack = Transformer(config.encoder)
-        self.patch_projection = Linear(config.encoder.width, config.patch_width)
+        self.pooling = pooling(config)
+        self.patch_projection = Linear(config.pooled_width, config.patch_width)
         self.cross = nn.ModuleList(
             CrossAttention(config.encoder, config.quirks.doubled_residual) for _ in range(config.num_encoder_cross)
         )
@@ -41,16 +44,17 @@ class LocalEncoder(nn.Module):
         return outputs[-1], self.pool(self.pooled_from(outputs), Segments.of(patches))
 
     def pooled_from(self, outputs: list[Float[Tensor, "B T D"]]) -> tuple[Float[Tensor, "B T D"], ...]:
-        """The layer outputs that pooling reads, one for each cross-attention block."""
-        return tuple(outputs[-len(self.cross) :])
+        """The layer outputs that pooling reads: one for each cross-attention block, and one at least."""
+        return tuple(outputs[-max(1, len(self.cross)) :])
 
     def pool(
         self, states: tuple[Float[Tensor, "B T D"], ...], segments: Segments | OneSegment
     ) -> Float[Tensor, "B P k D"]:
-        """k vectors per patch: the maximum over its bytes, projected, then attending to its bytes."""
+        """k vectors per patch: the maximum over its bytes (or what `pooling` says), projected, then attending to its
+        bytes."""
         first = states[0]
-        peak = segments.maximum(first.flatten(0, 1)).unflatten(0, (len(first), -1))
-        z: Tensor = self.patch_projection(peak).unflatten(-1, (self.k, -1))
-        for block, h in zip(self.cross, states, strict=True):
+        pooled = self.pooling(first.flatten(0, 1), segments).unflatten(0, (len(first), -1))
+        z: Tensor = self.patch_projection(pooled).unflatten(-1, (self.k, -1))
+        for block, h in zip(self.cross, states, strict=False):  # there may be no block
             z = cast(CrossAttention, block).pool(z, h, segments)
         return z

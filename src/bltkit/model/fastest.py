@@ -82,7 +82,7 @@ def _per_patch(model: Blt) -> list[Linear]:
     """What a step does only where a patch closes."""
     in_stack = set(map(id, _linears(model.encoder.stack)))
     pooling = [one for one in _linears(model.encoder) if id(one) not in in_stack]
-    read = [cast(CrossAttention, block).kv for block in model.decoder.cross]
+    read = [block.kv for block in model.decoder.readers if isinstance(block, CrossAttention)]
     return [*pooling, *_linears(model.latent), model.decoder.patch_projection, *read]
 
 

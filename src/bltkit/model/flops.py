@@ -74,10 +74,10 @@ def exact_flops(config: BltConfig, patch_bytes: float, context: int, work: Work 
         cells = work.cells * (stack_flops(config.decoder, context, (work.block - 1) / 2) + head)
     return {
         "encoder": work.encoder * stack_flops(config.encoder, context),
-        "encoder_cross": config.num_encoder_cross * pooling + patches * 2 * k * h**2,
+        "encoder_cross": config.num_encoder_cross * pooling + patches * 2 * config.pooled_width * config.patch_width,
         "latent": patches * (stack_flops(config.latent, context / patch_bytes) + projection),
         "decoder": work.decoder * (stack_flops(config.decoder, context) + head) + cells,
-        "decoder_cross": config.num_decoder_cross * reading + patches * 2 * wide * k * h,
+        "decoder_cross": config.num_decoder_cross * reading + patches * 2 * wide * config.read_width,
     }
 
 

@@ -147,9 +147,9 @@ class Transformer(nn.Module):
     def through(
         self, x: Float[Tensor, "B T D"], attend: Attend, before: Before | None = None
     ) -> list[Float[Tensor, "B T D"]]:
-        """The outputs of all layers, for any rows and whatever they see of each other."""
+        """The outputs of all layers, for any rows and whatever they see of each other; x itself where there is none."""
         outputs = []
         for i, layer in enumerate(self.layers):
             x = layer(x if before is None else before(i, x), attend)
             outputs.append(x)
-        return outputs
+        return outputs or [x]

@@ -51,6 +51,18 @@ class Segments:
         peak = peak.where((self.lengths > 0)[:, None], 0)
         return self._drop_padding(peak.unflatten(1, x.shape[1:]))
 
+    def mean(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "BP D"]:
+        """Mean over each patch's bytes, summed in fp32 at least; 0 where there are none."""
+        total = self.sum(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return (total / self._drop_padding(self.lengths).clamp_min(1)[:, None]).to(x.dtype)
+
+    def last(self, x: Float[Tensor, "N D"], count: int) -> Float[Tensor, "BP n D"]:
+        """The last `count` bytes of each patch in their order; zeros in front where there are fewer."""
+        back = torch.arange(count - 1, -1, -1, device=x.device)
+        at = (self.lengths.cumsum(0)[:, None] - 1 - back).clamp_min(0)
+        found = x.index_select(0, at.flatten()).unflatten(0, at.shape)
+        return self._drop_padding(found.where((back < self.lengths[:, None])[..., None], 0))
+
     def attend(
         self, q: Float[Tensor, "B P k H d"], k: Float[Tensor, "N H d"], v: Float[Tensor, "N H d"]
     ) -> Float[Tensor, "BP k H d"]:
@@ -78,6 +90,15 @@ class OneSegment:
         """Over all bytes."""
         return x.amax(0, keepdim=True)
 
+    def mean(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "1 D"]:
+        """As `Segments.mean`."""
+        return x.mean(0, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+
+    def last(self, x: Float[Tensor, "N D"], count: int) -> Float[Tensor, "1 n D"]:
+        """As `Segments.last`."""
+        found = x[-count:]
+        return torch.cat((x.new_zeros(count - len(found), x.shape[1]), found))[None]
+
     def attend(
         self, q: Float[Tensor, "1 1 k H d"], k: Float[Tensor, "N H d"], v: Float[Tensor, "N H d"]
     ) -> Float[Tensor, "1 k H d"]:
@@ -100,6 +121,11 @@ class Latents:
         readers = self.index.new_zeros(rows * patches)
         self.lengths = readers.index_add_(0, self.index, torch.ones_like(self.index))
 
+    def spread(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B T D"]:
+        """Each byte what its patch has."""
+        found: Tensor = _Spread.apply(x.flatten(0, 1), self.index, self.lengths)  # type: ignore[no-untyped-call]
+        return found.unflatten(0, (len(x), -1))
+
     def attend(
         self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B P k H d"], v: Float[Tensor, "B P k H d"]
     ) -> Float[Tensor, "B T H d"]:
@@ -116,6 +142,10 @@ class RowsOfLatents:
         """groups: as `Latents` takes them."""
         self.sizes = [group.shape[1] for group in groups]
         self.groups = [Latents(group, patches) for group in groups]
+
+    def spread(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B T D"]:
+        """As `Latents.spread`; T is the sum of the groups' lengths."""
+        return torch.cat([group.spread(x) for group in self.groups], 1)
 
     def attend(
         self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B P k H d"], v: Float[Tensor, "B P k H d"]

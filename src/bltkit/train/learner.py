@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.data import Batch
 from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel
+from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
 from bltkit.patches import Patches
 from bltkit.train.adapt import adapt, merged_state, shares_weights
@@ -99,7 +100,7 @@ class Learner:
         self._init = None if goes_on else config.trainer.init
         self.autocast = _autocast(config.trainer.precision, world.device)
         self.model = self._build()
-        sharded = {TABLES} if world.size > 1 else set()
+        sharded = {TABLES} & named_weights(self.model).keys() if world.size > 1 else set()
         self.optimizer = build_optimizer(config.optim, self.model, sharded_by_rows=sharded)
         self.guard = GuardState()
 
@@ -110,7 +111,7 @@ class Learner:
         whole = world.size == 1 or config.adapt.lora is not None
         with torch.device("cpu" if whole else "meta"):
             model = build_model(config.model)
-        if isinstance(model, Blt):
+        if isinstance(model, Blt) and isinstance(model.embed, NgramEmbedding):
             model.embed.sparse_gradients = config.optim.tables == "rows"
         if whole:
             model.reset_parameters(generator)
@@ -174,7 +175,7 @@ class Learner:
 
     def _merge_rows(self) -> None:
         """Add up the tables' gradient row by row: over many batches it would hold every look-up of all of them."""
-        if isinstance(self.model, Blt):
+        if isinstance(self.model, Blt) and isinstance(self.model.embed, NgramEmbedding):
             gradient = self.model.embed.ngrams.grad
             if gradient is not None and gradient.is_sparse:
                 self.model.embed.ngrams.grad = gradient.coalesce()

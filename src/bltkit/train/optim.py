@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bltkit.config import Config
-from bltkit.model.embed import ByteEmbedding
+from bltkit.model.embed import NgramEmbedding
 from bltkit.train.rows import RowAdamW
 from bltkit.train.schedule import CosineSchedule, Schedule
 
@@ -73,7 +73,7 @@ def build_optimizer(
     """
     weights = {name.replace(_WRAPPED, ""): weight for name, weight in model.named_parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    tables = {id(module.ngrams) for module in model.modules() if isinstance(module, ByteEmbedding)}
+    tables = {id(module.ngrams) for module in model.modules() if isinstance(module, NgramEmbedding)}
     assert set(sharded_by_rows) <= weights.keys(), "a sharded parameter has to be the model's"
     if config.tables_lr is not None and not tables:
         raise ValueError(f"optim.tables_lr = {config.tables_lr}, but this model has no n-gram tables; leave it out")
@@ -114,7 +114,7 @@ def build_optimizer(
 def trainers_update(model: nn.Module) -> Callable[[], None]:
     """What a training step does with gradients of `model`, at the defaults: clip, update, forget. For benchmarks."""
     for module in model.modules():
-        if isinstance(module, ByteEmbedding):
+        if isinstance(module, NgramEmbedding):
             module.sparse_gradients = True
     optimizer, step = build_optimizer(OptimSection(warmup_steps=0), model), count()
 

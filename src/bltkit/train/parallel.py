@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from bltkit.model import Blt
+from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
 from bltkit.train.tables import RowShards, ShardedEmbedding, shard_tables
 
@@ -187,7 +188,7 @@ def distribute(model: nn.Module, world: World, dtype: torch.dtype | None) -> Non
     if world.size == 1:
         return
     ignored: set[nn.Parameter] = set()
-    if isinstance(model, Blt):
+    if isinstance(model, Blt) and isinstance(model.embed, NgramEmbedding):
         rows = world.rows
         assert rows is not None
         ignored = {shard_tables(model, rows)}

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from bltkit.model import Blt
-from bltkit.model.embed import ByteEmbedding
+from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import truncated_normal
 
 DRAWN_AT_ONCE = 1 << 16
@@ -62,14 +62,16 @@ class RowShards:
 def shard_tables(model: Blt, shards: RowShards) -> nn.Parameter:
     """Replace the model's embedding by one that holds this process's rows; returns them."""
     whole = model.embed
-    model.embed = ShardedEmbedding(whole, shards)
-    return model.embed.ngrams
+    assert isinstance(whole, NgramEmbedding), "there are tables"
+    sharded = ShardedEmbedding(whole, shards)
+    model.embed = sharded
+    return sharded.ngrams
 
 
-class ShardedEmbedding(ByteEmbedding):
-    """`ByteEmbedding` whose table is spread over the processes."""
+class ShardedEmbedding(NgramEmbedding):
+    """`NgramEmbedding` whose table is spread over the processes."""
 
-    def __init__(self, whole: ByteEmbedding, shards: RowShards) -> None:
+    def __init__(self, whole: NgramEmbedding, shards: RowShards) -> None:
         super().__init__(whole.config, whole.bytes.weight.shape[1], whole.scale != 1)
         self.shards = shards
         self.num_rows = whole.ngrams.shape[0]

@@ -276,7 +276,7 @@ class _Filling:
         self.passes += Passes(latent=1, kv_bytes=sum(cache.num_bytes for cache in caches))
         at = torch.tensor(rows, device=session.device)
         pairs = zip(session.patch_kv, model.decoder.patch_keys_values(latents), strict=True)
-        return tuple((k0.index_copy(0, at, k), v0.index_copy(0, at, v)) for (k0, v0), (k, v) in pairs)
+        return tuple(tuple(old.index_copy(0, at, new) for old, new in zip(*blocks, strict=True)) for blocks in pairs)
 
 
 def _open_bytes(session: Session, row: int) -> int:

@@ -204,13 +204,16 @@ def _model_rows(
     decoding = exact_flops(config, patch_bytes, context, work_of(rates, patch_bytes)) if drafting else reading
     patch_width, width = config.decoder.num_kv_heads * config.decoder.head_dim, config.encoder.width
     looked_up = 1 + config.ngrams.num_tables + (config.decoder_input == "embedding")
+    # Where nothing is attended to, a byte reads the one vector that is added to it.
+    read = config.num_decoder_cross * 2 * config.cross_attn_k * patch_width
+    read += 0 if config.decoder_cross_attn else config.decoder.width
     numbers = {
         "embed": (rates.ids + rates.draft_ids) * looked_up * width + rates.cells * width,
         "encoder": _cached(config.encoder, context) * rates.encoder,
         "encoder_cross": 0.0,
         "latent": _cached(config.latent, context / patch_bytes) * rates.latent,
         "decoder": _cached(config.decoder, context) * rates.decoder,
-        "decoder_cross": config.num_decoder_cross * 2 * config.cross_attn_k * patch_width * rates.decoder,
+        "decoder_cross": read * rates.decoder,
     }
     often = {"encoder": rates.encoder}
     rows = {}
