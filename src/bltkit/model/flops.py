@@ -4,7 +4,7 @@
 model out. A product [m, k] x [k, n] is 2 m k n operations. Training costs three forward passes (backward = 2).
 """
 
-from bltkit.model.config import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, StackConfig
+from bltkit.model.config import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, StackConfig, TokenConfig
 from bltkit.vocab import VOCAB_SIZE
 
 
@@ -77,10 +77,17 @@ def scorer_flops(config: EntropyConfig | BoundaryConfig | CnnConfig, context: in
     return stack_flops(config, context) + 2 * config.width * outputs
 
 
+def token_flops(config: TokenConfig, token_bytes: float, context: int) -> float:
+    """Forward operations of a token model per byte of text. token_bytes: mean bytes of a token."""
+    return (stack_flops(config, context / token_bytes) + 2 * config.width * config.vocab_size) / token_bytes
+
+
 def forward_flops(
-    config: BltConfig | EntropyConfig | BoundaryConfig | CnnConfig, patch_bytes: float, context: int
+    config: BltConfig | EntropyConfig | BoundaryConfig | CnnConfig | TokenConfig, patch_bytes: float, context: int
 ) -> float:
-    """Forward operations per byte of a whole model, the exact count."""
+    """Forward operations per byte of a whole model, the exact count. patch_bytes: of a token model, of a token."""
+    if isinstance(config, TokenConfig):
+        return token_flops(config, patch_bytes, context)
     if isinstance(config, BltConfig):
         return sum(exact_flops(config, patch_bytes, context).values())
     return scorer_flops(config, context)
