@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from bltkit.checkpoint import load_bundle
+from bltkit.checkpoint import is_token_model, load_bundle, load_token_model
 from bltkit.config import apply_overrides, parse
 from bltkit.patching import train_bpe
 from bltkit.train import Result, TrainConfig, read_metrics, train
@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder": {**STACK, "window": 16},
         "ngrams": {"sizes": [3, 4], "buckets": 61},
     },
+    "bpe": {"kind": "bpe", **STACK, "vocab_size": 300},
 }
 WORDS = b"the of and a to in is you that it he was for on are as with his they at be this have from".split()
 
@@ -95,6 +96,8 @@ class Workplace:
 
     def weights(self, out: str) -> dict[str, torch.Tensor]:
         """The trained model's weights by our names."""
+        if is_token_model(self.path / out):
+            return dict(load_token_model(self.path / out).model.state_dict())
         bundle = load_bundle(self.path / out)
         module = bundle.model if bundle.model is not None else bundle.scorer
         assert module is not None

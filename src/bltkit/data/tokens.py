@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from bltkit.data.batch import IGNORE, Batch
@@ -143,9 +143,9 @@ class _Row:
         return cls(np.array(tokens, np.int64), numbers, (np.concatenate(asked) > 0).astype(np.int64))
 
 
-def _wanted(batch: Batch) -> Bool[Tensor, "B T"]:
-    """Which ids of a row are targets."""
-    asked = (batch.targets != IGNORE)[:, :-1]
+def _wanted(batch: Batch) -> Int64[Tensor, "B T"]:
+    """1 for ids of a row that are targets."""
+    asked = (batch.targets != IGNORE)[:, :-1].long()
     return torch.cat([torch.zeros_like(asked[:, :1]), asked], 1)
 
 

@@ -6,7 +6,7 @@ A value made of the text of tokenizer.json, so that it can be hashed, stored wit
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ SETTINGS = "tokenizer_config.json"
 class Vocabulary:
     """text: of tokenizer.json. bos, eos, pad: ids; of a loaded tokenizer some may be the same."""
 
-    text: str
+    text: str = field(repr=False)
     bos: int
     eos: int
     pad: int

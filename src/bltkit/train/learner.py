@@ -111,7 +111,7 @@ class Learner:
         self._init = None if goes_on else config.trainer.init
         self.autocast = _autocast(config.trainer.precision, world.device)
         self.model = self._build()
-        sharded = {TABLES} if world.size > 1 else set()
+        sharded = {TABLES} if world.size > 1 and isinstance(self.model, Blt) else set()
         self.optimizer = build_optimizer(config.optim, self.model, sharded_by_rows=sharded)
         self.guard = GuardState()
 
