@@ -92,9 +92,7 @@ class _Trainer:
             known = known_vocabulary(config, start.checkpoint)
             self.corpus = self._read_corpus()
             self.vocabulary = known or trained_vocabulary(config.model, self.corpus)
-            self.tokenize: Prepare | None = None
-            if self.vocabulary is not None:
-                self.tokenize = partial(TokenBatch.of, vocabulary=self.vocabulary)
+            self.tokenize = None if self.vocabulary is None else partial(TokenBatch.of, vocabulary=self.vocabulary)
             self.loader = self._loader(config.data.workers)
             goes_on = start.checkpoint is not None
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
@@ -334,7 +332,7 @@ class _Trainer:
     def _loader(self, workers: int) -> Loader:
         """Of this process's rows, from the beginning."""
         data = self.config.data
-        prepare = self.tokenize
+        prepare: Prepare | None = self.tokenize
         if isinstance(self.config.model, BltConfig) and self.config.patching.where == "workers":
             # Workers have no part of a GPU: they keep a scorer of their own.
             prepare = copy.deepcopy(self.patcher).opens if workers and self.corpus.opens is None else None
