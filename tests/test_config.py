@@ -19,6 +19,7 @@ PARAMETERS = {  # millions, as the comments of the files say
     "tiny-entropy.toml": 0.7,
     "tiny-boundary.toml": 0.7,
     "tiny-cnn.toml": 0.165,
+    "tiny-bpe.toml": 4.7,
     "100m-entropy.toml": 99.5,
     "tiny.toml": 5.2,
     "1b.toml": 4500,

@@ -74,6 +74,20 @@ def test_every_layout_trains_as_one_process(place: Workplace, count: int, more: 
     agree(place.losses("several"), place.losses("one"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "more"), [("entropy", []), ("bpe", []), ("bpe", ["model.tied=true"])], ids=["entropy", "bpe", "tied"]
+)
+def test_so_do_models_without_tables(place: Workplace, kind: str, more: list[str]) -> None:
+    """A token model's processes each make the same tokenizer."""
+    place.train("one", kind, *more, f"trainer.max_steps={STEPS}")
+    config = place.path / "config.toml"
+    config.write_text(dump_toml(place.fields(kind, *more, f"trainer.max_steps={STEPS}")))
+    for end in train_together(2, config, place.path / "two"):
+        assert end.returncode == 0, end.stderr[-2000:]
+    agree(place.losses("two"), place.losses("one"))
+
+
 def test_processes_that_do_not_fit_are_refused(place: Workplace) -> None:
     config = write_config(place, "data.batch_rows=3")
     for end in train_together(2, config, place.path / "odd"):

@@ -49,7 +49,9 @@ def entropy_patched(place: Workplace) -> str:
 
 
 @pytest.mark.parametrize("more", [(), ("trainer.accumulate=2",)], ids=["", "accumulate"])
-@pytest.mark.parametrize("kind", ["entropy", "boundary", "cnn", "blt", "blt by entropy", "megabyte", "spacebyte"])
+@pytest.mark.parametrize(
+    "kind", ["entropy", "boundary", "cnn", "blt", "blt by entropy", "megabyte", "spacebyte", "bpe"]
+)
 def test_ten_steps_are_five_and_five(kind: str, more: tuple[str, ...], place: Workplace) -> None:
     if kind == "blt by entropy":
         kind, more = "blt", (*more, entropy_patched(place))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from bltkit.checkpoint import load_bundle
+from bltkit.checkpoint import is_token_model, load_bundle, load_token_model
 from bltkit.config import apply_overrides, parse
 from bltkit.patching import train_bpe
 from bltkit.train import Result, TrainConfig, read_metrics, train
@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder": {**STACK, "window": 16},
         "ngrams": {"sizes": [3, 4], "buckets": 61},
     },
+    "bpe": {"kind": "bpe", **STACK, "vocab_size": 300},
 }
 PLAIN = {"ngrams": {"sizes": []}, "pooling": "last", "encoder_cross_attn": False, "decoder_cross_attn": False}
 MODELS["megabyte"] = MODELS["blt"] | PLAIN | {"pooled_bytes": 4, "encoder": STACK | {"layers": 0, "window": 16}}
@@ -99,6 +100,8 @@ class Workplace:
 
     def weights(self, out: str) -> dict[str, torch.Tensor]:
         """The trained model's weights by our names."""
+        if is_token_model(self.path / out):
+            return dict(load_token_model(self.path / out).model.state_dict())
         bundle = load_bundle(self.path / out)
         module = bundle.model if bundle.model is not None else bundle.scorer
         assert module is not None

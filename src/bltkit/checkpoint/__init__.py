@@ -8,17 +8,31 @@ from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import ScorerModule, scorer_hash
+from bltkit.checkpoint.token_model import (
+    TokenBundle,
+    is_token_model,
+    load_token_model,
+    token_config,
+    write_token_model,
+    write_vocabulary,
+)
 
 __all__ = [
     "Bundle",
     "ScorerModule",
+    "TokenBundle",
     "atomic_directory",
     "embedded_models",
+    "is_token_model",
     "load_bundle",
+    "load_token_model",
     "resolve_model",
     "save_bundle",
     "scorer_hash",
     "store_rule",
+    "token_config",
     "write_atomic",
     "write_bundle",
+    "write_token_model",
+    "write_vocabulary",
 ]

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint import hf_config
+from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.manifest import (
     FORMAT,
@@ -173,6 +173,11 @@ def _describe(directory: Path) -> _Found:
         )
     config = read_json(path)
     model_type = config.get("model_type")
+    if model_type == token_model.MODEL_TYPE:
+        raise ValueError(
+            f"{directory} holds a token model (a Llama), not a byte model; evaluate it by "
+            f"`blt eval --model token:{directory}`, or load it with transformers"
+        )
     if own.exists():
         data = read_json(own)
         if isinstance(number := data.get("format"), int) and number > FORMAT:

@@ -25,6 +25,14 @@ STAGES = {
 SCORER_STAGES = {"embed.": "embed_tokens.", "stack.layers.": "layers.", "norm.": "norm.", "head.": "lm_head."}
 """The same for an entropy model, whose names in the file stand behind a prefix."""
 
+TOKEN_STAGES = {
+    "embed.": "model.embed_tokens.",
+    "stack.layers.": "model.layers.",
+    "norm.": "model.norm.",
+    "head.": "lm_head.",
+}
+"""The same for a token model, which is a Llama in the file."""
+
 LAYER = {
     "attention_norm.weight": ("input_layernorm.weight",),
     "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -68,6 +76,11 @@ def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ..
     """The file's tensors that make up tensor `name` of a scorer. prefix: `SCORER_PREFIX`, or nothing."""
     stages = {ours: prefix + theirs for ours, theirs in SCORER_STAGES.items()}
     return _parts(name, tuple(shape), stages, prefix)
+
+
+def token_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+    """The file's tensors that make up tensor `name` of a `TokenLlama`, but for the order of rows of q and k."""
+    return _parts(name, tuple(shape), TOKEN_STAGES, OWN_PREFIX)
 
 
 def is_hugging_face(name: str) -> bool:

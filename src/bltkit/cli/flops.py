@@ -117,6 +117,7 @@ def flops(
 def _run_of(target: str, overrides: list[str]) -> "Run":
     """What a plan needs of a training config."""
     from bltkit.config import load_toml, parse
+    from bltkit.model import TokenConfig
     from bltkit.study.flops import scorer_named
     from bltkit.study.plan import Run
     from bltkit.train import TrainConfig
@@ -124,6 +125,8 @@ def _run_of(target: str, overrides: list[str]) -> "Run":
     if not target.endswith(".toml"):
         raise ValueError(f"--mesh plans a training run, which {target} is not: name a training config (TOML)")
     config: TrainConfig = parse(TrainConfig, load_toml(target, overrides), target)
+    if isinstance(config.model, TokenConfig):
+        raise ValueError(f"--mesh plans runs of byte models, and {target} trains a token model; leave it out")
     patching, data, trainer = config.patching, config.data, config.trainer
     # Stored starts need no scorer; nor does a rule that reads no scores.
     stored = all(source.kind == "annotated" for source in data.sources)

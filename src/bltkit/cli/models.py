@@ -17,7 +17,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train an entropy model, a boundary model or a BLT; `torchrun -m bltkit train ...` trains on many processes."""
+    """Train an entropy, boundary or token model or a BLT; `torchrun -m bltkit train ...` trains on many processes."""
     from bltkit.config import load_toml, parse
     from bltkit.train import TrainConfig
     from bltkit.train import train as run

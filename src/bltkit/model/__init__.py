@@ -8,10 +8,14 @@ from bltkit.model.config import (
     EntropyConfig,
     NgramConfig,
     Quirks,
+    SavedTokenizer,
     StackConfig,
+    TokenConfig,
+    TrainedTokenizer,
 )
 from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
+from bltkit.model.token import TokenLlama
 
 __all__ = [
     "BLT_PRESETS",
@@ -28,8 +32,12 @@ __all__ = [
     "EntropyTable",
     "NgramConfig",
     "Quirks",
+    "SavedTokenizer",
     "Scorer",
     "StackConfig",
+    "TokenConfig",
+    "TokenLlama",
+    "TrainedTokenizer",
     "blt_preset",
     "document_of",
     "entropy_preset",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bltkit.config import Config
 
@@ -98,6 +98,56 @@ class CnnConfig(Config):
     kind: Literal["cnn"] = "cnn"
     width: PositiveInt = 128
     context: Annotated[int, Field(ge=1, le=2)] = 2
+
+
+class TrainedTokenizer(Config):
+    """A byte-level BPE of `vocab_size` tokens, trained on the run's own training documents."""
+
+    kind: Literal["trained"] = "trained"
+    sample_bytes: PositiveInt = 16_000_000
+    """Text that it is trained on: whole documents in an order of their contents' hashes, the last one cut."""
+
+
+class SavedTokenizer(Config):
+    """A byte-level BPE that is there already: a tokenizer.json, or the directory that holds one."""
+
+    kind: Literal["saved"] = "saved"
+    path: str
+
+
+Tokenizer = Annotated[
+    Annotated[TrainedTokenizer | SavedTokenizer, Field(discriminator="kind")],
+    BeforeValidator(lambda value: {"kind": "saved", "path": value} if isinstance(value, str) else value),
+]
+"""How a token model gets its tokens; a path in place of a table is that of a saved one."""
+
+
+class TokenShape(StackConfig):
+    """A decoder-only transformer over tokens: embedding, layers as ours, final norm, head."""
+
+    vocab_size: PositiveInt
+    tied: bool = False
+    """The head is the embedding table."""
+
+
+class TokenConfig(TokenShape):
+    """A token model of Llama's shape, trained on the same rows of bytes as the others: the baseline (BLT 4.1)."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: PositiveInt = 4096
+    """Rows of the embedding and of the head: the tokens, BOS, EOS and padding among them, or more."""
+    tokenizer: Tokenizer = TrainedTokenizer()
+    """A run that goes on from a checkpoint (`--resume`, `trainer.branch`, `trainer.init`) keeps that one's."""
+    document_masks: bool = True
+    """Attention stays within a document. Hugging Face's model is shown one document a row, where it does anyway."""
+    max_positions: PositiveInt = 8192
+    """Tokens; told to Hugging Face's config, and nothing here enforces it. Evaluation shows no more bytes at once."""
+
+    @model_validator(mode="after")
+    def _check_llama(self) -> Self:
+        if self.window is not None:
+            raise ValueError(f"window = {self.window}: a Llama's attention has none; leave it out")
+        return self
 
 
 class NgramConfig(Config):

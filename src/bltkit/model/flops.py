@@ -7,8 +7,7 @@ costs three forward passes (backward = 2).
 
 from dataclasses import dataclass
 
-from bltkit.model.config import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, StackConfig
-from bltkit.model.token_shape import TokenShape
+from bltkit.model.config import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, StackConfig, TokenShape
 from bltkit.vocab import VOCAB_SIZE
 
 ScorerConfig = EntropyConfig | BoundaryConfig | CnnConfig

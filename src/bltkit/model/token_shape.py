@@ -5,20 +5,10 @@ Only a shape: what it costs is compared with what a BLT costs, per byte of text.
 
 from typing import Any
 
-from pydantic import PositiveInt
-
 from bltkit.config import nearest, parse, parse_value
-from bltkit.model.config import StackConfig
+from bltkit.model.config import TokenShape
 
 LLAMA = "llama:"
-
-
-class TokenShape(StackConfig):
-    """A decoder-only transformer over tokens: embedding, layers as ours, final norm, head."""
-
-    vocab_size: PositiveInt
-    tied: bool = False
-    """The head is the embedding table."""
 
 
 LLAMAS = {

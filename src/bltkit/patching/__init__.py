@@ -13,6 +13,7 @@ from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.patching.space import SpaceRule
 from bltkit.patching.stride import ByteRule, StrideRule
 from bltkit.patching.tokenizer import ByteTokenizer, train_bpe
+from bltkit.patching.vocabulary import Vocabulary
 
 __all__ = [
     "RULES",
@@ -30,6 +31,7 @@ __all__ = [
     "Stream",
     "StrideRule",
     "ThresholdRule",
+    "Vocabulary",
     "ask",
     "extend",
     "parse_rule",

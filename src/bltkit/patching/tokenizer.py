@@ -38,7 +38,7 @@ class ByteTokenizer:
     @classmethod
     def from_json(cls, text: str, where: str = "tokenizer") -> "ByteTokenizer":
         """As `load`, from the text of a tokenizer.json; `where` names its origin in messages."""
-        library = _library()
+        library = tokenizers_library()
         try:
             tokenizer = library.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -103,7 +103,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, special_tokens: Seque
     least = 256 + len(special_tokens)
     if vocab_size < least:
         raise ValueError(f"vocab_size = {vocab_size}: the 256 bytes and special tokens alone need {least}")
-    library = _library()
+    library = tokenizers_library()
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -126,12 +126,14 @@ def _byte_characters() -> list[str]:
     return [chr(value) if value in printable else chr(0x100 + others.index(value)) for value in range(256)]
 
 
-def _library() -> Any:
+def tokenizers_library() -> Any:
+    """The library `tokenizers`. Raises ValueError that says how to install it."""
     try:
         import tokenizers
         import tokenizers.decoders
         import tokenizers.models
         import tokenizers.pre_tokenizers
+        import tokenizers.processors
         import tokenizers.trainers
     except ImportError:
         raise ValueError("BPE tokenizers need the library `tokenizers`: pip install 'bltkit[bpe]'") from None

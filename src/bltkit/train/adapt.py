@@ -14,20 +14,21 @@ decoder: leave that to train.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from bltkit.checkpoint import load_bundle, resolve_model
+from bltkit.checkpoint import is_token_model, load_bundle, resolve_model, token_config
 from bltkit.config import Config
-from bltkit.model import Blt, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig
+from bltkit.model import Blt, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, TokenConfig
 
 Target = Literal["qkv", "out", "gate_up", "down"]
 """The matrices of a layer."""
 
-Shape = BltConfig | EntropyConfig | BoundaryConfig | CnnConfig
+Shape = BltConfig | EntropyConfig | BoundaryConfig | CnnConfig | TokenConfig
 
 _ADAPTER = "default"  # peft's own name for the first one
 _BASE, _DOWN, _UP = ".base_layer.weight", f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"
@@ -117,14 +118,20 @@ def base_config(checkpoint: str, kind: str | None = None) -> Shape:
 
     Raises ValueError for a checkpoint that cannot be read or holds no such model.
     """
-    found = load_bundle(resolve_model(checkpoint), device="meta")
-    configs = [getattr(module, "config", None) for module in (found.model, found.scorer)]
-    held = [shape for shape in configs if isinstance(shape, Shape)]
+    held = _held(resolve_model(checkpoint))
     for shape in held:
         if kind in (None, shape.kind):
             return shape
     there = ", ".join(repr(shape.kind) for shape in held) or "none that can be trained"
     raise ValueError(f"model.kind = {kind!r}: {checkpoint} (trainer.init) holds {there}")
+
+
+def _held(directory: Path) -> list[Shape]:
+    if is_token_model(directory):
+        return [token_config(directory)]
+    found = load_bundle(directory, device="meta")
+    configs = [getattr(module, "config", None) for module in (found.model, found.scorer)]
+    return [shape for shape in configs if isinstance(shape, Shape)]
 
 
 def continue_from(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +157,9 @@ def shares_weights(ours: Shape, theirs: Shape) -> bool:
     blocks that they were trained to fill in.
 
     What Hugging Face trained knows no documents; rows of several conversations should be told apart all the same.
+    A token model takes the checkpoint's tokenizer along (`vocabulary.py`).
     """
-    free = {"document_masks", "diffusion_block"}
+    free = {"document_masks", "diffusion_block", "tokenizer"}
     return ours.model_dump(exclude=free) == theirs.model_dump(exclude=free)
 
 

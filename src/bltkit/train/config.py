@@ -7,15 +7,18 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 
 from bltkit.config import Config
 from bltkit.data import DataConfig
-from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig
+from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, TokenConfig
+from bltkit.model.flops import cell_flops, forward_flops
 from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
 from bltkit.train.guard import GuardSection
-from bltkit.train.objectives import BlockDiffusion, NextByte, Objective, TokenBoundary
+from bltkit.train.objectives import BlockDiffusion, NextByte, NextToken, Objective, TokenBoundary
 from bltkit.train.optim import OptimSection
 
-ModelConfig = Annotated[BltConfig | EntropyConfig | BoundaryConfig | CnnConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    BltConfig | EntropyConfig | BoundaryConfig | CnnConfig | TokenConfig, Field(discriminator="kind")
+]
 
 
 class PatchingSection(Config):
@@ -111,12 +114,29 @@ class TrainConfig(Config):
         objective = data.get("objective")
         if section.get("kind") == "blt" and isinstance(objective, Mapping) and objective.get("kind") == _BLOCKS:
             expanded["diffusion_block"] = objective.get("block", BlockDiffusion.model_fields["block"].default)
-        return {**data, "model": expanded}
+        given = {"objective": {"kind": "next-token"}} if section.get("kind") == "bpe" else {}
+        return {**given, **data, "model": expanded}
+
+    def train_flops(self, text_bytes: float, patch_bytes: float = 1.0) -> float:
+        """Operations that training on so much text takes: three forward passes, the model's own exact count.
+
+        patch_bytes: mean bytes of a patch, or of a token model's token; of no meaning for other models.
+        """
+        length = self.data.row_bytes
+        forward = forward_flops(self.model, patch_bytes, length)
+        if isinstance(self.model, BltConfig):
+            forward += cell_flops(self.model, length) * self.objective.cells / patch_bytes
+        return 3 * text_bytes * forward
 
     @model_validator(mode="after")
     def _check_fit(self) -> Self:
         if self.model.kind == "blt" and self.patching.model is None and self.patching.rule is None:
             raise ValueError("a BLT needs patching.model (an entropy model's checkpoint) or patching.rule")
+        if (self.model.kind == "bpe") != isinstance(self.objective, NextToken):
+            raise ValueError(
+                f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
+                "a token model (kind 'bpe') is trained with 'next-token', which [objective] may leave out, and no other"
+            )
         if (self.model.kind == "boundary") != isinstance(self.objective, TokenBoundary):
             raise ValueError(
                 f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "

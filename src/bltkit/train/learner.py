@@ -7,6 +7,7 @@ of its rows divided by the targets of all, so that gradients and figures simply 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,22 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from bltkit.checkpoint import Bundle, load_bundle, resolve_model
-from bltkit.data import Batch
-from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel
+from bltkit.checkpoint import (
+    Bundle,
+    TokenBundle,
+    is_token_model,
+    load_bundle,
+    load_token_model,
+    resolve_model,
+    write_bundle,
+    write_token_model,
+)
+from bltkit.data import Batch, TokenBatch
+from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel, TokenLlama
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
 from bltkit.patches import Patches
+from bltkit.patching import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.guard import GuardState, judge
@@ -30,7 +41,7 @@ from bltkit.train.parallel import TABLES, World, distribute, materialize, named_
 from bltkit.train.patcher import Patcher, count_text_patches
 from bltkit.vocab import OFFSET
 
-TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy
+TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy | TokenLlama
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Figures:
     seen_bytes: int
     """Bytes of text in the rows, also those that are no targets."""
     patches: int
-    """Opened by bytes of text."""
+    """Opened by bytes of text; of a token model, the tokens of text."""
     grad_norm: float
     skipped: bool
     """The guard did not let the update through."""
@@ -84,6 +95,7 @@ def build_model(config: ModelConfig) -> TrainedModel:
         "entropy": EntropyModel,
         "boundary": BoundaryModel,
         "cnn": CnnEntropy,
+        "bpe": TokenLlama,
     }
     return builders[config.kind](config)
 
@@ -181,12 +193,14 @@ class Learner:
                 self.model.embed.ngrams.grad = gradient.coalesce()
 
     def loss(self, batch: Batch, step: int = 0) -> tuple[Losses, Tensor]:
-        """Loss sums of a batch, and the patches that hold its text (BOS's and EOS's own not counted)."""
+        """Loss sums of a batch, and the patches or tokens that hold its text (BOS's and EOS's own not counted)."""
         patches = self._patches(batch)
         batch = batch.to(self.world.device)
         seed = (self.config.trainer.seed * 1_000_003 + step) % 2**62
         with self.autocast():
             losses = self.config.objective.loss(self.model, batch, patches, seed)
+        if isinstance(batch, TokenBatch):
+            return losses, torch.tensor(batch.text_tokens)
         return losses, count_text_patches(batch.ids, patches)
 
     def _patches(self, batch: Batch) -> Patches | None:
@@ -211,20 +225,36 @@ class Learner:
         """All weights on the CPU of the main process, adapters merged into what they adapt."""
         return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
 
-    def bundle(self, weights: dict[str, Tensor], record: dict[str, Any]) -> Bundle:
-        """What a checkpoint of `weights` holds."""
+    def write(
+        self,
+        directory: Path,
+        weights: dict[str, Tensor],
+        vocabulary: Vocabulary | None,
+        record: dict[str, Any],
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Write a checkpoint of `weights` into a directory. vocabulary: of a token model."""
         with torch.device("meta"):
             model = build_model(self.config.model)
         model.load_state_dict(weights, assign=True)
-        if isinstance(model, Blt):
-            return Bundle(model, self.patcher.scorer, self.patcher.rule, record)
-        return Bundle(None, model, None, record)
+        if isinstance(model, TokenLlama):
+            assert vocabulary is not None
+            write_token_model(directory, TokenBundle(model, vocabulary, record), dtype=dtype)
+        elif isinstance(model, Blt):
+            write_bundle(directory, Bundle(model, self.patcher.scorer, self.patcher.rule, record), dtype=dtype)
+        else:
+            write_bundle(directory, Bundle(None, model, None, record), dtype=dtype)
 
 
 def take_weights(model: TrainedModel, checkpoint: str, world: World) -> None:
     """Copy the weights of a checkpoint, ours or Hugging Face's. Raises ValueError where the shapes differ."""
-    bundle = load_bundle(resolve_model(checkpoint), dtype=torch.float32)
-    saved = bundle.model if isinstance(model, Blt) else bundle.scorer
+    directory = resolve_model(checkpoint)
+    saved: nn.Module | None = None
+    if isinstance(model, TokenLlama) and is_token_model(directory):
+        saved = load_token_model(directory, dtype=torch.float32).model
+    elif not isinstance(model, TokenLlama):
+        bundle = load_bundle(directory, dtype=torch.float32)
+        saved = bundle.model if isinstance(model, Blt) else bundle.scorer
     shape = getattr(saved, "config", None)  # not the class: FSDP gives a model one of its own
     if saved is None or shape is None or shape.kind != model.config.kind:
         raise ValueError(f"trainer.init = {checkpoint!r} holds no model of kind {model.config.kind!r}")

@@ -8,19 +8,20 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bltkit.checkpoint import write_atomic, write_bundle
+from bltkit.checkpoint import write_atomic, write_vocabulary
 from bltkit.checkpoint.atomic import sync_tree
 from bltkit.config import dump_toml
-from bltkit.data import Batch, Corpus, Loader, validation_batches
+from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
+from bltkit.data.loader import Prepare
 from bltkit.data.sources.chat import chat_template
 from bltkit.data.template import RECORD_KEY
 from bltkit.model import Blt, BltConfig
-from bltkit.model.flops import cell_flops, forward_flops
 from bltkit.train.config import TrainConfig
 from bltkit.train.guard import GuardState
 from bltkit.train.learner import Counts, Learner
@@ -33,6 +34,7 @@ from bltkit.train.run import CONFIG, CORPUS, RunDirectory
 from bltkit.train.sinks import check_reports
 from bltkit.train.start import Start, starting_point
 from bltkit.train.state import Position, Saver, restore, training_state
+from bltkit.train.vocabulary import known_vocabulary, trained_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Result:
 
     bits_per_byte: on validation text; on the first batch of training text where there is none, or no time for it
         (`interrupted`).
+    mean_patch_bytes: of a token model, of its tokens; None for models without patches.
     """
 
     out: str
@@ -86,7 +89,10 @@ class _Trainer:
             check_reports(config.trainer.report)
             self.template = chat_template(config.data.sources)
             self.patcher = load_patcher(config)
+            known = known_vocabulary(config, start.checkpoint)
             self.corpus = self._read_corpus()
+            self.vocabulary = known or trained_vocabulary(config.model, self.corpus)
+            self.tokenize = None if self.vocabulary is None else partial(TokenBatch.of, vocabulary=self.vocabulary)
             self.loader = self._loader(config.data.workers)
             goes_on = start.checkpoint is not None
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
@@ -218,6 +224,7 @@ class _Trainer:
             rank=world.rank,
             num_ranks=world.size,
         )
+        batches = batches if self.tokenize is None else map(self.tokenize, batches)
         found, row = self.learner.evaluate(batches), {}
         if found.num_bytes:
             row["validation_bits_per_byte"] = bits_per_byte(found.nats, found.num_bytes)
@@ -237,6 +244,8 @@ class _Trainer:
         weights = self.learner.weights() if export else {}
 
         def beside() -> None:
+            if self.vocabulary is not None:
+                write_vocabulary(directory, self.vocabulary)
             if export:
                 self._write_model(directory, weights, position)
 
@@ -265,7 +274,7 @@ class _Trainer:
 
     def _write_model(self, directory: Path, weights: dict[str, torch.Tensor], position: Position) -> None:
         dtype = torch.bfloat16 if self.config.checkpoint.dtype == "bf16" else None
-        write_bundle(directory, self.learner.bundle(weights, self._record(position)), dtype=dtype)
+        self.learner.write(directory, weights, self.vocabulary, self._record(position), dtype)
 
     def _record(self, position: Position) -> dict[str, Any]:
         record = {
@@ -283,7 +292,10 @@ class _Trainer:
             record[RECORD_KEY] = self.template.model_dump()
         if isinstance(self.learner.model, Blt):
             record |= {key: self.patcher.record[key] for key in ("calibrated",) if key in self.patcher.record}
-            record["mean_patch_bytes"] = position.text_bytes / max(1, position.num_patches)
+        if self.vocabulary is not None:
+            record["tokenizer"] = {"sha256": self.vocabulary.sha256, "tokens": self.vocabulary.size}
+        if position.num_patches:
+            record["mean_patch_bytes"] = position.text_bytes / position.num_patches
         return record
 
     def _restore(self, step: Path) -> Position:
@@ -297,11 +309,7 @@ class _Trainer:
 
     def _train_flops(self, position: Position) -> float:
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
-        model, length, cells = self.config.model, self.config.data.row_bytes, self.config.objective.cells
-        forward = forward_flops(model, patch_bytes, length)
-        if isinstance(model, BltConfig):
-            forward += cell_flops(model, length) * cells / patch_bytes
-        return 3 * position.text_bytes * forward
+        return self.config.train_flops(position.text_bytes, patch_bytes)
 
     def _result(self, position: Position, validation: float | None, interrupted: bool) -> Result:
         if validation is None:
@@ -324,7 +332,10 @@ class _Trainer:
     def _loader(self, workers: int) -> Loader:
         """Of this process's rows, from the beginning."""
         data = self.config.data
-        in_workers = self.config.patching.where == "workers" and workers and self.corpus.opens is None
+        prepare: Prepare | None = self.tokenize
+        if isinstance(self.config.model, BltConfig) and self.config.patching.where == "workers":
+            # Workers have no part of a GPU: they keep a scorer of their own.
+            prepare = copy.deepcopy(self.patcher).opens if workers and self.corpus.opens is None else None
         return Loader(
             self.corpus,
             data.row_bytes,
@@ -334,6 +345,5 @@ class _Trainer:
             rank=self.world.rank,
             num_ranks=self.world.size,
             workers=workers,
-            # Workers have no part of a GPU: they keep a scorer of their own.
-            prepare=copy.deepcopy(self.patcher).opens if in_workers and self.config.model.kind == "blt" else None,
+            prepare=prepare,
         )

@@ -19,6 +19,7 @@ from bltkit.model import (
     EntropyModel,
     StackConfig,
 )
+from bltkit.model.config import TokenShape
 from bltkit.model.flops import (
     ScorerConfig,
     Work,
@@ -32,7 +33,6 @@ from bltkit.model.flops import (
     stack_flops,
     token_flops,
 )
-from bltkit.model.token_shape import TokenShape
 from bltkit.study.flops.passes import PassRates
 from bltkit.study.flops.row import Ledger, Row, sum_rows
 

@@ -17,9 +17,10 @@ from bltkit.checkpoint.locate import HUB
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.generate.strategies import parse_strategy
 from bltkit.model import ENTROPY_PRESETS, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, entropy_preset
+from bltkit.model.config import TokenConfig, TokenShape
 from bltkit.model.flops import ScorerConfig
 from bltkit.model.presets import expand_preset
-from bltkit.model.token_shape import LLAMA, TokenShape, parse_token_shape, token_shape_of_hf
+from bltkit.model.token_shape import LLAMA, parse_token_shape, token_shape_of_hf
 from bltkit.patching import PatchingRule, Rule, parse_rule
 from bltkit.study.flops.count import BYTES_PER_TOKEN, PATCH_BYTES, ledger, token_ledger
 from bltkit.study.flops.passes import PassRates, expected, read_stats
@@ -124,7 +125,9 @@ def ledger_of(
 
 
 def is_token_model(target: str) -> bool:
-    """Is the target named as one."""
+    """Is the target a token model: by its name, or by what a training config says."""
+    if target.endswith(".toml"):
+        return bool(_table(load_toml(target), "model").get("kind") == TokenConfig.model_fields["kind"].default)
     return target.startswith((LLAMA, TOKEN))
 
 
@@ -185,11 +188,14 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
         "entropy": EntropyConfig,
         "boundary": BoundaryConfig,
         "cnn": CnnConfig,
+        "bpe": TokenConfig,
     }
     if section["kind"] not in kinds:
         raise ValueError(f"{path}: model.kind = {section['kind']!r}{nearest(str(section['kind']), list(kinds))}")
     model: Config = parse(kinds[section["kind"]], section, f"{path}: model")
     recompute = bool(_table(data, "trainer").get("checkpoint_activations", False))
+    if isinstance(model, TokenConfig):
+        return Subject(model, recompute=recompute)
     if not isinstance(model, BltConfig):
         assert isinstance(model, ScorerConfig)
         return Subject(None, model, str(path), recompute=recompute)

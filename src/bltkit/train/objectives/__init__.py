@@ -6,9 +6,10 @@ from pydantic import Field
 
 from bltkit.train.objectives.block_diffusion import BlockDiffusion
 from bltkit.train.objectives.next_byte import NextByte
+from bltkit.train.objectives.next_token import NextToken
 from bltkit.train.objectives.objective import BaseObjective, Losses
 from bltkit.train.objectives.token_boundary import TokenBoundary
 
-Objective = Annotated[NextByte | TokenBoundary | BlockDiffusion, Field(discriminator="kind")]
+Objective = Annotated[NextByte | NextToken | TokenBoundary | BlockDiffusion, Field(discriminator="kind")]
 
-__all__ = ["BaseObjective", "BlockDiffusion", "Losses", "NextByte", "Objective", "TokenBoundary"]
+__all__ = ["BaseObjective", "BlockDiffusion", "Losses", "NextByte", "NextToken", "Objective", "TokenBoundary"]
