@@ -14,6 +14,7 @@ from bltkit.study.flops import BYTES_PER_TOKEN, SideBySide, ledger, ledger_of, t
 from bltkit.study.flops.drawing import CURVE_SIZES, SIZES, costs_of, curves, draw_bars, stacked, write_costs
 from tests.token_models import tiny_llama
 
+TINY_BPE = Path(__file__).resolve().parents[1] / "configs" / "tiny-bpe.toml"
 SHAPE = TokenShape(width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, vocab_size=512)
 
 
@@ -223,3 +224,11 @@ def test_pictures_refused(tmp_path: Path) -> None:
     path.write_text('[model]\nkind = "entropy"\npreset = "69m"\n')
     with pytest.raises(ValueError, match="draw a BLT"):
         write_costs(str(path), tmp_path / "c.html")
+
+
+def test_a_training_config_of_a_token_model_is_counted_as_its_shape() -> None:
+    config = ledger_of(TINY_BPE, bytes_per_token=3.5, context=2048)
+    shape = "llama:width=256,layers=3,heads=4,ffn_width=768,vocab_size=4096"
+    assert config.total == ledger_of(shape, bytes_per_token=3.5, context=2048).total
+    with pytest.raises(ValueError, match="patch_bytes"):
+        ledger_of(TINY_BPE, patch_bytes=4.0)
