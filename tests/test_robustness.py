@@ -285,7 +285,7 @@ def test_the_command(place: Place, tmp_path: Path, blt: Blt_) -> None:
     line += ["--noise", "uppercase", "--intensity", "1", "--limit", "3", "--out", tmp_path / "out"]
     found = blt(*line, "--json").json()
     assert [row["noise"] for row in found["rows"]] == [None, "uppercase:1"]
-    assert all(row["n"] == 3 and row["command"].startswith("blt ") for row in found["rows"])
+    assert all(row["n"] == 3 and row["command"].startswith("blt") for row in found["rows"])
     ran = blt("study", "robustness", "--report", "--out", tmp_path / "out")
     assert ran.out.decode() == (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "wrote" in ran.err and Path(found["page"]).is_file()
