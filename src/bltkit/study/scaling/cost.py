@@ -93,7 +93,7 @@ def _unit(plan: Plan, unit: Unit, scorer: EntropyConfig | None, rate: float | No
     num_bytes = [budget / counted for budget in plan.budgets]
     longest, others = num_bytes[-1], num_bytes[:-1]
     trained = (1 - plan.decay_share) * longest + plan.decay_share * (longest + sum(others))
-    held_out = 2 * len(num_bytes) * plan.validation_batches * plan.batch_rows * plan.row_bytes
+    held_out = (1 + len(plan.sources)) * len(num_bytes) * plan.validation_batches * plan.batch_rows * plan.row_bytes
     spent = whole * (trained + EVALUATION * held_out)
     params, multiplied = _parameters(unit)
     return UnitCost(
@@ -105,7 +105,7 @@ def _unit(plan: Plan, unit: Unit, scorer: EntropyConfig | None, rate: float | No
         tuple(num_bytes),
         tuple(round(one / (plan.row_bytes * plan.batch_rows)) for one in num_bytes),
         spent,
-        spent / (rate or unit.size.rate or plan.rate) / 3600,
+        spent / (rate or plan.rate_of(unit)) / 3600,
     )
 
 

@@ -49,6 +49,8 @@ class Size(Config):
     lr: float = Field(default=2e-3, gt=0)
     rate: float | None = Field(default=None, gt=0)
     """Training FLOPs a second that were measured for it: for estimates only; the plan's by default."""
+    token_rate: float | None = Field(default=None, gt=0)
+    """The same of token models, whose few large products run faster; `rate` by default."""
 
     def stack(self) -> dict[str, Any]:
         """The global transformer's fields, which are those of a token model's layers too."""
@@ -197,15 +199,21 @@ def grown(size: Size, family: Family, base_patch: float, row_bytes: int) -> Size
     assert isinstance(family, BltFamily) and family.patch_bytes is not None
     base = family.model_copy(update={"patch_bytes": base_patch})
     target = base.cost(size, base_patch, row_bytes, None).exact
-    ratio = (size.ffn_width or 0) / size.width
-    best = size
-    for width in range(2 * size.heads, 8 * size.width, 2 * size.heads):
-        fields = size.model_dump() | {"name": f"{size.name}@{family.patch_bytes:g}", "width": width}
-        one = Size.model_validate(fields | {"ffn_width": round(ratio * width / 8) * 8 or None})
-        off = abs(family.cost(one, family.patch_bytes, row_bytes, None).exact - target)
-        if best is size or off < abs(family.cost(best, family.patch_bytes, row_bytes, None).exact - target):
-            best = one
-    return best
+    step, ratio = 2 * size.heads, (size.ffn_width or 0) / size.width
+
+    def at(number: int) -> Size:
+        width = number * step
+        fields = {"name": f"{size.name}@{family.patch_bytes:g}", "width": width}
+        return size.replace(**fields, ffn_width=round(ratio * width / 8) * 8 or None)
+
+    def more(number: int) -> float:
+        return family.cost(at(number), family.patch_bytes or base_patch, row_bytes, None).exact - target
+
+    low, high = 1, 8 * size.width // step  # the cost rises with the width
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if more(middle) > 0 else (middle, high)
+    return min(at(low), at(high), key=lambda one: abs(more(one.width // step)))
 
 
 def parameters(sizes: Mapping[str, int], tables: tuple[str, ...]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ HUBER = 1e-3
 """Where a log residual stops to count by its square."""
 _EXPONENTS = (0.02, 3.0)
 """Between which a and b are looked for; one that ends there is not determined by the points."""
-_ROUNDS = 300
+_ROUNDS, _ROUNDS_NEAR = 300, 60
 
 
 class TooFew(ValueError):
@@ -120,7 +120,8 @@ def fit_parametric(
     if near is not None:
         own = (np.log(near.a) - near.alpha * middle_x, np.log(near.b) - near.beta * middle_y)
         starts = np.vstack([[np.log(near.e), *own, near.alpha, near.beta], starts[::12]])
-    found, cost = _descend(starts, x - middle_x, y - middle_y, target, huber)
+    rounds = _ROUNDS if near is None else _ROUNDS_NEAR
+    found, cost = _descend(starts, x - middle_x, y - middle_y, target, huber, rounds)
     best = found[int(np.argmin(cost))]
     e, a, b, alpha, beta = (float(value) for value in best)
     residual = _predict(best[None], x - middle_x, y - middle_y)[0] - target
@@ -189,11 +190,11 @@ def _cost(residual: Floats, huber: float) -> Floats:
     return np.asarray(np.where(size <= huber, 0.5 * size**2, huber * (size - 0.5 * huber)).sum(-1))
 
 
-def _descend(theta: Floats, x: Floats, y: Floats, target: Floats, huber: float) -> tuple[Floats, Floats]:
+def _descend(theta: Floats, x: Floats, y: Floats, target: Floats, huber: float, rounds: int) -> tuple[Floats, Floats]:
     """Levenberg-Marquardt from all starts side by side; returns where each ended, and its cost."""
     damping = np.full(len(theta), 1e-2)
     cost = _cost(_predict(theta, x, y) - target, huber)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         terms = _terms(theta, x, y)
         whole = np.logaddexp.reduce(terms, axis=-1)
         share = np.exp(terms - whole[..., None])

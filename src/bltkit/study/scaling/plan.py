@@ -6,7 +6,7 @@ own decay goes for each budget; a branch makes a row.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from bltkit.config import Config, apply_overrides, load_toml, nearest, parse
 from bltkit.data import DataConfig
 from bltkit.data.sources import Source, StdlibSource
-from bltkit.study.scaling.families import Family, Size, grown, parse_family
+from bltkit.study.scaling.families import BltFamily, Family, Size, grown, parse_family
 from bltkit.study.scaling.presets import PLANS
 
 
@@ -96,7 +96,7 @@ class Plan(Config):
     row_bytes: PositiveInt = 1024
     batch_rows: PositiveInt = 8
     validation_fraction: float = Field(default=0.02, gt=0, lt=1)
-    validation_batches: PositiveInt = 48
+    validation_batches: PositiveInt = 32
     """Of held-out rows, the same for all: first of all sources together, and so many again of each source."""
     decay_share: float = Field(default=0.2, gt=0, lt=1)
     """Of a budget's steps, that its branch decays in."""
@@ -173,8 +173,14 @@ class Plan(Config):
         apart = {"name", "families", "sizes", "budgets", "seeds", "seeds_above", "seeded", "fixed_inference", "rate"}
         common = self.model_dump(mode="json", exclude=apart | {"keep_models", "processes"})
         own = {"family": unit.family.model_dump(mode="json"), "size": unit.size.model_dump(mode="json")}
-        own["size"].pop("rate", None)
+        for estimate in ("rate", "token_rate"):
+            own["size"].pop(estimate, None)
         return digest(common | own)
+
+    def rate_of(self, unit: Unit) -> float:
+        """Training FLOPs a second that estimates count on."""
+        tokens = unit.size.token_rate if unit.family.unit == "token" else None
+        return tokens or unit.size.rate or self.rate
 
     def data(self, cache: Path) -> dict[str, Any]:
         """The section `[data]`."""
@@ -209,10 +215,9 @@ def _fits(wanted: Sequence[str], found: Sequence[str]) -> bool:
     return all(part in ("*", own) for part, own in zip(wanted, found, strict=True))
 
 
-def entropy_patches(plan: Plan) -> Iterator[float]:
-    """Patch sizes for which a threshold is needed."""
-    for unit in plan.units():
-        if unit.family.needs_scorer:
-            patch = getattr(unit.family, "patch_bytes", None)
-            assert patch is not None
-            yield patch
+def entropy_patches(units: Sequence[Unit]) -> list[float]:
+    """Patch sizes for which a threshold is needed, ascending."""
+    found = {
+        unit.family.patch_bytes for unit in units if isinstance(unit.family, BltFamily) and unit.family.needs_scorer
+    }
+    return sorted(patch for patch in found if patch is not None)

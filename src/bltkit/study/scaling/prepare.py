@@ -4,7 +4,7 @@ Both come from training documents alone. Who comes second waits for the first, a
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from bltkit.data import Corpus
 from bltkit.model import EntropyModel
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
-from bltkit.study.scaling.plan import Plan, Scorer, digest, entropy_patches
+from bltkit.study.scaling.plan import Plan, Scorer, Unit, digest, entropy_patches
 from bltkit.train import Result, TrainConfig
 from bltkit.vocab import encode
 
@@ -25,6 +25,10 @@ PREPARED = "prepared.json"
 SCORER = "scorer"
 CORPUS = "corpus"
 
+_BASIS = {
+    *("scorer", "sources", "validation_fraction", "row_bytes", "batch_rows"),
+    *("calibration_bytes", "precision", "threads"),
+}
 _PIECE = 1000
 """Bytes of a stretch that is calibrated on: as a row would show them."""
 
@@ -50,13 +54,15 @@ class Prepared:
         return None if patch_bytes is None else self.rules.get(f"{patch_bytes:g}")
 
 
-def prepare(plan: Plan, out: Path, train: Callable[..., Result], say: Callable[[str], None]) -> Prepared:
-    """What `out` holds for the plan, made where it is missing.
+def prepare(
+    plan: Plan, units: Sequence[Unit], out: Path, train: Callable[..., Result], say: Callable[[str], None]
+) -> Prepared:
+    """What `out` holds for some units of the plan, made where it is missing.
 
     Raises ValueError where `out` holds that of another text or entropy model.
     """
-    patches = sorted(set(entropy_patches(plan)))
-    basis = digest(plan.model_dump(mode="json", include={"scorer", "sources", "validation_fraction", "row_bytes"}))
+    patches = entropy_patches(units)
+    basis = digest(plan.model_dump(mode="json", include=_BASIS))
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".prepare.lock"):
         known = _read(out / PREPARED)
@@ -76,7 +82,7 @@ def prepare(plan: Plan, out: Path, train: Callable[..., Result], say: Callable[[
         return known
 
 
-def scorer_config(plan: Plan, out: Path, trained: Callable[..., Result]) -> TrainConfig:
+def scorer_config(plan: Plan, out: Path) -> TrainConfig:
     """The training of the study's own entropy model."""
     assert isinstance(plan.scorer, Scorer)
     fields: dict[str, Any] = {
@@ -101,7 +107,7 @@ def _scorer(plan: Plan, out: Path, train: Callable[..., Result], say: Callable[[
     name = plan.scorer
     if isinstance(name, Scorer):
         say(f"training the entropy model, {name.steps} steps")
-        result = train(scorer_config(plan, out, train), out / SCORER, resume=True, say=_quiet)
+        result = train(scorer_config(plan, out), out / SCORER, resume=True, say=_quiet)
         if result.interrupted:
             raise KeyboardInterrupt
         name, bits, flops = str(out / SCORER), result.bits_per_byte, result.train_flops

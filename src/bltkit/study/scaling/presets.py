@@ -18,16 +18,18 @@ def _size(
     width, encoder, decoder, heads, ffn = local
     side = {"width": width, "encoder_layers": encoder, "decoder_layers": decoder, "heads": heads, "ffn_width": ffn}
     fields = dict(zip(("width", "layers", "heads", "ffn_width"), stack, strict=True))
-    return {"name": name, **fields, "local": side | more, "lr": lr, "rate": rate}
+    local_more = {key: value for key, value in more.items() if key != "token_rate"}
+    found = {"name": name, **fields, "local": side | local_more, "lr": lr, "rate": rate}
+    return found | {key: value for key, value in more.items() if key == "token_rate"}
 
 
 PLANS: dict[str, dict[str, Any]] = {
     "cpu": {
         "families": _FAMILIES,
         "sizes": [
-            _size("s", (96, 2, 2, 256), (48, 1, 1, 1, 128), 3e-3, 3.5e10),
-            _size("m", (144, 3, 3, 384), (64, 1, 1, 1, 192), 2.5e-3, 5.0e10),
-            _size("l", (256, 3, 4, 704), (96, 1, 1, 2, 256), 2e-3, 7.0e10),
+            _size("s", (96, 2, 2, 256), (48, 1, 1, 1, 128), 3e-3, 3.2e10, token_rate=4.8e10),
+            _size("m", (144, 3, 3, 384), (64, 1, 1, 1, 192), 2.5e-3, 4.0e10, token_rate=6.7e10),
+            _size("l", (256, 3, 4, 704), (96, 1, 1, 2, 256), 2e-3, 5.5e10, token_rate=9.5e10),
         ],
         "budgets": [8e12, 1.6e13, 3.2e13],
         "seeds": 3,

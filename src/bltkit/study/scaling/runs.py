@@ -85,7 +85,7 @@ def run(
     rows = Rows(out)
     out.mkdir(parents=True, exist_ok=True)
     rows.known(plan, units)
-    prepared = prepare(plan, out, tools.train, say)
+    prepared = prepare(plan, units, out, tools.train, say)
     study = _Study(plan, out, prepared, rows, circumstances, tools, deadline, say)
     total = len(units) * len(plan.budgets)
     try:
