@@ -115,6 +115,8 @@ class _Axis:
         """A tick's."""
         if self.scale == "percent":
             return f"{100 * value:.0f} %"
+        if abs(value) >= 1e6:
+            return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
         return "0" if abs(value) < 1e-12 else f"{'-' if value < 0 else ''}{number(abs(value))}"
 
 

@@ -64,7 +64,8 @@ def findings(rows: Sequence[Row]) -> Findings:
     main = [point for point in points if point.main]
     for first, second in pairs(families):
         try:
-            found.append(str(noise) if isinstance(noise, str) else crossover(main, first, second, noise))
+            if isinstance(noise, Noise):
+                found.append(crossover(main, first, second, noise))
         except TooFew as why:
             found.append(str(why))
     budgets = tuple(sorted({point.budget for point in points}))
@@ -83,7 +84,8 @@ def paragraphs(found: Findings) -> list[str]:
     """What holds, in sentences."""
     said = [
         "Budgets are training FLOPs by the exact count, forward and backward, the entropy model's forward pass over "
-        "every byte included where the plan says so; its own training is not. Bits per byte are of held-out documents, "
+        "every byte included where the plan says so. What is not counted: the entropy model's own training, and that "
+        "a tokenizer has read the training text. Bits per byte are of held-out documents, "
         "the same rows for all. A run is a trunk at the full rate and a decay of its own for each budget."
     ]
     if isinstance(found.noise, Noise):
