@@ -36,13 +36,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """A line through places, such as a fit; what leaves the panel is not drawn."""
+
+    places: tuple[tuple[float, float], ...]
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
 class Panel:
-    """Points with a title. `levels` are dashed lines at a y, `diagonal` one at x = y."""
+    """Points with a title. `levels` are dashed lines at a y, `diagonal` one at x = y, `traces` lies below the points.
+
+    The points alone decide how far the axes reach.
+    """
 
     title: str
     points: tuple[Point, ...]
     levels: tuple[tuple[float, str], ...] = ()
     diagonal: bool = False
+    traces: tuple[Trace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class _Axis:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             ladders = ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))
             choices = [
-                [step * 10.0**decade for decade in decades for step in ladder if self._holds(step * 10.0**decade)]
+                [step * 10.0**decade for decade in decades for step in ladder if self.holds(step * 10.0**decade)]
                 for ladder in ladders
             ]
             return next((ticks for ticks in choices if len(ticks) <= 8), choices[-1])
@@ -94,13 +107,16 @@ class _Axis:
         first = math.ceil(self.low / step)
         return [step * at for at in range(first, math.floor(self.high / step) + 1)]
 
-    def _holds(self, value: float) -> bool:
+    def holds(self, value: float) -> bool:
+        """Is it on the axis."""
         return self.low <= value <= self.high
 
     def text(self, value: float) -> str:
         """A tick's."""
         if self.scale == "percent":
             return f"{100 * value:.0f} %"
+        if abs(value) >= 1e6:
+            return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
         return "0" if abs(value) < 1e-12 else f"{'-' if value < 0 else ''}{number(abs(value))}"
 
 
@@ -150,6 +166,10 @@ def _panel(scatter: Scatter, panel: Panel, left: float, top: float) -> Iterator[
             yield Curve(((x.at(low), y.at(low)), (x.at(high), y.at(high))), MUTED, 1.2, dashed=True)
     for level, colour in panel.levels:
         yield Curve(((left, y.at(level)), (right, y.at(level))), colour, 1.1, dashed=True)
+    for trace in panel.traces:
+        inside = tuple((x.at(a), y.at(b)) for a, b in trace.places if x.holds(a) and y.holds(b))
+        if len(inside) > 1:
+            yield Curve(inside, trace.colour, 1.4, dashed=trace.dashed)
     places = [(x.at(point.x), y.at(point.y)) for point in panel.points]
     for point, place in zip(panel.points, places, strict=True):
         yield from _mark(point.marker, *place, point.colour)

@@ -12,8 +12,9 @@ from bltkit.cli.study.entropy import entropy
 from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
 from bltkit.cli.study.robustness import robustness
+from bltkit.cli.study.scaling import scaling
 
-STUDIES = (fast_decoding, entropy, evaluations, robustness)
+STUDIES = (fast_decoding, entropy, evaluations, robustness, scaling)
 
 
 class _Studies(TyperGroup):

@@ -1,0 +1,33 @@
+"""The study `scaling`: patches against tokens at matched training FLOPs, with seeds.
+
+plan (what is trained) -> prepare (entropy model, thresholds) -> runs (trunk and branches) -> rows -> fits, analysis ->
+tables, drawings, report. `cost` tells beforehand what a plan takes.
+"""
+
+from bltkit.study.scaling.cost import PlanCost, cost_of
+from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
+from bltkit.study.scaling.plan import Plan, Unit, read_plan
+from bltkit.study.scaling.report import PAGE, TABLE, table, write_report
+from bltkit.study.scaling.rows import ROWS, points_of
+from bltkit.study.scaling.runs import Tools, run
+
+__all__ = [
+    "PAGE",
+    "ROWS",
+    "TABLE",
+    "Isoflop",
+    "Parametric",
+    "Plan",
+    "PlanCost",
+    "TooFew",
+    "Tools",
+    "Unit",
+    "cost_of",
+    "fit_isoflop",
+    "fit_parametric",
+    "points_of",
+    "read_plan",
+    "run",
+    "table",
+    "write_report",
+]

@@ -1,0 +1,236 @@
+"""What the rows of the study `scaling` say together: noise, best sizes, crossovers with intervals, matched costs.
+
+Intervals are a parametric bootstrap: every cell (family, size, budget) is drawn anew around its mean over seeds, with
+the spread that seeds have, pooled over all cells of several seeds, by Student's t for as few as there are. Budgets of a
+unit share most of their training, so their noise is correlated, which the draws leave out: what is compared across
+budgets of one unit is surer than its interval says, what is compared across families less sure by nothing.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
+from bltkit.study.scaling.rows import Point, mean_over_seeds
+
+DRAWS = 400
+LEVEL = 0.95
+REACH = 10.0
+"""A crossover farther than this factor from the budgets is no estimate any more."""
+
+Along = Literal["flops", "num_bytes", "seconds"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of a row's bits per byte over seeds, relative, and the degrees of freedom behind it."""
+
+    relative: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Where family `first` and family `second` are equally good: in training FLOPs, the best size of each.
+
+    at: None where the difference has no such place within REACH of the budgets; inside: is it between them.
+    differences: first less second, bits per byte, by budget. trend: its slope per factor of ten of FLOPs.
+    crossing: share of the draws that have a crossover within REACH; interval: of those, None under a half.
+    """
+
+    first: str
+    second: str
+    budgets: tuple[float, ...]
+    differences: tuple[float, ...]
+    difference_intervals: tuple[Interval, ...]
+    at: float | None
+    inside: bool
+    interval: Interval | None
+    crossing: float
+    trend: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def verdict(self) -> str:
+        """One sentence for people."""
+        sure = [low > 0 or high < 0 for low, high in self.difference_intervals]
+        ahead = self.second if self.differences[-1] > 0 else self.first
+        far = f"at {self.budgets[-1]:.2g} FLOPs {ahead} is ahead by {abs(self.differences[-1]):.3f} bits per byte"
+        far += "" if sure[-1] else ", which the noise of seeds could make as well"
+        if self.at is None:
+            return f"{far}; no crossover within a factor of {REACH:g} of the budgets"
+        where = "between the budgets" if self.inside else "extrapolated"
+        between = "no interval" if self.interval is None else f"{self.interval[0]:.2g} to {self.interval[1]:.2g}"
+        return f"{far}; crossover at {self.at:.2g} FLOPs ({where}; {between}; {100 * self.crossing:.0f} % of draws)"
+
+
+def noise_of(points: Sequence[Point]) -> Noise:
+    """Pooled over all cells of several seeds. Raises TooFew where no cell has two."""
+    cells: dict[tuple[str, str, float], list[float]] = {}
+    for point in points:
+        cells.setdefault((point.family, point.size, point.budget), []).append(point.loss)
+    squares, freedom = 0.0, 0
+    for losses in cells.values():
+        if len(losses) > 1:
+            mean = sum(losses) / len(losses)
+            squares += sum((loss / mean - 1) ** 2 for loss in losses)
+            freedom += len(losses) - 1
+    if not freedom:
+        raise TooFew("no family, size and budget has two seeds: there is no noise to tell a difference from")
+    return Noise(math.sqrt(squares / freedom), freedom)
+
+
+def draws_of(points: Sequence[Point], noise: Noise, count: int = DRAWS, seed: int = 0) -> Iterator[list[Point]]:
+    """Means over seeds, drawn anew `count` times."""
+    cells = mean_over_seeds(points)
+    counts = [sum(_cell(point) == _cell(cell) for point in points) for cell in cells]
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        moved = noise.relative * random.standard_t(noise.freedom, len(cells)) / np.sqrt(counts)
+        # Student's t of one or two degrees of freedom has draws beyond any loss.
+        factors = np.clip(1 + moved, 0.5, 2.0)
+        yield [replace(cell, loss=cell.loss * float(by)) for cell, by in zip(cells, factors, strict=True)]
+
+
+def isoflops(points: Sequence[Point], family: str) -> dict[float, Isoflop | str]:
+    """By budget the parabola, or why there is none."""
+    own = mean_over_seeds([point for point in points if point.family == family and point.main])
+    found: dict[float, Isoflop | str] = {}
+    for budget in sorted({point.budget for point in own}):
+        some = [point for point in own if point.budget == budget]
+        try:
+            found[budget] = fit_isoflop(budget, [one.params for one in some], [one.loss for one in some])
+        except TooFew as why:
+            found[budget] = str(why)
+    return found
+
+
+def best_loss(points: Sequence[Point], family: str, budget: float) -> float:
+    """Of the best size: the parabola's lowest value where it lies between the sizes, else the best size that there is.
+
+    Points of one seed each, or means.
+    """
+    some = [one for one in points if one.family == family and one.budget == budget]
+    lowest = min(one.loss for one in some)
+    try:
+        found = fit_isoflop(budget, [one.params for one in some], [one.loss for one in some])
+    except TooFew:
+        return lowest
+    return found.lowest if found.inside else lowest
+
+
+def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *, draws: int = DRAWS) -> Crossover:
+    """Of two families, from a line through the difference of their best sizes over log FLOPs.
+
+    Raises TooFew for fewer than three budgets that both have.
+    """
+    own = [point for point in points if point.family in (first, second)]
+    budgets = sorted(
+        {one.budget for one in own if one.family == first} & {one.budget for one in own if one.family == second}
+    )
+    if len(budgets) < 3:
+        raise TooFew(f"{first} and {second} have {len(budgets)} budgets in common; a crossover needs three")
+    own = [point for point in own if point.budget in budgets]
+
+    def differences(some: Sequence[Point]) -> list[float]:
+        return [best_loss(some, first, budget) - best_loss(some, second, budget) for budget in budgets]
+
+    found = differences(mean_over_seeds(own))
+    at, trend = _root(budgets, found)
+    drawn = [differences(some) for some in draws_of(own, noise, draws)]
+    roots = [root for root, _ in (_root(budgets, one) for one in drawn) if root is not None]
+    crossing = len(roots) / len(drawn)
+    return Crossover(
+        first,
+        second,
+        tuple(budgets),
+        tuple(found),
+        tuple(_interval([one[place] for one in drawn]) for place in range(len(budgets))),
+        at,
+        at is not None and budgets[0] <= at <= budgets[-1],
+        _interval(roots) if crossing >= 0.5 else None,
+        crossing,
+        trend,
+    )
+
+
+def parametric(
+    points: Sequence[Point], family: str, noise: Noise | None, *, draws: int = 100
+) -> tuple[Parametric, dict[str, Interval]]:
+    """The fit of a family, and intervals of its numbers; none without noise. Raises TooFew."""
+    own = [point for point in points if point.family == family and point.main]
+
+    def fit(some: Sequence[Point], near: Parametric | None = None) -> Parametric:
+        return fit_parametric(
+            [one.params for one in some], [one.num_bytes for one in some], [one.loss for one in some], near=near
+        )
+
+    found = fit(mean_over_seeds(own))
+    if noise is None:
+        return found, {}
+    drawn = [fit(some, found) for some in draws_of(own, noise, draws)]
+    names = ("e", "alpha", "beta", "size_exponent")
+    return found, {name: _interval([getattr(one, name) for one in drawn]) for name in names}
+
+
+def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int = DRAWS) -> dict[float, Interval]:
+    """By budget the interval of the best N, of draws whose parabola has a lowest point; None is left out under half."""
+    own = [point for point in points if point.family == family and point.main]
+    found: dict[float, list[float]] = {}
+    for some in draws_of(own, noise, draws):
+        for budget, one in isoflops(some, family).items():
+            found.setdefault(budget, [])
+            if isinstance(one, Isoflop):
+                found[budget].append(one.best)
+    return {budget: _interval(values) for budget, values in found.items() if len(values) >= draws / 2}
+
+
+def matched(points: Sequence[Point], size: str, along: Along) -> tuple[float, dict[str, float]] | None:
+    """Losses of all families of one size at the same cost: the largest that all of them reach, between the budgets.
+
+    None where no cost is common to two families.
+    """
+    cells = [one for one in mean_over_seeds(points) if one.size == size]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for one in sorted(cells, key=lambda one: one.budget):
+        curves.setdefault(one.family, []).append((getattr(one, along), one.loss))
+    if len(curves) < 2:
+        return None
+    at = min(curve[-1][0] for curve in curves.values())
+    found = {name: _between(curve, at) for name, curve in curves.items()}
+    known = {name: loss for name, loss in found.items() if loss is not None}
+    return (at, known) if len(known) > 1 else None
+
+
+def _between(curve: Sequence[tuple[float, float]], at: float) -> float | None:
+    """Along straight lines through the logarithms; None outside the curve, but for the width of a step."""
+    x, y = [math.log(one) for one, _ in curve], [math.log(loss) for _, loss in curve]
+    if not x[0] - 0.01 <= math.log(at) <= x[-1] + 0.01 or x != sorted(x):
+        return None
+    return float(math.exp(np.interp(math.log(at), x, y)))
+
+
+def _root(budgets: Sequence[float], differences: Sequence[float]) -> tuple[float | None, float]:
+    """Where a line over log10 FLOPs is 0, None beyond REACH, and its slope."""
+    x = np.log10(budgets)
+    slope, level = np.polyfit(x - x[-1], differences, 1)
+    at = -level / slope if slope else math.inf
+    reach = math.log10(REACH)
+    if not x[0] - x[-1] - reach <= at <= reach:
+        return None, float(slope)
+    return float(10 ** (at + x[-1])), float(slope)
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _cell(point: Point) -> tuple[str, str, float]:
+    return point.family, point.size, point.budget

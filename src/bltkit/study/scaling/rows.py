@@ -1,0 +1,195 @@
+"""Rows of the study `scaling`: one for each family, size, seed and budget, and what fits and tables read of them.
+
+A row holds the config of one whole run: `blt train` of it gives the row's bits per byte again, without trunk or branch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from filelock import FileLock
+
+from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.study.scaling.batches import Heldout, Seen
+from bltkit.study.scaling.families import Cost, parameters
+from bltkit.study.scaling.plan import Plan, Unit, digest
+from bltkit.study.scaling.prepare import Prepared
+from bltkit.train import TrainConfig, build_model
+
+ROWS = "rows.jsonl"
+WHAT = "scaling"
+
+Row = dict[str, Any]
+Key = tuple[str, str, int, float]
+
+_LOOKED_UP = ("embed.", "decoder.bytes.")
+"""Tables whose rows are looked up: they hold parameters and cost no operations."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a row says, for fits: bits per byte `loss` of a model of `params` that are multiplied with, after
+    `num_bytes` of text and `flops` of training."""
+
+    family: str
+    size: str
+    seed: int
+    budget: float
+    params: float
+    num_bytes: float
+    flops: float
+    seconds: float
+    loss: float
+    unit_bytes: float = 1.0
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], source: str | None = None) -> Self:
+        """source: of one source's held-out text instead of all of them."""
+        loss = row["bits_per_byte"] if source is None else row["by_source"][source]["bits_per_byte"]
+        return cls(
+            row["family"],
+            row["size"],
+            row["seed"],
+            row["budget"],
+            row["params_multiplied"],
+            row["bytes_seen"],
+            row["flops"],
+            row["seconds"],
+            loss,
+            row["unit_bytes"],
+        )
+
+    @property
+    def main(self) -> bool:
+        """Is the size one of the plan's, not one that grew with its patch."""
+        return "@" not in self.size
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """What there is one row of."""
+    return row["family"], row["size"], row["seed"], row["budget"]
+
+
+def make_row(
+    plan: Plan,
+    unit: Unit,
+    budget: float,
+    *,
+    whole: TrainConfig,
+    begin: int,
+    seen: Seen,
+    cost: Cost,
+    bits_per_byte: float,
+    by_source: Mapping[str, Heldout],
+    seconds: float,
+    prepared: Prepared,
+    circumstances: Mapping[str, Any],
+) -> Row:
+    """The row. whole: the config of the run as one. begin: the step at which its decay begins. seen, seconds: at its
+    end."""
+    flops, paper = cost.training(seen.num_bytes, plan.include_scorer), 3 * cost.paper * seen.num_bytes
+    params, multiplied = parameters_of(whole)
+    config = whole.model_dump(mode="json", exclude_none=True)
+    return {
+        "what": WHAT,
+        "plan": plan.name,
+        "family": unit.family.name,
+        "size": unit.size.name,
+        "seed": unit.seed,
+        "budget": budget,
+        "bits_per_byte": bits_per_byte,
+        "by_source": {label: asdict(one) for label, one in by_source.items()},
+        "flops": flops,
+        "flops_without_scorer": cost.training(seen.num_bytes, False),
+        "flops_of_scorer": cost.scorer * seen.num_bytes,
+        "flops_paper": paper,
+        "forward_flops_per_byte": cost.exact,
+        "bytes_seen": seen.num_bytes,
+        "seconds": seconds,
+        "params": params,
+        "params_multiplied": multiplied,
+        "unit": unit.family.unit,
+        "unit_bytes": seen.unit_bytes,
+        "steps": seen.step,
+        "decay_begins": begin,
+        "threads": plan.threads,
+        "precision": plan.precision,
+        "basis": plan.basis(unit),
+        "config_hash": config_hash(config, prepared.fingerprint),
+        "config": config,
+        "scorer": None if not unit.family.needs_scorer else prepared.fingerprint,
+        **circumstances,
+    }
+
+
+def config_hash(config: Mapping[str, Any], scorer: str | None) -> str:
+    """Of what decides a run's numbers: where files lie does not, and the entropy model counts by its weights."""
+    found = {name: dict(section) if isinstance(section, dict) else section for name, section in config.items()}
+    if "model" in found.get("patching", {}):
+        found["patching"]["model"] = scorer
+    found.get("data", {}).pop("cache", None)
+    return digest(found)
+
+
+def parameters_of(config: TrainConfig) -> tuple[int, int]:
+    """Of a run's model: all, and those without tables that are only looked up."""
+    with torch.device("meta"):
+        model = build_model(config.model)
+    return parameters({name: weight.numel() for name, weight in model.named_parameters()}, _LOOKED_UP)
+
+
+class Rows:
+    """The rows of a directory that several processes add to."""
+
+    def __init__(self, out: Path) -> None:
+        self._path, self._lock = out / ROWS, FileLock(out / f".{ROWS}.lock")
+
+    def read(self) -> list[Row]:
+        """All, in the order in which they were measured."""
+        with self._lock:
+            return [row for row in read_lines(self._path) if row.get("what") == WHAT]
+
+    def add(self, row: Row) -> None:
+        """On disk when this returns."""
+        with self._lock:
+            append_lines(self._path, [row])
+
+    def known(self, plan: Plan, units: Iterable[Unit]) -> set[Key]:
+        """What there is of a plan already. Raises ValueError for rows of the same name that were made otherwise."""
+        basis = {unit.key: plan.basis(unit) for unit in units}
+        found = set()
+        for row in self.read():
+            unit = f"{row['family']}:{row['size']}:{row['seed']}"
+            if unit in basis and row["basis"] != basis[unit]:
+                raise ValueError(
+                    f"{self._path.parent} holds rows of {unit} that were made otherwise (text, shape, optimizer or "
+                    "threads); take another --out, or the plan of then"
+                )
+            found.add(key_of(row))
+        return found
+
+
+def points_of(rows: Sequence[Mapping[str, Any]], source: str | None = None) -> list[Point]:
+    """Of several rows of one key the last one counts. Raises ValueError where there are none."""
+    own = {key_of(row): row for row in rows if row.get("what") == WHAT}
+    found = [Point.of(row, source) for row in own.values() if source is None or source in row["by_source"]]
+    if not found:
+        raise ValueError("there are no rows of `blt study scaling` to report; run it without --report first")
+    return found
+
+
+def mean_over_seeds(points: Sequence[Point]) -> list[Point]:
+    """One point for each family, size and budget: means, with seed -1."""
+    cells: dict[tuple[str, str, float], list[Point]] = {}
+    for point in points:
+        cells.setdefault((point.family, point.size, point.budget), []).append(point)
+    found = []
+    for cell in cells.values():
+        means = {
+            name: sum(getattr(one, name) for one in cell) / len(cell)
+            for name in ("num_bytes", "flops", "seconds", "loss", "unit_bytes")
+        }
+        found.append(replace(cell[0], seed=-1, **means))
+    return found

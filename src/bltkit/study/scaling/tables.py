@@ -1,0 +1,325 @@
+"""The study `scaling` in words and tables, from its rows alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bltkit.study.scaling.analysis import (
+    Along,
+    Crossover,
+    Noise,
+    best_sizes,
+    crossover,
+    isoflops,
+    matched,
+    noise_of,
+    parametric,
+)
+from bltkit.study.scaling.fits import Isoflop, TooFew
+from bltkit.study.scaling.rows import Point, mean_over_seeds, points_of
+
+Row = Mapping[str, Any]
+
+DASH = "\u2013"
+_ALONG: tuple[tuple[Along, str], ...] = (("flops", "FLOPs"), ("num_bytes", "bytes"), ("seconds", "seconds"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """texts: columns that stand left. drawing: the picture that stands below it."""
+
+    title: str
+    about: str
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    drawing: str | None = None
+    texts: int = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What rows come to; where there is too little for something, the reason stands in its place."""
+
+    points: tuple[Point, ...]
+    families: tuple[str, ...]
+    sizes: tuple[str, ...]
+    budgets: tuple[float, ...]
+    noise: Noise | str
+    crossovers: tuple[Crossover | str, ...]
+
+
+def findings(rows: Sequence[Row]) -> Findings:
+    """Of rows. Raises ValueError where there are none."""
+    points = points_of(rows)
+    families = tuple(dict.fromkeys(point.family for point in points if point.main)) or (points[0].family,)
+    by_params = sorted({(point.params, point.size) for point in points if point.main and point.family == families[0]})
+    sizes = tuple(dict.fromkeys(size for _, size in by_params))
+    noise: Noise | str
+    try:
+        noise = noise_of(points)
+    except TooFew as why:
+        noise = str(why)
+    found: list[Crossover | str] = []
+    main = [point for point in points if point.main]
+    for first, second in pairs(families):
+        try:
+            if isinstance(noise, Noise):
+                found.append(crossover(main, first, second, noise))
+        except TooFew as why:
+            found.append(str(why))
+    budgets = tuple(sorted({point.budget for point in points}))
+    return Findings(tuple(points), families, sizes, budgets, noise, tuple(dict.fromkeys(found)))
+
+
+def pairs(families: Sequence[str]) -> list[tuple[str, str]]:
+    """Who is held against whom: every family of patches against every one of tokens, and the first against the rest."""
+    tokens = [name for name in families if name.startswith("bpe")]
+    patched = [name for name in families if name not in tokens]
+    found = [(one, other) for one in patched for other in tokens]
+    return found + [(patched[0], other) for other in patched[1:]]
+
+
+def paragraphs(found: Findings) -> list[str]:
+    """What holds, in sentences."""
+    said = [
+        "Budgets are training FLOPs by the exact count, forward and backward, the entropy model's forward pass over "
+        "every byte included where the plan says so. What is not counted: the entropy model's own training, and that "
+        "a tokenizer has read the training text. Bits per byte are of held-out documents, "
+        "the same rows for all. A run is a trunk at the full rate and a decay of its own for each budget."
+    ]
+    if isinstance(found.noise, Noise):
+        seen = f"{100 * found.noise.relative:.2f} % of bits per byte ({found.noise.freedom} degrees of freedom)"
+        said.append(f"Seeds differ by {seen}, standard deviation. Intervals are of 95 % and know of no other noise.")
+    else:
+        said.append(f"No intervals: {found.noise}.")
+    said += [
+        one if isinstance(one, str) else f"{one.first} and {one.second}: {one.verdict()}." for one in found.crossovers
+    ]
+    return said
+
+
+def tables(rows: Sequence[Row], found: Findings) -> list[Table]:
+    """All of them; those of which there is nothing to tell are left out."""
+    own = [
+        _measured(rows, found),
+        _isoflops(found),
+        _fits(found),
+        _crossovers(found),
+        _matched(found),
+        _fixed_inference(rows, found),
+        _sources(rows, found),
+    ]
+    return [one for one in own if one.lines]
+
+
+def _measured(rows: Sequence[Row], found: Findings) -> Table:
+    cells: dict[tuple[str, str, float], list[Row]] = {}
+    for row in rows:
+        if row.get("what") == "scaling":
+            cells.setdefault((row["size"], row["family"], row["budget"]), []).append(row)
+    lines = []
+    for (size, family, budget), some in cells.items():
+        losses = [row["bits_per_byte"] for row in {row["seed"]: row for row in some}.values()]
+        spread = f" \u00b1 {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        last = some[-1]
+        share = last["flops_of_scorer"] / last["flops"]
+        lines.append(
+            (
+                family,
+                size,
+                _flops(budget),
+                f"{statistics.mean(losses):.4f}{spread}",
+                str(len(losses)),
+                f"{last['params_multiplied']:,}",
+                f"{last['params']:,}",
+                f"{last['forward_flops_per_byte'] / 1e6:.3f}",
+                f"{last['bytes_seen'] / 1e6:.2f}",
+                f"{statistics.mean(row['seconds'] for row in some):,.0f}",
+                f"{last['unit_bytes']:.2f}",
+                f"{100 * share:.0f} %" if share else DASH,
+            )
+        )
+    return Table(
+        "What was measured",
+        "Mean over seeds and standard deviation. Parameters: those in products, and all of them (tables that are "
+        "looked up included). MF: millions of forward operations per byte of text, without the entropy model. Bytes a "
+        "unit: a patch or a token, mean over training. Scorer: the entropy model's share of the FLOPs.",
+        (
+            *("family", "size", "FLOPs", "bits per byte", "seeds", "in products", "parameters", "MF a byte"),
+            *("MB seen", "seconds", "bytes a unit", "scorer"),
+        ),
+        tuple(lines),
+        drawing="flops",
+        texts=2,
+    )
+
+
+def _isoflops(found: Findings) -> Table:
+    lines = []
+    for family in found.families:
+        ranges = {} if isinstance(found.noise, str) else best_sizes(found.points, family, found.noise)
+        for budget, one in isoflops(found.points, family).items():
+            if isinstance(one, Isoflop):
+                where = "between the sizes" if one.inside else "outside the sizes"
+                low_high = ranges.get(budget)
+                between = DASH if low_high is None else f"{_big(low_high[0])} to {_big(low_high[1])}"
+                lines.append((family, _flops(budget), _big(one.best), between, f"{one.lowest:.4f}", where))
+            else:
+                lines.append((family, _flops(budget), DASH, DASH, DASH, one))
+    return Table(
+        "The best size of a budget",
+        "A parabola through the sizes of a budget in the logarithm of the parameters in products. With three sizes it "
+        "passes through all of them, so nothing checks its form; a lowest point outside the sizes is no estimate.",
+        ("family", "FLOPs", "best size", "95 %", "bits per byte", "where"),
+        tuple(lines),
+        drawing="isoflop",
+    )
+
+
+def _fits(found: Findings) -> Table:
+    lines = []
+    for family in found.families:
+        try:
+            noise = None if isinstance(found.noise, str) else found.noise
+            fit, ranges = parametric(found.points, family, noise)
+        except TooFew as why:
+            lines.append((family, *[DASH] * 6, str(why)))
+            continue
+
+        def ranged(name: str, value: float, ranges: Mapping[str, tuple[float, float]] = ranges) -> str:
+            low_high = ranges.get(name)
+            return f"{value:.3g}" + ("" if low_high is None else f" ({low_high[0]:.2g} to {low_high[1]:.2g})")
+
+        note = "" if fit.determined else "not determined: a number ended at its edge"
+        lines.append(
+            (
+                family,
+                ranged("e", fit.e),
+                f"{fit.a:.3g}",
+                ranged("alpha", fit.alpha),
+                f"{fit.b:.3g}",
+                ranged("beta", fit.beta),
+                f"{100 * fit.error:.2f} %",
+                note or f"N ~ C^{ranged('size_exponent', fit.size_exponent)}",
+            )
+        )
+    return Table(
+        "Loss over size and data",
+        "L = E + A / N^a + B / D^b, bits per byte over parameters in products and bytes of text; in brackets 95 %. "
+        "Five numbers from a grid this small predict between its points and little beyond.",
+        ("family", "E", "A", "a", "B", "b", "error", "best size over budget"),
+        tuple(lines),
+    )
+
+
+def _crossovers(found: Findings) -> Table:
+    lines = []
+    for one in found.crossovers:
+        if isinstance(one, str):
+            continue
+        shown = [
+            f"{value:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "\u2212")
+            for value, (low, high) in zip(one.differences, one.difference_intervals, strict=True)
+        ]
+        at = DASH if one.at is None else f"{one.at:.2g}" + ("" if one.inside else " (extrapolated)")
+        between = DASH if one.interval is None else f"{one.interval[0]:.2g} to {one.interval[1]:.2g}"
+        lines.append((one.first, one.second, *shown, at, between, f"{100 * one.crossing:.0f} %"))
+    shown_budgets = [f"at {_flops(budget)}" for budget in found.budgets]
+    lines = [line for line in lines if len(line) == len(shown_budgets) + 5]
+    return Table(
+        "Crossovers",
+        "First less second in bits per byte, each at its best size, by budget: below zero the first is better. A line "
+        "through them over log FLOPs gives the crossover; draws: how many of the bootstrap's have one within a factor "
+        "of ten of the budgets.",
+        ("first", "second", *shown_budgets, "crossover", "95 %", "draws"),
+        tuple(lines),
+        texts=2,
+    )
+
+
+def _matched(found: Findings) -> Table:
+    lines = []
+    main = [point for point in found.points if point.main]
+    for size in found.sizes:
+        for along, name in _ALONG:
+            one = matched(main, size, along)
+            if one is not None:
+                at, losses = one
+                shown = f"{_flops(at)} {name}" if along == "flops" else f"{_big(at)} {name}"
+                lines.append((size, shown, *(_loss(losses.get(family)) for family in found.families)))
+    return Table(
+        "The same size at the same cost",
+        "Bits per byte of one size of each family at the same FLOPs, after the same bytes, and in the same seconds of "
+        "training on one machine: the largest that all of them reach, between budgets by straight lines in logarithms.",
+        ("size", "at", *found.families),
+        tuple(lines),
+        drawing="bytes",
+        texts=2,
+    )
+
+
+def _fixed_inference(rows: Sequence[Row], found: Findings) -> Table:
+    bases = {point.size.partition("@")[0] for point in found.points if not point.main}
+    rule = next((point.family.rpartition("-")[0] for point in found.points if not point.main), "")
+    some = [
+        point
+        for point in mean_over_seeds(found.points)
+        if point.size.partition("@")[0] in bases and point.family.startswith(rule)
+        if not point.main or point.family == next(name for name in found.families if name.startswith(rule))
+    ]
+    costs = {(row["family"], row["size"]): row for row in rows if row.get("what") == "scaling"}
+    lines = []
+    for family, size in dict.fromkeys((point.family, point.size) for point in some):
+        losses = {one.budget: one.loss for one in some if (one.family, one.size) == (family, size)}
+        row = costs[family, size]
+        per_byte = f"{row['forward_flops_per_byte'] / 1e6:.3f}"
+        shown = (_loss(losses.get(budget)) for budget in found.budgets)
+        lines.append((family, size, f"{row['params_multiplied']:,}", per_byte, *shown))
+    return Table(
+        "Patch and model grown together",
+        "Models that cost the same per byte at inference: what longer patches save goes into a wider global "
+        "transformer. Bits per byte by training budget.",
+        ("family", "size", "in products", "MF a byte", *(_flops(budget) for budget in found.budgets)),
+        tuple(lines) if bases else (),
+        drawing="inference",
+        texts=2,
+    )
+
+
+def _sources(rows: Sequence[Row], found: Findings) -> Table:
+    labels = list(dict.fromkeys(label for row in rows for label in row.get("by_source", ())))
+    largest = [row for row in rows if row.get("what") == "scaling" and row["budget"] == found.budgets[-1]]
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in largest:
+        cells.setdefault((row["family"], row["size"]), []).append(row)
+    lines = []
+    for (family, size), some in cells.items():
+        means = [
+            statistics.mean(row["by_source"][label]["bits_per_byte"] for row in some if label in row["by_source"])
+            for label in labels
+        ]
+        lines.append((family, size, *(f"{mean:.4f}" for mean in means)))
+    return Table(
+        f"By source, at {_flops(found.budgets[-1])} FLOPs",
+        "Bits per byte of each source's held-out documents, mean over seeds.",
+        ("family", "size", *labels),
+        tuple(lines) if len(labels) > 1 else (),
+        texts=2,
+    )
+
+
+def _loss(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4f}"
+
+
+def _flops(value: float) -> str:
+    return f"{value:.3g}".replace("e+", "e")
+
+
+def _big(value: float) -> str:
+    """With a unit of thousands."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.3g}"
