@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from bltkit.data import Batch, Corpus, Loader, validation_batches
+from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
 from bltkit.train import TrainConfig
 from bltkit.train.learner import Counts, Learner
 from bltkit.train.parallel import World, world_of
 from bltkit.train.patcher import Patcher, count_text_patches, load_patcher
 from bltkit.train.process import numerics
 from bltkit.train.state import read_position
+from bltkit.train.vocabulary import known_vocabulary
 
-Prepare = Callable[[Batch], Batch]
+Prepare = Callable[[Batch], TokenBatch]
 
 
 @dataclass(frozen=True)
@@ -121,18 +121,14 @@ def _cache(config: TrainConfig) -> Path | None:
 
 def _prepare(config: TrainConfig, checkpoint: Path) -> Prepare | None:
     """What makes a token model's batches of those of bytes, by the vocabulary that its checkpoint holds."""
-    if str(config.model.kind) != "bpe":
-        return None
-    # Both come with model.kind = "bpe".
-    vocabulary = import_module("bltkit.train.vocabulary").known_vocabulary(config, checkpoint)
-    found: Prepare = partial(import_module("bltkit.data").TokenBatch.of, vocabulary=vocabulary)
-    return found
+    vocabulary = known_vocabulary(config, checkpoint)
+    return None if vocabulary is None else partial(TokenBatch.of, vocabulary=vocabulary)
 
 
 def _units(batch: Batch, patcher: Patcher, prepare: Prepare | None, world: World) -> int:
     """Patches or tokens of text in a batch, counted as a step of training counts them."""
     if prepare is not None:
-        return int(vars(prepare(batch))["text_tokens"])
+        return int(prepare(batch).text_tokens)
     if patcher.rule is None:
         return 0
     return int(count_text_patches(batch.ids.to(world.device), patcher.patches(batch, world.device)))
