@@ -122,7 +122,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
         ["disagree on patching_threshold", "9.0", "2.5"],
     ),
     "own without bltkit.json": (plain(edit_json("config.json", model_type="bltkit")), ["bltkit.json is missing"]),
-    "other model": (plain(edit_json("config.json", model_type="llama")), ["model_type is 'llama'", "expected 'blt'"]),
+    "other model": (plain(edit_json("config.json", model_type="llama")), ["holds a token model (a Llama)", "token:"]),
     "meta": (plain(write("config.json", '{"args": {}}')), ["model_type is None", "Meta's format"]),
     "patching mode": (
         plain(edit_json("config.json", patching_mode="space")),

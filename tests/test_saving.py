@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_in_the_background(
     config.write_text(dump_toml(place.fields("blt", "checkpoint.every_steps=2", "trainer.max_steps=6")))
     out = place.path / "run"
     target = {
-        "beside": "bltkit.train.trainer.write_bundle",
+        "beside": "bltkit.train.learner.write_bundle",
         "state": "torch.distributed.checkpoint.filesystem._write_item",
         "name": "bltkit.train.trainer.sync_tree",
     }[where]

@@ -31,6 +31,7 @@ NO_NGRAMS = NgramConfig(sizes=())
 _ASPECT = 80
 """Width of the global (or only) transformer by its layers; 1B of the released models: 82."""
 _HEAD = 64
+_WHOLE = EntropyConfig.model_fields["max_positions"].default
 _TABLES = 0.5
 """Parameters of the n-gram tables of `blt`, as a share of all others."""
 _SIZED = re.compile(r"(?P<family>[a-z]+)-(?P<number>\d+(\.\d+)?)(?P<unit>[kmb])")
@@ -76,14 +77,14 @@ def sized_blt(family: Family, params: float) -> BltConfig:
 
 
 def sized_byte(params: float) -> EntropyConfig:
-    """A byte transformer of about so many parameters, without a window: it sees all of its row, as latents do.
+    """A byte transformer of about so many parameters, with a window that holds any row: it sees all, as latents do.
 
     Raises ValueError for a size that no shape comes within a fifth of.
     """
 
     def shape(width: int, layers: int) -> EntropyConfig:
         return EntropyConfig(
-            width=width, layers=layers, heads=width // _HEAD, ffn_width=3 * width, window=None, rope_theta=500000.0
+            width=width, layers=layers, heads=width // _HEAD, ffn_width=3 * width, window=_WHOLE, rope_theta=500000.0
         )
 
     return _nearest("byte", params, _HEAD, shape, byte_params)

@@ -65,7 +65,7 @@ the entropy model of the same name (1.9 M and 5.2 M) too. `megabyte-tiny` and `s
 
 ENTROPY_PRESETS: dict[str, EntropyConfig] = {
     "tiny": EntropyConfig(width=128, layers=3, heads=2, ffn_width=384, window=256),
-    "byte-tiny": EntropyConfig(width=256, layers=4, heads=4, ffn_width=768, window=None, rope_theta=500000.0),
+    "byte-tiny": EntropyConfig(width=256, layers=4, heads=4, ffn_width=768, window=8192, rope_theta=500000.0),
     "20m": EntropyConfig(width=192, layers=4, heads=3),
     "69m": EntropyConfig(width=256, layers=6, heads=4, ffn_width=768),
     "100m": EntropyConfig(width=768, layers=14, heads=12),
