@@ -44,12 +44,16 @@ class System:
         """`blt` or `token`."""
         return "blt" if isinstance(self.shape, BltConfig) else "token"
 
-    def ledger(self, unit_bytes: float, context: float) -> Ledger:
-        """The ledger of a row of `context` bytes with units of `unit_bytes`."""
+    @property
+    def position_bytes(self) -> float:
+        """Bytes of text that a position of the row stands for: 1, or a token's."""
+        return 1.0 if self.kind == "blt" else self.unit_bytes
+
+    def ledger(self, length: int, patch_bytes: float = 1.0) -> Ledger:
+        """The ledger of a row of `length` positions, per position. patch_bytes: of a BLT's patches."""
         if isinstance(self.shape, BltConfig):
-            # A context is a whole number here: only tokens stand for parts of bytes.
-            return ledger(self.shape, self.scorer, unit_bytes, round(context), element_bytes=ELEMENT)
-        return token_ledger(self.shape, unit_bytes, context, element_bytes=ELEMENT)  # type: ignore[arg-type]
+            return ledger(self.shape, self.scorer, patch_bytes, length, element_bytes=ELEMENT)
+        return token_ledger(self.shape, 1.0, length, element_bytes=ELEMENT)
 
 
 @dataclass(frozen=True)
@@ -109,61 +113,68 @@ def equal_token_shape(shape: BltConfig, vocab_size: int) -> TokenShape:
     target = ledger(shape, None, 4.0, 64).params_without_embeddings
     left = target - latent.width - vocab_size * latent.width
     apart = 4 * latent.width**2 + 2 * latent.width
-    layers = round(left / (apart + 3 * latent.width * latent.ffn))
-    if layers < 1:
+    layer = apart + 3 * latent.width * latent.ffn
+    if left < layer:
         raise ValueError(
             f"vocab_size = {vocab_size}: a head of width {latent.width} leaves {max(0, left):,} of {target:,} "
             "parameters for layers; take a smaller vocabulary, or a larger preset"
         )
+    layers = round(left / layer)
     ffn = FFN_STEP * round((left / layers - apart) / (3 * latent.width * FFN_STEP))
-    # The same kind of attention whatever the BLT shares between heads: no fewer keys than heads.
-    return TokenShape(
-        width=latent.width, layers=layers, heads=latent.heads, ffn_width=max(FFN_STEP, ffn), vocab_size=vocab_size
-    )
+    return TokenShape(width=latent.width, layers=layers, heads=latent.heads, ffn_width=ffn, vocab_size=vocab_size)
 
 
-def reading_cost(system: System, num_bytes: float, units: int) -> Cost:
-    """Of a forward pass over a whole row of `num_bytes` in `units` patches or tokens, logits everywhere."""
-    found = system.ledger(num_bytes / units, num_bytes)
-    weights = ELEMENT * _dense(found) / num_bytes
-    return Cost(found.total_with_entropy.flops_exact, weights + _looked_up(found))
+def reading_cost(system: System, length: int, units: int) -> Cost:
+    """Of a forward pass over a row of `length` positions in `units` patches (or tokens), logits everywhere."""
+    found = system.ledger(length, length / units)
+    weights = ELEMENT * _dense(found) / length
+    return _of_bytes(system, found.total_with_entropy.flops_exact, weights + _looked_up(found))
 
 
-def decoding_cost(system: System, context: float, num_bytes: float, units: int) -> Cost:
-    """Of `num_bytes` bytes one by one behind `context` bytes, with everything cached; `units` patches close, or tokens
-    are read, meanwhile.
+def decoding_cost(system: System, context: int, steps: int, units: int) -> Cost:
+    """Of `steps` positions one by one behind `context` of them, with everything cached; `units` patches close
+    meanwhile (or tokens are read).
 
-    What the bytes of a row cost together, less what its first `context` bytes cost, is exactly the bytes behind these.
+    What the positions of a row cost together, less what its first `context` cost, is exactly the ones behind these.
     """
-    unit = num_bytes / units
-    whole, first = (system.ledger(unit, length).total_with_entropy for length in (context + num_bytes, context))
+    length, patch_bytes = context + steps, steps / units
+    whole = system.ledger(length, patch_bytes).total_with_entropy
+    first = system.ledger(context, min(patch_bytes, context)).total_with_entropy
 
     def behind(of_whole: float, of_first: float) -> float:
-        return ((context + num_bytes) * of_whole - context * of_first) / num_bytes
+        return (length * of_whole - context * of_first) / steps
 
-    return Cost(
+    return _of_bytes(
+        system,
         behind(whole.flops_exact, first.flops_exact),
         whole.weight_bytes + behind(whole.kv_bytes, first.kv_bytes),
     )
 
 
-def training_cost(system: System, num_bytes: float, units: int) -> Cost:
-    """Of forward, backward and update on one row of `num_bytes` in `units` patches or tokens.
+def training_cost(system: System, length: int, units: int) -> Cost:
+    """Of forward, backward and update on one row of `length` positions in `units` patches (or tokens).
 
     Weights are read by forward and backward, gradients written once. Of the n-gram tables only rows that were looked up
     are updated, each counted as often as it was looked up.
     """
-    found = system.ledger(num_bytes / units, num_bytes)
+    found = system.ledger(length, length / units)
     scorer = found.modules["entropy"].params if "entropy" in found.modules else 0
-    read = ELEMENT * (3 * (_dense(found) - scorer) + scorer) / num_bytes + _looked_up(found)
+    read = ELEMENT * (3 * (_dense(found) - scorer) + scorer) / length + _looked_up(found)
     rows = 0
     if isinstance(system.shape, BltConfig):
         rows = system.shape.ngrams.num_tables * system.shape.encoder.width
-    return Cost(
-        training_flops(system.shape, num_bytes / units, round(num_bytes), scorer=system.scorer),
+    return _of_bytes(
+        system,
+        training_flops(system.shape, length / units, length, scorer=system.scorer),
         read,
-        ELEMENT * UPDATE * (found.params_without_tables / num_bytes + rows),
+        ELEMENT * UPDATE * (found.params_without_tables / length + rows),
     )
+
+
+def _of_bytes(system: System, flops: float, read_bytes: float, update_bytes: float = 0.0) -> Cost:
+    """What positions cost, by the bytes that they stand for."""
+    own = system.position_bytes
+    return Cost(flops / own, read_bytes / own, update_bytes / own)
 
 
 def _dense(found: Ledger) -> int:
@@ -173,5 +184,5 @@ def _dense(found: Ledger) -> int:
 
 
 def _looked_up(found: Ledger) -> float:
-    """Of tables, per byte."""
+    """Of tables, per position."""
     return found.modules["embed"].weight_bytes

@@ -183,7 +183,7 @@ def _row(group: _Group, system: System, timing: Timing, cost: Cost, rates: Machi
     per_byte = 1 / timing.bytes_per_second
     operations, reads, update = cost.seconds(rates)
     predicted = cost.predicted(rates)
-    found = system.ledger(system.unit_bytes, max(group.context, system.unit_bytes))
+    found = system.ledger(group.context)
     scorer = found.modules.get("entropy")
     return {
         "what": "efficiency",

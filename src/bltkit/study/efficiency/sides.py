@@ -19,6 +19,7 @@ from bltkit.bench import decoding_rows, row
 from bltkit.bench.timing import Side
 from bltkit.generate import Session
 from bltkit.model import Blt, EntropyModel
+from bltkit.model.cache import StackCache
 from bltkit.model.config import TokenConfig
 from bltkit.model.token import TokenLlama
 from bltkit.patches import Patches
@@ -141,6 +142,9 @@ class Runner:
         found = torch.randint(self._llama.config.vocab_size, (1, count), generator=generator)
         return found.to(self.learner.device)
 
+    def _bytes(self, tokens: int) -> float:
+        return tokens * self.system.unit_bytes
+
     def _token_prefill(self, context: int) -> Made:
         ids = self._tokens(context)
 
@@ -148,8 +152,8 @@ class Runner:
         def run() -> None:
             self._llama(ids)
 
-        length = ids.shape[1] * self.system.unit_bytes
-        return Side(self.system.name, length, run), reading_cost(self.system, length, ids.shape[1])
+        tokens = ids.shape[1]
+        return Side(self.system.name, self._bytes(tokens), run), reading_cost(self.system, tokens, tokens)
 
     def _token_train(self, context: int) -> Made:
         ids = self._tokens(context)
@@ -159,16 +163,15 @@ class Runner:
             F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
             self.learner.update()
 
-        length = ids.shape[1] * self.system.unit_bytes
-        return Side(self.system.name, length, run), training_cost(self.system, length, ids.shape[1])
+        tokens = ids.shape[1]
+        return Side(self.system.name, self._bytes(tokens), run), training_cost(self.system, tokens, tokens)
 
     def _token_decode(self, context: int, num_bytes: int) -> Made:
         ids, steps = self._tokens(context), max(1, round(num_bytes / self.system.unit_bytes))
         walk = _TokenWalk(self._llama, ids, steps)
-        unit = self.system.unit_bytes
         return (
-            Side(self.system.name, steps * unit, walk.run, walk.prepare),
-            decoding_cost(self.system, ids.shape[1] * unit, steps * unit, steps),
+            Side(self.system.name, self._bytes(steps), walk.run, walk.prepare),
+            decoding_cost(self.system, ids.shape[1], steps, steps),
         )
 
 
@@ -223,7 +226,7 @@ class _TokenWalk:
             self.token, self.cache = self._read(self.token, self.cache)
             self.token.tolist()
 
-    def _read(self, ids: Tensor, cache):  # type: ignore[no-untyped-def]
+    def _read(self, ids: Int64[Tensor, "R S"], cache: StackCache) -> tuple[Int64[Tensor, "R 1"], StackCache]:
         model = self.model
         outputs, (slot,) = model.stack.extend(model.embed(ids), [cache])
         h = model.norm(outputs[-1][:, -1:])
