@@ -71,7 +71,7 @@ def table(rows: Sequence[Row]) -> str:
 def picture(rows: Sequence[Row]) -> Scatter:
     """Measured against predicted time, all phases in one panel; beside it what operations alone would predict."""
     rows = latest(rows)
-    systems = list(dict.fromkeys(row["system"] for row in rows))
+    systems = list(dict.fromkeys(map(_plainly, rows)))
     colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(systems)}
 
     def panel(title: str, field: str) -> Panel:
@@ -79,7 +79,7 @@ def picture(rows: Sequence[Row]) -> Scatter:
             Point(
                 1000 * row["predicted"][field],
                 1000 * row["seconds_per_byte"],
-                colours[row["system"]],
+                colours[_plainly(row)],
                 _MARKERS[row["phase"]],
             )
             for row in rows
@@ -103,6 +103,13 @@ def picture(rows: Sequence[Row]) -> Scatter:
 
 def _group(row: Row) -> tuple[str, str, int]:
     return row["preset"], row["phase"], row["context"]
+
+
+def _plainly(row: Row) -> str:
+    """A system without the shape that it has: presets share colours."""
+    if row["kind"] == "token":
+        return "token"
+    return f"patch {row['unit_bytes']:g}{'' if row['entropy_params'] is None else ' + entropy'}"
 
 
 def _machine(row: Row) -> str:
