@@ -1,0 +1,108 @@
+"""`blt study efficiency`: operations, predicted and measured time of patches and tokens."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bltkit.cli.study.options import Out, Report, circumstances, measured, only_report
+from bltkit.cli.terminal import Json, print_json, progress_bar, say, there
+
+FIELDS = {
+    "--preset": "presets",
+    "--patch-bytes": "patch_bytes",
+    "--entropy": "entropy",
+    "--vocab-size": "vocab_size",
+    "--bytes-per-token": "bytes_per_token",
+    "--context": "contexts",
+    "--phase": "phases",
+    "--num-bytes": "num_bytes",
+    "--repeats": "repeats",
+}
+"""Options by the plan's fields."""
+
+
+def efficiency(
+    out: Out,
+    preset: Annotated[list[str] | None, typer.Option(help="A BLT's shape (repeatable); default: 69m.")] = None,
+    patch_bytes: Annotated[
+        list[float] | None, typer.Option(help="Of every patch, exactly (repeatable); default: 4, 6 and 8.")
+    ] = None,
+    entropy: Annotated[
+        str | None, typer.Option(help="Preset of an entropy model: each patch size once more with it at work.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Of the token model; default: 32000.")] = None,
+    bytes_per_token: Annotated[float | None, typer.Option(help="That a token stands for; default: 4.4.")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="Bytes of a row or in front (repeatable); default: 512 and 2048.")
+    ] = None,
+    phase: Annotated[list[str] | None, typer.Option(help="prefill, decode, train (repeatable); default: all.")] = None,
+    num_bytes: Annotated[int | None, typer.Option(help="Decoded in a run; default: 48.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Rounds; default: 5.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: cpu.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    report: Report = False,
+    as_json: Json = False,
+) -> None:
+    """Operations, predicted and measured time of patches of several sizes and of tokens, in turn."""
+    given: dict[str, Any] = {
+        "--preset": preset,
+        "--patch-bytes": patch_bytes,
+        "--entropy": entropy,
+        "--vocab-size": vocab_size,
+        "--bytes-per-token": bytes_per_token,
+        "--context": context,
+        "--phase": phase,
+        "--num-bytes": num_bytes,
+        "--repeats": repeats,
+    }
+    if report:
+        from bltkit.study.efficiency import ROWS
+
+        only_report(given | {"--device": device, "--threads": threads})
+        _report(measured(out, ROWS), out, as_json)
+        return
+    fields = {FIELDS[option]: value for option, value in given.items() if value is not None}
+    _report(_measure(fields, out, device or "cpu", threads or 1), out, as_json)
+
+
+def _measure(fields: dict[str, Any], out: Path, device: str, threads: int) -> list[dict[str, Any]]:
+    import torch
+
+    from bltkit.bench.record import machine
+    from bltkit.bench.timing import threads_of
+    from bltkit.config import parse
+    from bltkit.study.efficiency import Plan, run
+
+    plan: Plan = parse(Plan, fields, "study efficiency")
+    place = torch.device(there(device))
+    with threads_of(threads), progress_bar("efficiency") as progress:
+        stamp = circumstances() | {"machine": machine(place)}
+        return run(plan, out, stamp, device=place, progress=progress, say=say)
+
+
+def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    """Table on stdout and in a file, the picture in a file; without matplotlib the table alone."""
+    from bltkit.study.efficiency import TABLE, fits_of, table, write_report
+
+    try:
+        figures = write_report(rows, out)
+    except ValueError as error:
+        if "matplotlib" not in str(error):
+            raise
+        figures = ()
+        say(f"no picture: {error}")
+    if as_json:
+        fits = [fit.to_json() for fit in (*fits_of(rows), *fits_of(rows, "predicted"))]
+        print_json(
+            {
+                "rows": rows,
+                "fits": fits,
+                "figures": [str(figure) for figure in figures],
+                "table": str(out / TABLE),
+            }
+        )
+    else:
+        print(table(rows), end="")
+    for place in (out / TABLE, *figures):
+        say(f"wrote {place}")
