@@ -8,12 +8,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from bltkit.cli.study.ablation import ablation
 from bltkit.cli.study.entropy import entropy
 from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
 from bltkit.cli.study.robustness import robustness
 
-STUDIES = (fast_decoding, entropy, evaluations, robustness)
+STUDIES = (fast_decoding, entropy, evaluations, robustness, ablation)
 
 
 class _Studies(TyperGroup):
