@@ -17,7 +17,7 @@ from bltkit.patching import patch
 from bltkit.train import TrainConfig, build_model, read_metrics, train
 from bltkit.train.learner import Learner
 from bltkit.train.optim import Optimizer, learning_rate
-from tests.tiny_training import MODELS, Workplace, same
+from tests.tiny_training import MODELS, RULES, Workplace, same
 
 KINDS = list(MODELS)
 BYTES = [kind for kind in KINDS if kind != "bpe"]  # test_token_training.py has what differs for tokens
@@ -151,7 +151,7 @@ def test_the_run_directory_is_a_checkpoint(kind: str, place: Workplace) -> None:
     assert record["bytes_seen"] == result.bytes_seen and record["train_flops"] == result.train_flops
     assert parse(TrainConfig, record["config"], "record") == place.config(kind, "trainer.max_steps=2")
     assert len(record["corpus"]) == 64 and record["sources"][0]["num_documents"] == 13
-    module, again = (found.model, latest.model) if kind == "blt" else (found.scorer, latest.scorer)
+    module, again = (found.model, latest.model) if kind in RULES else (found.scorer, latest.scorer)
     assert module is not None and again is not None
     same(dict(module.state_dict()), dict(again.state_dict()))
     assert not list((place.path / "run").rglob("*.pt"))

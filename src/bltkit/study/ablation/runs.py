@@ -33,7 +33,6 @@ from bltkit.vocab import encode
 ROWS = "rows.jsonl"
 WHAT = "ablation"
 _CALIBRATION_BYTES = 200_000
-_PIECE = 4096
 _HELD_BACK = 0.05
 
 Row = dict[str, Any]
@@ -220,8 +219,9 @@ class _Study:
     def sample(self) -> list[bytes]:
         """Text that rules are calibrated on."""
         if self._sample is None:
-            pieces = _CALIBRATION_BYTES // _PIECE // len(self.corpora)
-            self._sample = [piece for corpus in self.corpora for piece in _pieces(corpus, pieces)]
+            size = self.settings.row_bytes - 2
+            pieces = _CALIBRATION_BYTES // size // len(self.corpora)
+            self._sample = [piece for corpus in self.corpora for piece in _pieces(corpus, pieces, size)]
         return self._sample
 
     @cached_property
@@ -282,12 +282,17 @@ class _Study:
         return result
 
 
-def _pieces(corpus: Corpus, count: int) -> list[bytes]:
-    """Of training documents, out of their middles."""
-    step = max(1, len(corpus.train) // max(1, count))
-    documents = [corpus.document(index) for index in corpus.train[::step].tolist()]
-    middles = [max(0, (len(one) - _PIECE) // 2) for one in documents]
-    return [one[begin : begin + _PIECE] for one, begin in zip(documents, middles, strict=True)]
+def _pieces(corpus: Corpus, count: int, size: int) -> list[bytes]:
+    """Of training documents, evenly spaced over all their bytes, and as long as a row shows them: the beginning of a
+    row, without context, has more borders than its end."""
+    places = [
+        (int(document), begin)
+        for document in corpus.train
+        for begin in range(0, int(corpus.offsets[document + 1] - corpus.offsets[document]), size)
+    ]
+    count = min(count, len(places))
+    chosen = [places[(2 * number + 1) * len(places) // (2 * count)] for number in range(count)]
+    return [corpus.document(document)[begin : begin + size] for document, begin in chosen]
 
 
 def _rate(rule: PatchingRule, documents: Sequence[bytes]) -> float:
