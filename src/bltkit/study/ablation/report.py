@@ -55,7 +55,7 @@ def table(rows: Sequence[Row]) -> str:
         texts = list(dict.fromkeys(text for row in own for text in row["by_text"]))
         more = [f"{text}: bits (bytes)" for text in texts] if len(texts) > 1 else []
         head = [*_HEAD, *more]
-        lines += ["", f"## {name}", "", _about(name, own), "", _line(head), _line(["---"] * len(head))]
+        lines += ["", f"## {name}", "", _question(name), "", _about(own), "", _line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(variant, own, texts if more else [])) for variant in _variants(own)]
     return "\n".join(lines) + "\n"
 
@@ -86,15 +86,15 @@ def picture(name: str, rows: Sequence[Row]) -> Scatter:
     panels = []
     for group in dict.fromkeys(row["group"] for row in own):
         points = tuple(
-            Point(row["flops_per_byte"], row["bits_per_byte"], colours[row["variant"]])
+            Point(row["flops_per_byte"] / 1e6, row["bits_per_byte"], colours[row["variant"]])
             for row in own
             if row["group"] == group
         )
         panels.append(Panel(group or name, points))
     return Scatter(
-        ABLATIONS[name].question if name in ABLATIONS else name,
-        _about(name, own),
-        "operations per byte of training",
+        _question(name),
+        _about(own),
+        "million operations per byte of training",
         "bits per byte of held-out text",
         (tuple(panels),),
         tuple(colours.items()),
@@ -113,12 +113,15 @@ def _variants(rows: Sequence[Row]) -> list[str]:
     return [name for name in known if name in found] + [name for name in found if name not in known]
 
 
-def _about(name: str, rows: Sequence[Row]) -> str:
+def _question(name: str) -> str:
+    return ABLATIONS[name].question if name in ABLATIONS else name
+
+
+def _about(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     first = rows[0]
-    question = ABLATIONS[name].question + " " if name in ABLATIONS else ""
     text = ", ".join(first["by_text"])
-    return f"{question}{first['steps']} steps, {first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
+    return f"{first['steps']} steps, {first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
 
 
 def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:

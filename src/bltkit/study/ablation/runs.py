@@ -18,9 +18,11 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from bltkit.checkpoint import load_bundle, resolve_model, scorer_hash
+from bltkit.checkpoint.manifest import TableConfig, scorer_config
 from bltkit.config import Config, parse
 from bltkit.data import Corpus, DataConfig
 from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.model.flops import forward_flops
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
 from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
@@ -75,6 +77,8 @@ class Cut:
     scorer: str | None = None
     """Hash of its weights."""
     scorer_bits: float | None = None
+    scorer_flops: float = 0.0
+    """Operations of one forward pass per byte: what placing the borders costs. Its own training is counted nowhere."""
 
 
 def run(
@@ -160,7 +164,8 @@ class _Study:
             "by_text": found,
             "params": sum(sizes.values()),
             "params_tables": sizes.get("embed.ngrams", 0),
-            "flops_per_byte": result.train_flops / max(1, result.bytes_seen),
+            "flops_per_byte": result.train_flops / max(1, result.bytes_seen) + cut.scorer_flops,
+            "scorer_flops_per_byte": cut.scorer_flops,
             "scorer_bits_per_byte": cut.scorer_bits,
             "steps": result.steps,
             "bytes_seen": result.bytes_seen,
@@ -206,7 +211,10 @@ class _Study:
             {"kind": variant.rule} | ({"threshold": 1.0} if variant.rule == "threshold" else {"rise": 0.5})
         )
         rule, _ = calibrate(first, scores, ids, self.patch_bytes)
-        return Cut({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits)
+        shape = scorer_config(scorer)
+        assert not isinstance(shape, TableConfig), "the study trains its own"
+        flops = forward_flops(shape, 1.0, self.settings.row_bytes)
+        return Cut({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits, flops)
 
     @property
     def patch_bytes(self) -> float:

@@ -15,13 +15,13 @@ BASE: dict[str, Any] = {
     "decoder": LOCAL | {"layers": 2},
     "ngrams": {"sizes": [3, 4, 5, 6], "buckets": 2003},
 }
-"""1.0 M parameters, and half a million of n-gram tables."""
+"""0.9 M parameters, and half a million of n-gram tables."""
 
 SCORER: dict[str, Any] = {"kind": "entropy", "width": 64, "layers": 2, "heads": 2, "ffn_width": 192, "window": 128}
 """The entropy model beside it."""
 
-TOKENS: dict[str, Any] = {"kind": "bpe", "width": 160, "layers": 4, "heads": 5, "ffn_width": 480, "tied": True}
-"""A token model of about as many operations per byte."""
+TOKENS: dict[str, Any] = {"kind": "bpe", "width": 128, "layers": 3, "heads": 4, "ffn_width": 384, "tied": True}
+"""A token model of about as many operations per byte, at two to three bytes a token."""
 
 _HEADS = 4
 _TABLES = 512_768
