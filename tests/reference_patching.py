@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-BOS, OFFSET = 1, 4
+PAD, BOS, OFFSET = 0, 1, 4
 Opens = Callable[[Sequence[int], Sequence[float], int], bool]
 
 
@@ -87,6 +87,22 @@ def space(fields: dict[str, Any]) -> Opens:
     return lambda ids, e, q: ends(ids, q - 1)
 
 
+def random(fields: dict[str, Any]) -> Opens:
+    def mixed(x: int) -> int:
+        x = (x + FACTORS[0]) % 2**64
+        x = (x ^ (x >> 30)) * FACTORS[1] % 2**64
+        x = (x ^ (x >> 27)) * FACTORS[2] % 2**64
+        return x ^ (x >> 31)
+
+    def opens(ids: Sequence[int], e: Sequence[float], q: int) -> bool:
+        x = mixed((q - 1 + (fields["seed"] << 32)) % 2**64)
+        for back in range(8):
+            x = mixed(x + (ids[q - 1 - back] if q - 1 - back >= 0 else PAD))
+        return (x >> 32) % 2**31 < math.ceil(2**31 / fields["k"])
+
+    return opens
+
+
 def space_like(value: int) -> bool:
     byte_value = value - OFFSET
     if byte_value < 0:
@@ -96,6 +112,9 @@ def space_like(value: int) -> bool:
     )
 
 
+FACTORS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+"""Of splitmix64."""
+
 RULES: dict[str, Callable[[dict[str, Any]], Opens]] = {
     "threshold": threshold,
     "rise": rise,
@@ -103,6 +122,7 @@ RULES: dict[str, Callable[[dict[str, Any]], Opens]] = {
     "stride": stride,
     "byte": byte,
     "space": space,
+    "random": random,
     "bpe": threshold,  # another score, the same comparison
 }
 

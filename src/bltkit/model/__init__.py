@@ -15,6 +15,7 @@ from bltkit.model.config import (
 )
 from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
+from bltkit.model.routed import RoutedBlt
 from bltkit.model.token import TokenLlama
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "EntropyTable",
     "NgramConfig",
     "Quirks",
+    "RoutedBlt",
     "SavedTokenizer",
     "Scorer",
     "StackConfig",

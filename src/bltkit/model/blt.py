@@ -3,6 +3,7 @@
 It never sees a patching rule: it receives ids and the `Patches` that somebody decided on.
 """
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -42,15 +43,22 @@ class Blt(nn.Module):
         return self
 
     def forward(
-        self, ids: Int64[Tensor, "B T"], patches: Patches, blocks: BlockRows | None = None
+        self,
+        ids: Int64[Tensor, "B T"],
+        patches: Patches,
+        blocks: BlockRows | None = None,
+        *,
+        between: Callable[[Float[Tensor, "B P H"]], Float[Tensor, "B P H"]] | None = None,
     ) -> Float[Tensor, "B L V"]:
         """Columns after a row's num_bytes hold nothing of meaning, and no other column depends on them.
 
         blocks: N of S cells a row, whose logits, of their own bytes, stand behind the row's: [B, T + N S, V].
+        between: what becomes of the latents before bytes read them.
         """
         documents = self.documents(ids)
         h, z = self.encoder(self.embed(ids, documents), patches, documents)
         latents = self.latent(z, self.patch_documents(documents, patches))
+        latents = latents if between is None else between(latents)
         x = self.byte_inputs(h, ids)
         if blocks is not None:
             x = torch.cat((x, self.block_inputs(blocks.ids.flatten(1)).to(x.dtype)), 1)

@@ -8,6 +8,7 @@
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
 from bltkit.patching.engine import Answers, Stream, ask, extend, patch, start_stream
 from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
+from bltkit.patching.random import RandomRule
 from bltkit.patching.registry import RULES, Rule, parse_rule
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.patching.space import SpaceRule
@@ -24,6 +25,7 @@ __all__ = [
     "ByteRule",
     "ByteTokenizer",
     "PatchingRule",
+    "RandomRule",
     "RiseRule",
     "Rule",
     "ScoreKind",

@@ -9,12 +9,13 @@ from pydantic import Field
 from bltkit.config import nearest, parse, parse_value
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
 from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
+from bltkit.patching.random import RandomRule
 from bltkit.patching.rule import PatchingRule
 from bltkit.patching.space import SpaceRule
 from bltkit.patching.stride import ByteRule, StrideRule
 
 Rule: TypeAlias = Annotated[
-    ThresholdRule | RiseRule | BothRule | StrideRule | ByteRule | SpaceRule | BpeRule | BpeOracleRule,
+    ThresholdRule | RiseRule | BothRule | StrideRule | ByteRule | SpaceRule | RandomRule | BpeRule | BpeOracleRule,
     Field(discriminator="kind"),
 ]
 """Any patching rule; as the type of a config field it reads `{kind = "threshold", threshold = 1.3}`."""

@@ -9,6 +9,7 @@ from bltkit.patching import (
     BpeRule,
     ByteRule,
     PatchingRule,
+    RandomRule,
     RiseRule,
     SpaceRule,
     StrideRule,
@@ -41,6 +42,8 @@ def describe(rule: PatchingRule) -> str:
             words = "every byte"
         case SpaceRule():
             words = "after each word"
+        case RandomRule():
+            words = f"at random, every {rule.k:g} bytes"
         case BpeRule():
             words = f"token ends, logit > {rule.threshold:.3g}"
         case BpeOracleRule():

@@ -13,7 +13,7 @@ from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
 from bltkit.train.guard import GuardSection
-from bltkit.train.objectives import BlockDiffusion, NextByte, NextToken, Objective, TokenBoundary
+from bltkit.train.objectives import BlockDiffusion, LearnedBoundary, NextByte, NextToken, Objective, TokenBoundary
 from bltkit.train.optim import OptimSection
 
 ModelConfig = Annotated[
@@ -126,11 +126,21 @@ class TrainConfig(Config):
         forward = forward_flops(self.model, patch_bytes, length)
         if isinstance(self.model, BltConfig):
             forward += cell_flops(self.model, length) * self.objective.cells / patch_bytes
+        forward += self._router_flops(length)
         return 3 * text_bytes * forward
+
+    def _router_flops(self, length: int) -> float:
+        """Of a learned boundary: once more than three times, for the borders themselves."""
+        if not isinstance(self.objective, LearnedBoundary):
+            return 0.0
+        return 4 / 3 * forward_flops(self.objective.router, 1.0, length)
 
     @model_validator(mode="after")
     def _check_fit(self) -> Self:
-        if self.model.kind == "blt" and self.patching.model is None and self.patching.rule is None:
+        learned = isinstance(self.objective, LearnedBoundary)
+        if learned:
+            self._check_learned()
+        if self.model.kind == "blt" and self.patching.model is None and self.patching.rule is None and not learned:
             raise ValueError("a BLT needs patching.model (an entropy model's checkpoint) or patching.rule")
         if (self.model.kind == "bpe") != isinstance(self.objective, NextToken):
             raise ValueError(
@@ -156,3 +166,17 @@ class TrainConfig(Config):
         if self.adapt.lora is not None and self.model.kind != "blt":
             raise ValueError(f"adapt.lora: a model of kind {self.model.kind!r} has no global transformer to adapt")
         return self
+
+    def _check_learned(self) -> None:
+        if self.model.kind != "blt":
+            raise ValueError(
+                "objective.kind = 'learned-boundary' learns where a BLT's patches begin, which model.kind = "
+                f"{self.model.kind!r} does not have; use 'next-byte'"
+            )
+        if self.patching != PatchingSection():
+            raise ValueError(
+                "objective.kind = 'learned-boundary' makes the patches itself; leave [patching] out (the threshold and "
+                "the longest patch are objective.threshold and objective.max_patch_bytes)"
+            )
+        if self.adapt.lora is not None:
+            raise ValueError("adapt.lora: a router is trained whole; leave it out with 'learned-boundary'")

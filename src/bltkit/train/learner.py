@@ -27,15 +27,16 @@ from bltkit.checkpoint import (
     write_token_model,
 )
 from bltkit.data import Batch, TokenBatch
-from bltkit.model import Blt, BoundaryModel, CnnEntropy, EntropyModel, TokenLlama
+from bltkit.model import Blt, BltConfig, BoundaryModel, CnnEntropy, EntropyModel, RoutedBlt, TokenLlama
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
+from bltkit.model.routed import without_router
 from bltkit.patches import Patches
 from bltkit.patching import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.guard import GuardState, judge
-from bltkit.train.objectives import Losses
+from bltkit.train.objectives import LearnedBoundary, Losses
 from bltkit.train.optim import build_optimizer
 from bltkit.train.parallel import TABLES, World, distribute, materialize, named_weights, whole_weights
 from bltkit.train.patcher import Patcher, count_text_patches
@@ -100,6 +101,14 @@ def build_model(config: ModelConfig) -> TrainedModel:
     return builders[config.kind](config)
 
 
+def build_trained(config: TrainConfig) -> TrainedModel:
+    """What a run trains: the model of its config, together with what its objective learns beside it."""
+    if isinstance(config.objective, LearnedBoundary):
+        assert isinstance(config.model, BltConfig)
+        return RoutedBlt(config.model, config.objective.router)
+    return build_model(config.model)
+
+
 class Learner:
     """A model that learns; `config` says how."""
 
@@ -108,10 +117,11 @@ class Learner:
 
         goes_on: the weights of a checkpoint will take their place, so that `trainer.init` need not be there any more.
         """
-        self.config, self.world, self.patcher = config, world, patcher
+        self.config, self.world = config, world
         self._init = None if goes_on else config.trainer.init
         self.autocast = _autocast(config.trainer.precision, world.device)
         self.model = self._build()
+        self.patcher = patcher.of(self.model)
         sharded = {TABLES} & named_weights(self.model).keys() if world.size > 1 else set()
         self.optimizer = build_optimizer(config.optim, self.model, sharded_by_rows=sharded)
         self.guard = GuardState()
@@ -122,7 +132,9 @@ class Learner:
         # Adapters change names and draw numbers of their own: such a model is made whole, and then shared out.
         whole = world.size == 1 or config.adapt.lora is not None
         with torch.device("cpu" if whole else "meta"):
-            model = build_model(config.model)
+            model = build_trained(config)
+        if isinstance(model, RoutedBlt) and world.size > 1:
+            raise ValueError("objective.kind = 'learned-boundary' trains on one process; start it without torchrun")
         if isinstance(model, Blt) and isinstance(model.embed, NgramEmbedding):
             model.embed.sparse_gradients = config.optim.tables == "rows"
         if whole:
@@ -235,13 +247,14 @@ class Learner:
     ) -> None:
         """Write a checkpoint of `weights` into a directory. vocabulary: of a token model."""
         with torch.device("meta"):
-            model = build_model(self.config.model)
+            model = build_trained(self.config)
         model.load_state_dict(weights, assign=True)
         if isinstance(model, TokenLlama):
             assert vocabulary is not None
             write_token_model(directory, TokenBundle(model, vocabulary, record), dtype=dtype)
         elif isinstance(model, Blt):
-            write_bundle(directory, Bundle(model, self.patcher.scorer, self.patcher.rule, record), dtype=dtype)
+            own = self.patcher.of(model)
+            write_bundle(directory, Bundle(without_router(model), own.scorer, own.rule, record), dtype=dtype)
         else:
             write_bundle(directory, Bundle(None, model, None, record), dtype=dtype)
 
@@ -250,6 +263,7 @@ def take_weights(model: TrainedModel, checkpoint: str, world: World) -> None:
     """Copy the weights of a checkpoint, ours or Hugging Face's. Raises ValueError where the shapes differ."""
     directory = resolve_model(checkpoint)
     saved: nn.Module | None = None
+    bundle = Bundle(None, None, None)
     if isinstance(model, TokenLlama) and is_token_model(directory):
         saved = load_token_model(directory, dtype=torch.float32).model
     elif not isinstance(model, TokenLlama):
@@ -264,9 +278,21 @@ def take_weights(model: TrainedModel, checkpoint: str, world: World) -> None:
             "leave [model] out to take its shape"
         )
     source = saved.state_dict()
+    if isinstance(model, RoutedBlt):
+        source |= router_weights(model, bundle.scorer, checkpoint)
     with torch.no_grad():
         for name, weight in named_weights(model).items():
             place(weight, source[name], world)
+
+
+def router_weights(model: RoutedBlt, scorer: object, checkpoint: str) -> dict[str, Tensor]:
+    """Of a checkpoint's boundary model, by their names in `model`. Raises ValueError where there is none like it."""
+    if not isinstance(scorer, BoundaryModel) or scorer.config != model.router.config:
+        raise ValueError(
+            f"trainer.init = {checkpoint!r} holds no router of the shape of objective.router; take a model that was "
+            "trained with 'learned-boundary', and its router's shape"
+        )
+    return {f"router.{name}": weight for name, weight in scorer.state_dict().items()}
 
 
 def place(weight: nn.Parameter, whole: Tensor, world: World) -> None:

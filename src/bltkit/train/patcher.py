@@ -14,10 +14,11 @@ from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model
 from bltkit.checkpoint.manifest import scorer_hash
 from bltkit.data import Batch, SourceConfig
 from bltkit.data.sources.annotated import AnnotatedSource
-from bltkit.model import BoundaryModel
+from bltkit.model import BltConfig, BoundaryModel, RoutedBlt
 from bltkit.patches import Patches
 from bltkit.patching import PatchingRule, patch
 from bltkit.train.config import TrainConfig
+from bltkit.train.objectives import LearnedBoundary
 from bltkit.vocab import OFFSET
 
 
@@ -37,6 +38,10 @@ class Patcher:
         if self.scorer is not None:
             cast(nn.Module, self.scorer).to(device).eval()
         return self
+
+    def of(self, model: nn.Module) -> "Patcher":
+        """For a model: one with a router listens to that."""
+        return replace(self, scorer=model.router) if isinstance(model, RoutedBlt) else self
 
     def source(self, source: SourceConfig) -> SourceConfig:
         """A source for this run: text that was annotated has to be cut by this rule and this scorer."""
@@ -79,6 +84,8 @@ def load_patcher(config: TrainConfig) -> Patcher:
     section = config.patching
     if config.model.kind != "blt":
         return Patcher()
+    if isinstance(config.objective, LearnedBoundary):
+        return _learned(config, config.objective)
     source = Bundle(None, None, None, {}) if section.model is None else load_bundle(resolve_model(section.model))
     rule: PatchingRule | None = section.rule or source.rule
     if rule is None:
@@ -101,6 +108,18 @@ def load_patcher(config: TrainConfig) -> Patcher:
             f"{'a boundary' if isinstance(scorer, BoundaryModel) else 'an entropy'} model"
         )
     return Patcher(rule, scorer, source.record, documents)
+
+
+def _learned(config: TrainConfig, objective: LearnedBoundary) -> Patcher:
+    """Without its scorer: that is part of the model, see `Patcher.of`."""
+    assert isinstance(config.model, BltConfig)
+    for source in config.data.sources:
+        if isinstance(source, AnnotatedSource):
+            raise ValueError(
+                f"{source.label} has its patches already, but objective.kind = 'learned-boundary' makes its own; "
+                "train from the text itself"
+            )
+    return Patcher(objective.rule, None, documents=config.model.document_masks)
 
 
 def count_text_patches(ids: Tensor, patches: Patches | None) -> Tensor:

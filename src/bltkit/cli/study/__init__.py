@@ -9,13 +9,14 @@ import typer
 from typer.core import TyperGroup
 
 from bltkit.cli.study.efficiency import efficiency
+from bltkit.cli.study.ablation import ablation
 from bltkit.cli.study.entropy import entropy
 from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
 from bltkit.cli.study.robustness import robustness
 from bltkit.cli.study.scaling import scaling
 
-STUDIES = (fast_decoding, entropy, evaluations, robustness, scaling, efficiency)
+STUDIES = (fast_decoding, entropy, evaluations, robustness, scaling, efficiency, ablation)
 
 
 class _Studies(TyperGroup):

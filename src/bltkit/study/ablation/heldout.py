@@ -1,0 +1,62 @@
+"""What a finished run's model makes of held-out text, text by text."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bltkit.data import Corpus, TokenBatch, validation_batches
+from bltkit.train import TrainConfig
+from bltkit.train.learner import Learner
+from bltkit.train.parallel import world_of
+from bltkit.train.patcher import load_patcher
+from bltkit.train.process import numerics
+from bltkit.train.vocabulary import known_vocabulary
+from bltkit.vocab import OFFSET
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Of one text's held-out documents; unit_bytes: of a patch or token."""
+
+    bits_per_byte: float
+    num_bytes: int
+    unit_bytes: float | None
+
+
+def heldout(config: TrainConfig, checkpoint: Path, texts: Sequence[str]) -> dict[str, Heldout]:
+    """Of each of the config's sources, under the names of `texts`; of all together under ''."""
+    trainer, data = config.trainer.replace(init=str(checkpoint)), config.data
+    with world_of("cpu", None) as world, numerics(trainer.threads, False, world.device), torch.no_grad():
+        learner = Learner(config.replace(trainer=trainer), world, load_patcher(config))
+        learner.model.eval()
+        vocabulary = known_vocabulary(config.replace(trainer=trainer), None)
+        found, sums = {}, [0.0, 0, 0, 0]
+        for name, source in zip(texts, data.sources, strict=True):
+            corpus = Corpus.from_sources([source], data.validation_fraction, directory=_cache(config))
+            own = [0.0, 0, 0, 0]
+            for batch in validation_batches(corpus, data.row_bytes, data.batch_rows, trainer.validation_batches):
+                losses, units = learner.loss(
+                    batch if vocabulary is None else TokenBatch.of(batch, vocabulary=vocabulary)
+                )
+                seen = int((batch.ids >= OFFSET).sum())
+                own = [
+                    a + b for a, b in zip(own, (losses.text.item(), batch.text_bytes, seen, int(units)), strict=True)
+                ]
+            if own[1]:
+                found[name] = _heldout(own)
+            sums = [a + b for a, b in zip(sums, own, strict=True)]
+        if not sums[1]:
+            raise ValueError("no text is held back: the texts need more documents")
+        return found | {"": _heldout(sums)}
+
+
+def _heldout(sums: Sequence[float]) -> Heldout:
+    nats, num_bytes, seen, units = sums
+    return Heldout(nats / math.log(2) / num_bytes, int(num_bytes), seen / units if units else None)
+
+
+def _cache(config: TrainConfig) -> Path | None:
+    return None if config.data.cache is None else Path(config.data.cache)

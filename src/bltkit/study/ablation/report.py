@@ -1,0 +1,155 @@
+"""An ablation on paper: a table of its variants and a picture, from its rows alone.
+
+Variants are compared with the first of their group seed by seed; an interval needs two seeds at least.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from bltkit.checkpoint import write_atomic
+from bltkit.study.ablation.catalog import ABLATIONS
+from bltkit.study.chart import COLOURS
+from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
+
+PAGE = "table.md"
+PICTURE = "{name}.png"
+
+Row = Mapping[str, Any]
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's t, by degrees of freedom from 1 on."""
+_HEAD = (
+    "variant",
+    "bits per byte",
+    "against the first",
+    "bytes a patch",
+    "million parameters",
+    "kFLOP a byte",
+    "s a run",
+)
+
+
+def write_report(rows: Sequence[Row], out: Path, *, pictures: bool = True) -> tuple[Path, ...]:
+    """Write the table and, where asked for, a picture of each ablation into `out`; returns the pictures written.
+
+    Raises ValueError for no rows, and for pictures without matplotlib: the table is there by then.
+    """
+    write_atomic(out / PAGE, table(rows).encode())
+    written = []
+    for name in _names(rows) if pictures else ():
+        path = out / PICTURE.format(name=name)
+        write_atomic(path, draw_scatter(picture(name, rows)).to_png())
+        written.append(path)
+    return tuple(written)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a section for each ablation. Raises ValueError where there are no rows."""
+    if not rows:
+        raise ValueError("there are no rows of `blt study ablation` to report; run it without --report first")
+    lines = ["# Ablations"]
+    for name in _names(rows):
+        own = [row for row in rows if row["ablation"] == name]
+        texts = list(dict.fromkeys(text for row in own for text in row["by_text"]))
+        more = [f"{text}: bits (bytes)" for text in texts] if len(texts) > 1 else []
+        head = [*_HEAD, *more]
+        lines += ["", f"## {name}", "", _question(name), "", _about(own), "", _line(head), _line(["---"] * len(head))]
+        lines += [_line(_cells(variant, own, texts if more else [])) for variant in _variants(own)]
+    return "\n".join(lines) + "\n"
+
+
+def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] | None:
+    """Bits per byte more than the first variant of the group, mean over seeds, and half of its 95 % interval.
+
+    None for the first variant itself, and without a common seed. The half is None for a single seed.
+    """
+    mine = {row["seed"]: row for row in rows if row["variant"] == variant}
+    group = next(iter(mine.values()))["group"]
+    first = next(name for name in _variants(rows) if any(r["variant"] == name and r["group"] == group for r in rows))
+    theirs = {row["seed"]: row for row in rows if row["variant"] == first}
+    both = [mine[seed]["bits_per_byte"] - theirs[seed]["bits_per_byte"] for seed in mine if seed in theirs]
+    if variant == first or not both:
+        return None
+    if len(both) == 1:
+        return both[0], None
+    t = _STUDENT[min(len(both) - 2, len(_STUDENT) - 1)]
+    return fmean(both), t * stdev(both) / len(both) ** 0.5
+
+
+def picture(name: str, rows: Sequence[Row]) -> Scatter:
+    """Bits per byte over operations per byte: a point for each run, a panel for each group."""
+    own = [row for row in rows if row["ablation"] == name]
+    variants = _variants(own)
+    colours = {variant: COLOURS[at % len(COLOURS)] for at, variant in enumerate(variants)}
+    panels = []
+    for group in dict.fromkeys(row["group"] for row in own):
+        points = tuple(
+            Point(row["flops_per_byte"] / 1e6, row["bits_per_byte"], colours[row["variant"]])
+            for row in own
+            if row["group"] == group
+        )
+        panels.append(Panel(group or name, points))
+    return Scatter(
+        _question(name),
+        _about(own),
+        "million operations per byte of training",
+        "bits per byte of held-out text",
+        (tuple(panels),),
+        tuple(colours.items()),
+        (),
+    )
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["ablation"] for row in rows))
+
+
+def _variants(rows: Sequence[Row]) -> list[str]:
+    """In the catalogue's order; those it no longer has stand behind."""
+    found = dict.fromkeys(row["variant"] for row in rows)
+    known = [one.name for one in ABLATIONS[rows[0]["ablation"]].variants] if rows[0]["ablation"] in ABLATIONS else []
+    return [name for name in known if name in found] + [name for name in found if name not in known]
+
+
+def _question(name: str) -> str:
+    return ABLATIONS[name].question if name in ABLATIONS else name
+
+
+def _about(rows: Sequence[Row]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    first = rows[0]
+    text = ", ".join(first["by_text"])
+    return f"{first['steps']} steps, {first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
+
+
+def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:
+    own = [row for row in rows if row["variant"] == variant]
+    bits = [row["bits_per_byte"] for row in own]
+    spread = f" ± {stdev(bits):.3f}" if len(bits) > 1 else ""
+    units = [row["unit_bytes"] for row in own if row["unit_bytes"]]
+    found = difference(variant, rows)
+    against = "" if found is None else f"{found[0]:+.3f}" + ("" if found[1] is None else f" ± {found[1]:.3f}")
+    cells = [
+        variant,
+        f"{fmean(bits):.3f}{spread}",
+        against,
+        f"{fmean(units):.2f}" if units else "",
+        f"{(own[0]['params'] - own[0]['params_tables']) / 1e6:.2f} + {own[0]['params_tables'] / 1e6:.2f}",
+        f"{fmean(row['flops_per_byte'] for row in own) / 1e3:,.0f}",
+        f"{fmean(row['seconds'] for row in own):.0f}",
+    ]
+    return cells + [_of_text(own, text) for text in texts]
+
+
+def _of_text(rows: Sequence[Row], text: str) -> str:
+    own = [row["by_text"][text] for row in rows if text in row["by_text"]]
+    if not own:
+        return ""
+    units = [one["unit_bytes"] for one in own if one["unit_bytes"]]
+    return f"{fmean(one['bits_per_byte'] for one in own):.3f}" + (f" ({fmean(units):.2f})" if units else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,150 @@
+"""Ablations: what their variants differ in, rows that are made once, and what the table says of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bltkit.config import parse
+from bltkit.model import BltConfig
+from bltkit.model.families import blt_params
+from bltkit.study.ablation import ABLATIONS, ROWS, Settings, Tools, ablation_named, run, table
+from bltkit.study.ablation.heldout import Heldout
+from bltkit.study.ablation.report import difference
+from bltkit.study.ablation.shapes import grown
+from bltkit.train import Result, TrainConfig
+from tests.tiny_training import documents
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(documents(60)):
+        (folder / f"{number}.txt").write_bytes(text)
+    texts = {"words": str(folder / "*.txt")}
+    fields = {"steps": 2, "scorer_steps": 2, "texts": texts, "rule": "stride:k=4", "row_bytes": 64, "batch_rows": 2}
+    found: Settings = parse(Settings, fields, "test")
+    return found
+
+
+class Stub:
+    """Trains nothing; knows what it was asked for, and breaks off at the run number `breaks`."""
+
+    def __init__(self, breaks: int | None = None) -> None:
+        self.configs: list[TrainConfig] = []
+        self.breaks = breaks
+
+    def train(self, config: TrainConfig, out: Path, **options: Any) -> Result:
+        stopped = len(self.configs) == self.breaks
+        if not stopped:
+            self.configs.append(config)
+        return Result(str(out), config.trainer.max_steps, 2.0, 1000, 1e9, 4.0, stopped)
+
+    def heldout(self, config: TrainConfig, checkpoint: Path, texts: Sequence[str]) -> Mapping[str, Heldout]:
+        found = Heldout(2.0 + 0.01 * len(self.configs), 100, 4.0)
+        return dict.fromkeys([*texts, ""], found)
+
+    @property
+    def tools(self) -> Tools:
+        return Tools(self.train, self.heldout, lambda: 0.0)
+
+
+def test_rows_are_made_once(settings: Settings, tmp_path: Path) -> None:
+    """A study that was broken off goes on where it was, and one that is done does nothing."""
+    ablation, out = ablation_named("cross-attention"), tmp_path / "out"
+    first, second, third = Stub(breaks=3), Stub(), Stub()
+    both = settings.replace(seeds=(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        run(ablation, both, out, {}, tools=first.tools)
+    rows = run(ablation, both, out, {"commit": "x"}, tools=second.tools)
+    assert len(first.configs) == 3 and len(second.configs) == 2 * len(ablation.variants) - 3
+    keys = [(row["variant"], row["seed"]) for row in rows]
+    assert len(set(keys)) == len(keys) == 2 * len(ablation.variants)
+    assert run(ablation, both, out, {}, tools=third.tools) == rows and not third.configs
+    assert rows[-1]["commit"] == "x" and (out / ROWS).exists()
+
+
+def test_rows_made_otherwise_are_refused(settings: Settings, tmp_path: Path) -> None:
+    ablation = ablation_named("cross-attention")
+    only = [ablation.variants[0].name]
+    run(ablation, settings, tmp_path / "out", {}, only=only, tools=Stub().tools)
+    with pytest.raises(ValueError, match="made otherwise"):
+        run(ablation, settings.replace(steps=3), tmp_path / "out", {}, only=only, tools=Stub().tools)
+
+
+@pytest.mark.parametrize("name", ["ngrams", "cross-attention", "local"])
+def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_path: Path) -> None:
+    stub = Stub()
+    run(ablation_named(name), settings, tmp_path / "out", {}, tools=stub.tools)
+    models = [config.model.model_dump_json() for config in stub.configs]
+    assert len(set(models)) == len(models) == len(ABLATIONS[name].variants)
+    others = {config.model_dump_json(exclude={"model"}) for config in stub.configs}
+    assert len(others) == 1
+
+
+@pytest.mark.parametrize("params", [0.8e6, 1.6e6, 3.2e6])
+@pytest.mark.parametrize("local", [(64, 1, 2), (64, 2, 4), (32, 1, 2), (96, 1, 2)])
+def test_grown_shapes_have_as_many_parameters(params: float, local: tuple[int, int, int]) -> None:
+    config = parse(BltConfig, grown(params, *local), "test")
+    assert abs(blt_params(config) / params - 1) < 0.03
+    assert config.encoder.width == local[0] and (config.encoder.layers, config.decoder.layers) == local[1:]
+
+
+def test_the_learned_rule_and_its_rate(settings: Settings, tmp_path: Path) -> None:
+    """All variants of `patching` cut at the rate of words, or at the one that is asked for."""
+    stub = Stub()
+    only = ["words", "stride", "random", "learned"]
+    run(
+        ablation_named("patching"), settings.replace(patch_bytes=5.0), tmp_path / "out", {}, only=only, tools=stub.tools
+    )
+    words, stride, random, learned = stub.configs
+    assert str(words.patching.rule) == "space"
+    assert str(stride.patching.rule) == "stride:k=5.0" and str(random.patching.rule) == "random:k=5.0"
+    assert learned.objective.kind == "learned-boundary" and learned.objective.patch_bytes == 5.0
+    again = Stub()
+    run(ablation_named("patching"), settings, tmp_path / "other", {}, only=["stride"], tools=again.tools)
+    rule = again.configs[0].patching.rule
+    assert rule is not None and 2.5 < rule.k < 5  # type: ignore[attr-defined]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    bits = {("a", 0): 2.0, ("a", 1): 3.0, ("b", 0): 2.1, ("b", 1): 3.3, ("b", 2): 9.0, ("c", 0): 1.0}
+    rows = [
+        {"variant": variant, "seed": seed, "group": "", "ablation": "none of ours", "bits_per_byte": value}
+        for (variant, seed), value in bits.items()
+    ]
+    assert difference("a", rows) is None
+    found = difference("b", rows)
+    assert found is not None and found[1] is not None
+    assert found[0] == pytest.approx(0.2)
+    assert found[1] == pytest.approx(12.706 * 0.1, rel=1e-3)  # sd of 0.1 and 0.3 is 0.1 sqrt 2
+    assert difference("c", rows) == (pytest.approx(-1.0), None)
+
+
+def test_mistakes(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'ngrams'"):
+        ablation_named("ngram")
+    with pytest.raises(ValueError, match="has no variant 'x'"):
+        run(ablation_named("ngrams"), settings, tmp_path / "out", {}, only=["x"], tools=Stub().tools)
+    with pytest.raises(ValueError, match="texts of several kinds"):
+        run(ablation_named("scripts"), settings, tmp_path / "out", {}, tools=Stub().tools)
+    with pytest.raises(ValueError, match="no rows"):
+        table([])
+
+
+@pytest.mark.slow
+def test_real_runs(settings: Settings, tmp_path: Path) -> None:
+    """Trained and measured: patches, a learned boundary, tokens; and the table of all."""
+    out = tmp_path / "out"
+    patching = run(ablation_named("patching"), settings, out, {}, only=["entropy rise", "learned"])
+    texts = {"one": settings.texts["words"], "two": settings.texts["words"]}
+    both = settings.replace(texts=texts)
+    scripts = run(ablation_named("scripts"), both, out, {}, only=["BLT, stride", "BPE 1k"])
+    assert [row["variant"] for row in patching + scripts] == ["entropy rise", "learned", "BLT, stride", "BPE 1k"]
+    assert all(0 < row["bits_per_byte"] < 12 and row["unit_bytes"] > 0 for row in patching + scripts)
+    assert patching[0]["scorer_bits_per_byte"] > 0
+    assert scripts[1]["by_text"]["one"]["bits_per_byte"] > 0
+    shown = table(patching + scripts)
+    assert "## patching" in shown and "one: bits (bytes)" in shown
