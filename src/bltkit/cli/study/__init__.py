@@ -8,8 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bltkit.cli.study.efficiency import efficiency
 from bltkit.cli.study.ablation import ablation
+from bltkit.cli.study.efficiency import efficiency
 from bltkit.cli.study.entropy import entropy
 from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
