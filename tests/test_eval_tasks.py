@@ -127,6 +127,7 @@ def test_guessing_scores_at_chance(kind: str, per_byte: bool) -> None:
     # The main metric: a mean over items, or over groups of one size.
     deviation = (chance * (1 - chance) / len(items)) ** 0.5
     assert abs(result["value"] - chance) < 4 * deviation
+    # That of the share that was guessed, not of chance itself; BLiMP's is that of a mean over paradigms.
     assert result["stderr"] == pytest.approx(deviation, rel=0.35)
 
 
