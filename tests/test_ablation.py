@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bltkit.config import parse
+from bltkit.data import Corpus, Loader
 from bltkit.model import BltConfig
 from bltkit.model.families import blt_params
-from bltkit.study.ablation import ABLATIONS, ROWS, Settings, Tools, ablation_named, run, table
+from bltkit.study.ablation import ABLATIONS, Settings, Tools, ablation_named, run, table
 from bltkit.study.ablation.heldout import Heldout
 from bltkit.study.ablation.report import difference
+from bltkit.study.ablation.settings import Texts
 from bltkit.study.ablation.shapes import grown
+from bltkit.study.row_file import ROWS
 from bltkit.train import Result, TrainConfig
+from bltkit.vocab import BOS
 from tests.tiny_training import documents
 
 
@@ -74,7 +79,7 @@ def test_rows_made_otherwise_are_refused(settings: Settings, tmp_path: Path) -> 
         run(ablation, settings.replace(steps=3), tmp_path / "out", {}, only=only, tools=Stub().tools)
 
 
-@pytest.mark.parametrize("name", ["ngrams", "cross-attention", "local"])
+@pytest.mark.parametrize("name", ["ngrams", "cross-attention"])
 def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_path: Path) -> None:
     stub = Stub()
     run(ablation_named(name), settings, tmp_path / "out", {}, tools=stub.tools)
@@ -82,6 +87,49 @@ def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_p
     assert len(set(models)) == len(models) == len(ABLATIONS[name].variants)
     others = {config.model_dump_json(exclude={"model"}) for config in stub.configs}
     assert len(others) == 1
+
+
+def test_groups_train_on_the_same_operations(settings: Settings, tmp_path: Path) -> None:
+    """Where the ablation says so, a variant that costs more per byte sees fewer bytes."""
+    stub, ablation = Stub(), ablation_named("local")
+    run(ablation, settings.replace(steps=300, row_bytes=1024, patch_bytes=4.0), tmp_path / "out", {}, tools=stub.tools)
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for variant, config in zip(ablation.variants, stub.configs, strict=True):
+        steps = config.trainer.max_steps
+        groups.setdefault(variant.group, []).append((steps, steps * config.train_flops(1.0, 4.0)))
+    assert len(groups) == 3
+    for runs in groups.values():
+        assert runs[0][0] == 300 and len({steps for steps, _ in runs}) > 3
+        assert all(spent == pytest.approx(runs[0][1], rel=1 / 200) for _, spent in runs)
+
+
+def test_two_processes_share_a_directory(settings: Settings, tmp_path: Path) -> None:
+    """A run that another process holds is left to it, and is no row here."""
+    ablation, out = ablation_named("cross-attention"), tmp_path / "out"
+    inner, said = Stub(), list[str]()
+
+    class Outer(Stub):
+        def train(self, config: TrainConfig, out: Path, **options: Any) -> Result:
+            if not self.configs:
+                run(ablation, settings, tmp_path / "out", {}, tools=inner.tools, say=said.append)
+            return super().train(config, out, **options)
+
+    outer = Outer()
+    rows = run(ablation, settings, out, {}, tools=outer.tools)
+    assert len(outer.configs) == 1 and len(inner.configs) == len(ablation.variants) - 1
+    assert [line for line in said if "another process" in line] == [
+        f"cross-attention: {ablation.variants[0].name}, seed 0: another process is at it"
+    ]
+    assert sorted(row["variant"] for row in rows) == sorted(variant.name for variant in ablation.variants)
+
+
+def test_rules_are_calibrated_on_what_training_reads(settings: Settings, tmp_path: Path) -> None:
+    texts = Texts(settings, tmp_path / "out")
+    rows = texts.rows(1000)
+    assert all(int(row[0]) == BOS and int(row.min()) >= BOS for row in rows)
+    corpus = Corpus.from_sources(list(texts.data.sources), 0.05)
+    batch = next(Loader(corpus, settings.row_bytes, settings.batch_rows, 0))
+    assert torch.equal(rows[0], batch.ids[0, : int(batch.num_bytes[0])])
 
 
 @pytest.mark.parametrize("params", [0.8e6, 1.6e6, 3.2e6])
@@ -120,7 +168,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert found is not None and found[1] is not None
     assert found[0] == pytest.approx(0.2)
     assert found[1] == pytest.approx(12.706 * 0.1, rel=1e-3)  # sd of 0.1 and 0.3 is 0.1 sqrt 2
-    assert difference("c", rows) == (pytest.approx(-1.0), None)
+    # One seed of its own: the spread is that of the others.
+    assert difference("c", rows) == (pytest.approx(-1.0), pytest.approx(12.706 * 0.1 * 2**0.5, rel=1e-3))
+    assert difference("c", [row for row in rows if row["seed"] == 0]) == (pytest.approx(-1.0), None)
 
 
 def test_mistakes(settings: Settings, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from bltkit.eval.json_lines import read_lines
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import BltConfig
 from bltkit.study.efficiency import (
-    ROWS,
     Cost,
     Plan,
     Tools,
@@ -30,6 +29,7 @@ from bltkit.study.efficiency import (
 )
 from bltkit.study.efficiency.fit import line
 from bltkit.study.efficiency.measure import MACHINE, measured_in_turn
+from bltkit.study.row_file import ROWS
 from bltkit.study.scatter import draw_scatter
 from tests.test_cli import Blt_, blt
 

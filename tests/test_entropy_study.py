@@ -19,10 +19,11 @@ from bltkit.eval.json_lines import read_lines
 from bltkit.eval.score import byte_scores, windows
 from bltkit.model import Blt, BoundaryConfig, BoundaryModel, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
-from bltkit.study.entropy_quality import ROWS, table, write_report
+from bltkit.study.entropy_quality import table, write_report
 from bltkit.study.entropy_quality.report import RULES, tables
 from bltkit.study.entropy_quality.scores import byte_figures
 from bltkit.study.entropy_quality.texts import DEFAULTS, excerpt, read_texts
+from bltkit.study.row_file import ROWS
 from bltkit.vocab import encode
 from tests import tiny
 from tests.tiny_training import STACK, Workplace

@@ -41,11 +41,11 @@ def ablation(
         "--threads": threads,
         "--keep-models": keep_models or None,
     }
-    from bltkit.study.ablation import ABLATIONS, ROWS, ablation_named
+    from bltkit.study.ablation import ABLATIONS, ablation_named
 
     if report:
         only_report(options)
-        rows = measured(out, ROWS)
+        rows = measured(out)
         _report([row for row in rows if name in (None, row["ablation"])], out, as_json)
         return
     if name is None:
@@ -67,13 +67,12 @@ def ablation(
 
 def _run(ablation: Any, fields: dict[str, Any], out: Path, only: list[str], as_json: bool) -> None:
     from bltkit.config import parse
-    from bltkit.eval.json_lines import read_lines
-    from bltkit.study.ablation import ROWS, Settings, run
+    from bltkit.study.ablation import Settings, run
 
     settings: Settings = parse(Settings, fields, "study ablation")
     with progress_bar(ablation.name) as progress:
         run(ablation, settings, out, circumstances(), only=only, progress=progress, say=say)
-    _report(read_lines(out / ROWS), out, as_json)
+    _report(measured(out), out, as_json)
 
 
 def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:

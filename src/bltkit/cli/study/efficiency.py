@@ -57,10 +57,8 @@ def efficiency(
         "--repeats": repeats,
     }
     if report:
-        from bltkit.study.efficiency import ROWS
-
         only_report(given | {"--device": device, "--threads": threads})
-        _report(measured(out, ROWS), out, as_json)
+        _report(measured(out), out, as_json)
         return
     fields = {FIELDS[option]: value for option, value in given.items() if value is not None}
     _report(_measure(fields, out, device or "cpu", threads or 1), out, as_json)

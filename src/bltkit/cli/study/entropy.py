@@ -43,10 +43,8 @@ def entropy(
         "--threads": threads,
     }
     if report:
-        from bltkit.study.entropy_quality import ROWS
-
         only_report(options)
-        _report(measured(out, ROWS), out, as_json)
+        _report(measured(out), out, as_json)
         return
     fields = {"bytes": num_bytes, "primed_bytes": primed_bytes, "seed": seed}
     given = {name: value for name, value in fields.items() if value is not None}

@@ -54,10 +54,8 @@ def fast_decoding(
         "--threads": threads,
     }
     if report:
-        from bltkit.study.fast_decoding import ROWS
-
         only_report(options)
-        _report(measured(out, ROWS), out, as_json)
+        _report(measured(out), out, as_json)
         return
     if not model or not text:
         missing = "--model NAME=MODEL" if not model else "--text NAME=FILE"

@@ -18,13 +18,14 @@ def only_report(options: Mapping[str, Any]) -> None:
         raise ValueError(f"{given} is for measuring; --report only reads the rows in --out")
 
 
-def measured(out: Path, rows: str) -> list[dict[str, Any]]:
+def measured(out: Path) -> list[dict[str, Any]]:
     """The rows of a study's directory. Raises ValueError where there are none."""
     from bltkit.eval.json_lines import read_lines
+    from bltkit.study.row_file import ROWS
 
-    if not (out / rows).is_file():
-        raise ValueError(f"--out {out}: there is no {rows} in it to report; measure first, without --report")
-    return read_lines(out / rows)
+    if not (out / ROWS).is_file():
+        raise ValueError(f"--out {out}: there is no {ROWS} in it to report; measure first, without --report")
+    return read_lines(out / ROWS)
 
 
 def named(option: str, values: Sequence[str]) -> dict[str, str]:

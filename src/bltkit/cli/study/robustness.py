@@ -49,10 +49,8 @@ def robustness(
         "--threads": threads,
     }
     if report:
-        from bltkit.study.robustness import ROWS
-
         only_report(options)
-        _report(measured(out, ROWS), out, as_json)
+        _report(measured(out), out, as_json)
         return
     if not model or not task:
         missing = "--model NAME=MODEL" if not model else "--task NAME"

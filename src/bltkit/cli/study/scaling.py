@@ -51,11 +51,9 @@ def scaling(
         "--dry-run": dry_run or None,
     }
     if report:
-        from bltkit.study.scaling import ROWS
-
         only_report(options)
         place = _needed(out)
-        _report(measured(place, ROWS), place, as_json)
+        _report(measured(place), place, as_json)
         return
     if rate is not None and not dry_run:
         raise ValueError("--rate is for --dry-run: a run takes the time that it takes")

@@ -2,13 +2,13 @@
 
 from bltkit.study.ablation.catalog import ABLATIONS, Ablation, Variant, ablation_named
 from bltkit.study.ablation.report import PAGE, PICTURE, table, write_report
-from bltkit.study.ablation.runs import ROWS, Settings, Tools, run
+from bltkit.study.ablation.runs import Tools, run
+from bltkit.study.ablation.settings import Settings
 
 __all__ = [
     "ABLATIONS",
     "PAGE",
     "PICTURE",
-    "ROWS",
     "Ablation",
     "Settings",
     "Tools",

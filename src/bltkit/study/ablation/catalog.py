@@ -41,6 +41,8 @@ class Ablation:
     variants: tuple[Variant, ...]
     rate_of_words: bool = False
     """Cut everything at the rate of the rule `space`, which cannot be told one."""
+    same_flops: bool = False
+    """Train every variant of a group with as many operations as its first takes for its steps."""
     needs_texts: bool = False
     """By --text, since what every Python has does not answer it."""
 
@@ -116,7 +118,7 @@ def _all() -> tuple[Ablation, ...]:
                 Variant("four vectors a patch", _model(cross_attn_k=4)),
             ),
         ),
-        Ablation("local", "How large should local modules be as the global part grows?", _local()),
+        Ablation("local", "How large should local modules be as the global part grows?", _local(), same_flops=True),
         Ablation(
             "entropy-model",
             "How large does the entropy model have to be, and how much does it have to see?",

@@ -1,6 +1,7 @@
 """An ablation on paper: a table of its variants and a picture, from its rows alone.
 
-Variants are compared with the first of their group seed by seed; an interval needs two seeds at least.
+Variants are compared with the first of their group seed by seed. Intervals come from the spread that such differences
+have over seeds, pooled over all variants: with two or three seeds, one variant's own spread says little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,14 @@ PICTURE = "{name}.png"
 
 Row = Mapping[str, Any]
 
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % points of Student's t, by degrees of freedom from 1 on."""
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+"""97.5 % points of Student's t, by degrees of freedom from 1 on; the last one for more of them."""
 _HEAD = (
     "variant",
+    "million bytes",
     "bits per byte",
     "against the first",
     "bytes a patch",
@@ -63,19 +68,31 @@ def table(rows: Sequence[Row]) -> str:
 def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] | None:
     """Bits per byte more than the first variant of the group, mean over seeds, and half of its 95 % interval.
 
-    None for the first variant itself, and without a common seed. The half is None for a single seed.
+    None for the first variant itself, and without a common seed. The half is None where no variant has two seeds.
     """
+    both = _paired(variant, rows)
+    if not both:
+        return None
+    squares, freedom = 0.0, 0
+    for name in _variants(rows):
+        some = _paired(name, rows)
+        squares += sum((one - fmean(some)) ** 2 for one in some)
+        freedom += max(0, len(some) - 1)
+    if not freedom:
+        return fmean(both), None
+    t = _STUDENT[min(freedom, len(_STUDENT)) - 1]
+    return fmean(both), t * (squares / freedom / len(both)) ** 0.5
+
+
+def _paired(variant: str, rows: Sequence[Row]) -> list[float]:
+    """Differences to the first of the group, by seed; none for the first itself."""
     mine = {row["seed"]: row for row in rows if row["variant"] == variant}
     group = next(iter(mine.values()))["group"]
     first = next(name for name in _variants(rows) if any(r["variant"] == name and r["group"] == group for r in rows))
     theirs = {row["seed"]: row for row in rows if row["variant"] == first}
-    both = [mine[seed]["bits_per_byte"] - theirs[seed]["bits_per_byte"] for seed in mine if seed in theirs]
-    if variant == first or not both:
-        return None
-    if len(both) == 1:
-        return both[0], None
-    t = _STUDENT[min(len(both) - 2, len(_STUDENT) - 1)]
-    return fmean(both), t * stdev(both) / len(both) ** 0.5
+    if variant == first:
+        return []
+    return [mine[seed]["bits_per_byte"] - theirs[seed]["bits_per_byte"] for seed in mine if seed in theirs]
 
 
 def picture(name: str, rows: Sequence[Row]) -> Scatter:
@@ -121,7 +138,7 @@ def _about(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     first = rows[0]
     text = ", ".join(first["by_text"])
-    return f"{first['steps']} steps, {first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
+    return f"{first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
 
 
 def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:
@@ -133,6 +150,7 @@ def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]
     against = "" if found is None else f"{found[0]:+.3f}" + ("" if found[1] is None else f" ± {found[1]:.3f}")
     cells = [
         variant,
+        f"{fmean(row['bytes_seen'] for row in own) / 1e6:.2f}",
         f"{fmean(bits):.3f}{spread}",
         against,
         f"{fmean(units):.2f}" if units else "",

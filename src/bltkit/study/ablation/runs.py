@@ -1,63 +1,33 @@
 """Runs of an ablation: the entropy models, a training for each variant and seed, a row for each. Resumable.
 
 Rows are JSON lines; one that is there is not made again. A training that was broken off goes on from its checkpoint, in
-a directory named after its config, so that nothing goes on from something else.
+a directory named after its config, so that nothing goes on from something else. It belongs to whoever holds its lock,
+so several processes share a directory.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from filelock import FileLock, Timeout
 
-from bltkit.checkpoint import load_bundle, resolve_model, scorer_hash
-from bltkit.checkpoint.manifest import TableConfig, scorer_config
-from bltkit.config import Config, parse
-from bltkit.data import Corpus, DataConfig
-from bltkit.eval.json_lines import append_lines, read_lines
-from bltkit.model.flops import forward_flops
-from bltkit.patching import RULES, PatchingRule, parse_rule, patch
-from bltkit.patching.calibrate import calibrate
+from bltkit.config import parse
 from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
+from bltkit.study.ablation.cuts import Cut, Cuts, digest
 from bltkit.study.ablation.heldout import Heldout, heldout
+from bltkit.study.ablation.settings import Settings, Texts
+from bltkit.study.row_file import RowFile
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
 from bltkit.train.learner import build_trained
-from bltkit.vocab import encode
 
-ROWS = "rows.jsonl"
 WHAT = "ablation"
-_CALIBRATION_BYTES = 200_000
-_HELD_BACK = 0.05
 
 Row = dict[str, Any]
-
-
-class Settings(Config):
-    """What all runs of an ablation share."""
-
-    steps: PositiveInt = 300
-    scorer_steps: PositiveInt = 300
-    seeds: tuple[NonNegativeInt, ...] = (0,)
-    patch_bytes: PositiveFloat | None = None
-    """Mean patch that all variants cut at; by default 4.5, or that of words where the ablation says so."""
-    texts: Mapping[str, str] = {"stdlib": "stdlib"}
-    """Name -> data source; each is about as much of the training as any other."""
-    rule: str | None = None
-    """In place of the calibrated entropy rule of variants that have it."""
-    row_bytes: PositiveInt = 1024
-    batch_rows: PositiveInt = 4
-    lr: PositiveFloat = 3e-3
-    threads: PositiveInt = 1
-    validation_batches: PositiveInt = 32
-    keep_models: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,18 +37,6 @@ class Tools:
     train: Callable[..., Result] = train_run
     heldout: Callable[[TrainConfig, Path, Sequence[str]], Mapping[str, Heldout]] = heldout
     clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A variant's patches: what goes into [patching], and what the scorer is."""
-
-    fields: Mapping[str, Any]
-    scorer: str | None = None
-    """Hash of its weights."""
-    scorer_bits: float | None = None
-    scorer_flops: float = 0.0
-    """Operations of one forward pass per byte: what placing the borders costs. Its own training is counted nowhere."""
 
 
 def run(
@@ -94,8 +52,9 @@ def run(
 ) -> list[Row]:
     """Make the rows that `out` does not hold yet; returns all of this ablation.
 
-    only: variants. Raises ValueError for what does not fit, and where `out` holds rows that were made otherwise;
-    KeyboardInterrupt after a signal, when what was being trained is saved.
+    only: variants. Those that another process works on are left to it. Raises ValueError for what does not fit, and
+    where `out` holds rows that were made otherwise; KeyboardInterrupt after a signal, when what was being trained is
+    saved.
     """
     if ablation.needs_texts and len(settings.texts) < 2:
         raise ValueError(f"ablation {ablation.name!r} needs texts of several kinds: --text NAME=FILE, more than once")
@@ -120,20 +79,32 @@ class _Study:
         self, ablation: Ablation, settings: Settings, out: Path, tools: Tools, say: Callable[[str], None]
     ) -> None:
         self.ablation, self.settings, self.out, self.tools, self.say = ablation, settings, out, tools, say
-        self._sample: list[bytes] | None = None
+        self.file, self.texts = RowFile(out, WHAT), Texts(settings, out)
+
+        def train(config: TrainConfig, place: Path) -> float:
+            return self._train(config, place).bits_per_byte
+
+        self.cuts = Cuts(settings, self.texts, out / "scorers", train, say, ablation.rate_of_words)
 
     def rows(self) -> list[Row]:
-        return [
-            row
-            for row in read_lines(self.out / ROWS)
-            if row.get("what") == WHAT and row["ablation"] == self.ablation.name
-        ]
+        return [row for row in self.file.read() if row["ablation"] == self.ablation.name]
 
     def row(self, variant: Variant, seed: int, circumstances: Mapping[str, Any]) -> None:
-        """Make it, where it is not there."""
-        cut = self.cut(variant)
-        config = self.config(variant, seed, cut)
-        basis = _digest(config, cut.scorer)
+        """Make it, where it is not there and nobody else is at it."""
+        cut = self.cuts.of(variant)
+        config = self._config(variant, seed, cut, self._steps(variant, cut))
+        place = self.out / "runs" / digest(config, cut.scorer)
+        place.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(place.with_suffix(".lock"), timeout=0):
+                if not self._known(variant, seed, place.name):
+                    self.say(f"{self.ablation.name}: {variant.name}, seed {seed}")
+                    self.file.add(self._make(variant, seed, cut, config, place) | dict(circumstances))
+        except Timeout:
+            self.say(f"{self.ablation.name}: {variant.name}, seed {seed}: another process is at it")
+
+    def _known(self, variant: Variant, seed: int, basis: str) -> bool:
+        """Raises ValueError for a row that was made otherwise."""
         for row in self.rows():
             if (row["variant"], row["seed"]) == (variant.name, seed):
                 if row["basis"] != basis:
@@ -141,9 +112,10 @@ class _Study:
                         f"{self.out} holds a row of {variant.name!r}, seed {seed}, that was made otherwise (steps, "
                         "text, rate or shape); take another --out, or the settings of then"
                     )
-                return
-        self.say(f"{self.ablation.name}: {variant.name}, seed {seed}")
-        place = self.out / "runs" / basis
+                return True
+        return False
+
+    def _make(self, variant: Variant, seed: int, cut: Cut, config: TrainConfig, place: Path) -> Row:
         began = self.tools.clock()
         result = self._train(config, place)
         seconds = self.tools.clock() - began
@@ -152,7 +124,9 @@ class _Study:
         whole = found.pop("")
         with torch.device("meta"):
             sizes = {name: weight.numel() for name, weight in build_trained(config).named_parameters()}
-        row = {
+        if not self.settings.keep_models:
+            shutil.rmtree(place, ignore_errors=True)
+        return {
             "what": WHAT,
             "ablation": self.ablation.name,
             "variant": variant.name,
@@ -170,19 +144,26 @@ class _Study:
             "steps": result.steps,
             "bytes_seen": result.bytes_seen,
             "seconds": seconds,
-            "basis": basis,
+            "basis": place.name,
             "scorer": cut.scorer,
             "config": config.model_dump(mode="json", exclude_none=True),
         }
-        append_lines(self.out / ROWS, [row | dict(circumstances)])
-        if not self.settings.keep_models:
-            shutil.rmtree(place, ignore_errors=True)
 
-    def config(self, variant: Variant, seed: int, cut: Cut) -> TrainConfig:
+    def _steps(self, variant: Variant, cut: Cut) -> int:
+        if not self.ablation.same_flops:
+            return self.settings.steps
+        first = next(one for one in self.ablation.variants if one.group == variant.group)
+        return round(self.settings.steps * self._flops(first, self.cuts.of(first)) / self._flops(variant, cut))
+
+    def _flops(self, variant: Variant, cut: Cut) -> float:
+        """Of a byte of training at the common rate."""
+        return self._config(variant, 0, cut, 1).train_flops(1.0, self.cuts.patch_bytes) + cut.scorer_flops
+
+    def _config(self, variant: Variant, seed: int, cut: Cut, steps: int) -> TrainConfig:
         """A variant's whole training."""
-        fields = self._common(COMMON_MODEL, self.settings.steps, seed) | {"patching": dict(cut.fields)}
+        fields = self.texts.sections(COMMON_MODEL, steps, seed) | {"patching": dict(cut.fields)}
         if variant.learned:
-            fields["objective"] = {"kind": "learned-boundary", "patch_bytes": self.patch_bytes}
+            fields["objective"] = {"kind": "learned-boundary", "patch_bytes": self.cuts.patch_bytes}
         for name, value in variant.changes.items():
             section, _, key = name.partition(".")
             fields[section] = value if not key else fields[section] | {key: value}
@@ -191,128 +172,8 @@ class _Study:
         found: TrainConfig = parse(TrainConfig, fields, f"{self.ablation.name}, {variant.name}")
         return found
 
-    def cut(self, variant: Variant) -> Cut:
-        """The rule at the common rate, and the scorer that it listens to, trained where it is not there."""
-        if variant.rule is None:
-            return Cut({})
-        if self.settings.rule is not None and variant.rule == "threshold":
-            return Cut({"rule": str(parse_rule(self.settings.rule, "--rule"))})
-        kind = RULES[variant.rule]
-        if "k" in kind.model_fields:
-            return Cut({"rule": str(parse_rule({"kind": variant.rule, "k": self.patch_bytes}))})
-        if kind.scores is None:
-            return Cut({"rule": variant.rule})
-        path, bits = self._scorer(variant.scorer)
-        scorer = load_bundle(resolve_model(str(path))).scorer
-        assert scorer is not None
-        ids = [encode(document) for document in self.sample]
-        scores = [scorer.scores(row[None])[0] for row in ids]
-        first = parse_rule(
-            {"kind": variant.rule} | ({"threshold": 1.0} if variant.rule == "threshold" else {"rise": 0.5})
-        )
-        rule, _ = calibrate(first, scores, ids, self.patch_bytes)
-        shape = scorer_config(scorer)
-        assert not isinstance(shape, TableConfig), "the study trains its own"
-        flops = forward_flops(shape, 1.0, self.settings.row_bytes)
-        return Cut({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits, flops)
-
-    @property
-    def patch_bytes(self) -> float:
-        """The common rate, as a mean patch."""
-        if self.settings.patch_bytes is not None:
-            return self.settings.patch_bytes
-        return _rate(parse_rule("space"), self.sample) if self.ablation.rate_of_words else 4.5
-
-    @property
-    def sample(self) -> list[bytes]:
-        """Text that rules are calibrated on."""
-        if self._sample is None:
-            size = self.settings.row_bytes - 2
-            pieces = _CALIBRATION_BYTES // size // len(self.corpora)
-            self._sample = [piece for corpus in self.corpora for piece in _pieces(corpus, pieces, size)]
-        return self._sample
-
-    @cached_property
-    def corpora(self) -> list[Corpus]:
-        """Of each text."""
-        data: DataConfig = parse(DataConfig, {"sources": list(self.settings.texts.values())}, "texts")
-        return [Corpus.from_sources([source], _HELD_BACK, directory=self.out / "corpus") for source in data.sources]
-
-    def _scorer(self, model: Mapping[str, Any]) -> tuple[Path, float]:
-        config: TrainConfig = parse(
-            TrainConfig, self._common(model, self.settings.scorer_steps, 0), "the entropy model"
-        )
-        place = self.out / "scorers" / _digest(config, None)
-        done = place / "result.json"
-        if not done.exists():
-            self.say(f"training an entropy model, {self.settings.scorer_steps} steps")
-            result = self._train(config, place)
-            done.write_text(json.dumps(result.bits_per_byte), encoding="utf-8")
-        return place, float(json.loads(done.read_text(encoding="utf-8")))
-
-    def _common(self, model: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
-        own = self.settings
-        data: DataConfig = parse(DataConfig, {"sources": list(own.texts.values())}, "texts")
-        weights = [1.0]
-        if len(own.texts) > 1:
-            sizes = [int(corpus.offsets[-1]) for corpus in self.corpora]
-            weights = [round(sum(sizes) / len(sizes) / max(1, size), 3) for size in sizes]
-        sources = [
-            source.replace(weight=weight).model_dump(mode="json", exclude_none=True)
-            for source, weight in zip(data.sources, weights, strict=True)
-        ]
-        return {
-            "model": dict(model),
-            "data": {
-                "sources": sources,
-                "row_bytes": own.row_bytes,
-                "batch_rows": own.batch_rows,
-                "validation_fraction": _HELD_BACK,
-                "cache": str(self.out / "corpus"),
-            },
-            "optim": {"lr": own.lr, "warmup_steps": min(100, steps // 4), "min_lr_ratio": 0.05},
-            "trainer": {
-                "max_steps": steps,
-                "seed": seed,
-                "threads": own.threads,
-                "device": "cpu",
-                "precision": "fp32",
-                "log_every": 20,
-                "validation_batches": own.validation_batches,
-            },
-            "checkpoint": {"export": "end"},
-        }
-
     def _train(self, config: TrainConfig, place: Path) -> Result:
         result = self.tools.train(config, place, resume=place.exists(), say=lambda line: None)
         if result.interrupted:
             raise KeyboardInterrupt
         return result
-
-
-def _pieces(corpus: Corpus, count: int, size: int) -> list[bytes]:
-    """Of training documents, evenly spaced over all their bytes, and as long as a row shows them: the beginning of a
-    row, without context, has more borders than its end."""
-    places = [
-        (int(document), begin)
-        for document in corpus.train
-        for begin in range(0, int(corpus.offsets[document + 1] - corpus.offsets[document]), size)
-    ]
-    count = min(count, len(places))
-    chosen = [places[(2 * number + 1) * len(places) // (2 * count)] for number in range(count)]
-    return [corpus.document(document)[begin : begin + size] for document, begin in chosen]
-
-
-def _rate(rule: PatchingRule, documents: Sequence[bytes]) -> float:
-    """Mean bytes per patch."""
-    patches = sum(int(patch(rule, encode(one)[None]).starts[0, 1:-1].sum()) for one in documents)
-    return sum(map(len, documents)) / patches
-
-
-def _digest(config: TrainConfig, scorer: str | None) -> str:
-    """Of what decides a run's numbers: the scorer counts by its weights, and where files lie does not."""
-    fields = config.model_dump(mode="json", exclude_none=True)
-    fields["data"].pop("cache", None)
-    if "model" in fields.get("patching", {}):
-        fields["patching"]["model"] = scorer
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,12 +6,11 @@ cost (exact operations and bytes of a system in a phase) -> sides (the same as s
 
 from bltkit.study.efficiency.cost import Cost, Phase, System, equal_token_shape, systems_of
 from bltkit.study.efficiency.fit import Fit, fits_of, latest
-from bltkit.study.efficiency.measure import ROWS, Plan, Tools, run
+from bltkit.study.efficiency.measure import Plan, Tools, run
 from bltkit.study.efficiency.report import PICTURE, TABLE, picture, table, write_report
 
 __all__ = [
     "PICTURE",
-    "ROWS",
     "TABLE",
     "Cost",
     "Fit",

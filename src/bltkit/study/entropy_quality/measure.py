@@ -38,8 +38,8 @@ from bltkit.study.entropy_quality.measures import Flags, Numbers, calibration
 from bltkit.study.entropy_quality.ranks import spearman_interval
 from bltkit.study.entropy_quality.scores import LN2, ByteFigures, byte_figures, entropy_model
 from bltkit.study.entropy_quality.texts import Text, read_texts
+from bltkit.study.row_file import ROWS
 
-ROWS = "rows.jsonl"
 STUDY = "entropy"
 
 BLT, MIXING, OWN, DRAWN = "blt", "context-mixing", "entropy-model", "drawn"

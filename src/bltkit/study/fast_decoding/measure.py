@@ -23,9 +23,9 @@ from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of
 from bltkit.study.fast_decoding.rows import Group, Made, Turn, heldout_row, setting_rows
 from bltkit.study.fast_decoding.settings import AR, Setting, setting_of, settings_of
+from bltkit.study.row_file import ROWS
 from bltkit.vocab import encode
 
-ROWS = "rows.jsonl"
 TURNS = "turns.jsonl"
 WARM_UP = 16
 """Bytes of each way's first generation in a group, which is slow and not counted."""

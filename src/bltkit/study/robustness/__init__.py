@@ -1,12 +1,11 @@
 """The study `robustness`: curves of models' scores over the intensity of noise."""
 
 from bltkit.study.robustness.curve import Curve, Measured, curves_of, retained
-from bltkit.study.robustness.measure import ROWS, Condition, Plan, conditions, run
+from bltkit.study.robustness.measure import Condition, Plan, conditions, run
 from bltkit.study.robustness.report import PAGE, TABLE, page_of, table, write_report
 
 __all__ = [
     "PAGE",
-    "ROWS",
     "TABLE",
     "Condition",
     "Curve",

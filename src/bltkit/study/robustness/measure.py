@@ -21,8 +21,8 @@ from bltkit.eval.requests import Likelihood
 from bltkit.eval.runner import Evaluation, Settings, evaluate, file_name
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
+from bltkit.study.row_file import ROWS
 
-ROWS = "rows.jsonl"
 RUNS = "runs"
 """Below it the evaluations themselves, each with its items' records."""
 _ITEMS = 2000

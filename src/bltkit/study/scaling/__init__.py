@@ -8,12 +8,11 @@ from bltkit.study.scaling.cost import PlanCost, cost_of
 from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
 from bltkit.study.scaling.plan import Plan, Unit, read_plan
 from bltkit.study.scaling.report import PAGE, TABLE, table, write_report
-from bltkit.study.scaling.rows import ROWS, points_of
+from bltkit.study.scaling.rows import points_of
 from bltkit.study.scaling.runs import Tools, run
 
 __all__ = [
     "PAGE",
-    "ROWS",
     "TABLE",
     "Isoflop",
     "Parametric",

@@ -5,20 +5,17 @@ A row holds the config of one whole run: `blt train` of it gives the row's bits 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from filelock import FileLock
 
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.study.row_file import RowFile
 from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.study.scaling.families import Cost, parameters
 from bltkit.study.scaling.plan import Plan, Unit, digest
 from bltkit.study.scaling.prepare import Prepared
 from bltkit.train import TrainConfig, build_model
 
-ROWS = "rows.jsonl"
 WHAT = "scaling"
 
 Row = dict[str, Any]
@@ -140,35 +137,19 @@ def parameters_of(config: TrainConfig) -> tuple[int, int]:
     return parameters({name: weight.numel() for name, weight in model.named_parameters()}, _LOOKED_UP)
 
 
-class Rows:
-    """The rows of a directory that several processes add to."""
-
-    def __init__(self, out: Path) -> None:
-        self._path, self._lock = out / ROWS, FileLock(out / f".{ROWS}.lock")
-
-    def read(self) -> list[Row]:
-        """All, in the order in which they were measured."""
-        with self._lock:
-            return [row for row in read_lines(self._path) if row.get("what") == WHAT]
-
-    def add(self, row: Row) -> None:
-        """On disk when this returns."""
-        with self._lock:
-            append_lines(self._path, [row])
-
-    def known(self, plan: Plan, units: Iterable[Unit]) -> set[Key]:
-        """What there is of a plan already. Raises ValueError for rows of the same name that were made otherwise."""
-        basis = {unit.key: plan.basis(unit) for unit in units}
-        found = set()
-        for row in self.read():
-            unit = f"{row['family']}:{row['size']}:{row['seed']}"
-            if unit in basis and row["basis"] != basis[unit]:
-                raise ValueError(
-                    f"{self._path.parent} holds rows of {unit} that were made otherwise (text, shape, optimizer or "
-                    "threads); take another --out, or the plan of then"
-                )
-            found.add(key_of(row))
-        return found
+def known_rows(rows: RowFile, plan: Plan, units: Iterable[Unit]) -> set[Key]:
+    """What there is of a plan already. Raises ValueError for rows of the same name that were made otherwise."""
+    basis = {unit.key: plan.basis(unit) for unit in units}
+    found = set()
+    for row in rows.read():
+        unit = f"{row['family']}:{row['size']}:{row['seed']}"
+        if unit in basis and row["basis"] != basis[unit]:
+            raise ValueError(
+                f"{rows.out} holds rows of {unit} that were made otherwise (text, shape, optimizer or threads); take "
+                "another --out, or the plan of then"
+            )
+        found.add(key_of(row))
+    return found
 
 
 def points_of(rows: Sequence[Mapping[str, Any]], source: str | None = None) -> list[Point]:

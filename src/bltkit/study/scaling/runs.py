@@ -19,12 +19,13 @@ from filelock import FileLock, Timeout
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
 from bltkit.config import parse
 from bltkit.model import CnnConfig, EntropyConfig
+from bltkit.study.row_file import RowFile
 from bltkit.study.scaling import batches
 from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.study.scaling.families import Cost
 from bltkit.study.scaling.plan import Plan, Unit
 from bltkit.study.scaling.prepare import CORPUS, Prepared, prepare
-from bltkit.study.scaling.rows import Row, Rows, make_row
+from bltkit.study.scaling.rows import WHAT, Row, known_rows, make_row
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
 from bltkit.train.run import RunDirectory
@@ -82,9 +83,9 @@ def run(
             "--dry-run tells its cost; say --set processes=1 to run it on one"
         )
     units, deadline = plan.chosen(only), None if minutes is None else tools.clock() + 60 * minutes
-    rows = Rows(out)
+    rows = RowFile(out, WHAT)
     out.mkdir(parents=True, exist_ok=True)
-    rows.known(plan, units)
+    known_rows(rows, plan, units)
     prepared = prepare(plan, units, out, tools.train, say)
     study = _Study(plan, out, prepared, rows, circumstances, tools, deadline, say)
     total = len(units) * len(plan.budgets)
@@ -149,7 +150,7 @@ def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], 
 
 
 def _done(study: "_Study", plan: Plan, units: Sequence[Unit]) -> int:
-    known = study.rows.known(plan, units)
+    known = known_rows(study.rows, plan, units)
     return sum((*unit.name, budget) in known for unit in units for budget in plan.budgets)
 
 
@@ -158,7 +159,7 @@ class _Study:
     plan: Plan
     out: Path
     prepared: Prepared
-    rows: Rows
+    rows: RowFile
     circumstances: Mapping[str, Any]
     tools: Tools
     deadline: float | None
@@ -166,7 +167,7 @@ class _Study:
 
     def missing(self, unit: Unit) -> list[float]:
         """Budgets without a row."""
-        known = self.rows.known(self.plan, [unit])
+        known = known_rows(self.rows, self.plan, [unit])
         return [budget for budget in self.plan.budgets if (*unit.name, budget) not in known]
 
     def unit(self, unit: Unit) -> None:
