@@ -39,7 +39,10 @@ def test_the_cpu_plan_is_what_the_issue_asks_for() -> None:
     assert wanted <= set(own.families)
     keys = {unit.key for unit in own.units()}
     for family in ("blt-entropy-4.5", "bpe-4096"):
-        assert {f"{family}:s:{seed}" for seed in range(3)} | {f"{family}:{name}:0" for name in "sml"} <= keys
+        assert {f"{family}:s:{seed}" for seed in range(3)} | {
+            f"{family}:{name}:0" for name in ("xs", "s", "m", "l")
+        } <= keys
+    assert not any(f"{family}:xs:1" in keys for family in wanted)
     assert {"blt-entropy-6:m@6:0", "blt-entropy-8:m@8:0"} <= keys
     found = cost_of(own)
     assert found.rows == len(keys) * 3 and {one.key for one in found.units} == keys
@@ -110,6 +113,7 @@ def test_a_model_that_grows_with_its_patch_costs_the_same_at_inference(patch: fl
         ({"families": ["blt-space", "blt-space"]}, "families names one twice"),
         ({"budgets": [2e9, 1e9]}, "ascending order"),
         ({"seeded": ["blt-spaces"]}, "seeded names 'blt-spaces'.*did you mean 'blt-space'"),
+        ({"seeds_at": "c"}, "seeds_at names 'c'"),
         ({"sizes": [size("a", 17)]}, "size 'a': latent: width 17 must be an even multiple"),
         ({"fixed_inference": {"sizes": ["c"]}}, "fixed_inference.sizes names 'c'"),
         ({"budget": [1e9]}, "unknown key 'budget'; did you mean 'budgets'"),

@@ -205,3 +205,23 @@ def test_markers_differ_and_an_empty_panel_says_so() -> None:
     assert any(isinstance(shape, Label) and shape.text == "nothing was measured" for shape in scene.shapes)
     with pytest.raises(ValueError, match="no points"):
         draw_scatter(Scatter("A", "b", "x", "y", ((Panel("t", ()),),), (), ()))
+
+
+@given(st.floats(1.5, 3.0), st.floats(1.02, 1.6))
+def test_a_narrow_logarithmic_axis_still_has_ticks(low: float, ratio: float) -> None:
+    points = (Point(1e6, low, "#123456"), Point(2e6, low * ratio, "#123456"))
+    panel = Panel("t", points)
+    scene = draw_scatter(Scatter("A", "b", "x", "y", ((panel,),), (), (), "log", "log"))
+    left = min(shape.x for shape in scene.shapes if isinstance(shape, Dot))
+    ticks = [shape for shape in scene.shapes if isinstance(shape, Label) and shape.anchor == "end" and shape.x < left]
+    assert 3 <= len(ticks) <= 8
+
+
+def test_panels_that_share_a_scale_compare() -> None:
+    """The same value stands at the same height in all of them, and at another where they do not share."""
+    low = Panel("low", (Point(1, 1.0, "#111111"), Point(2, 2.0, "#111111")))
+    high = Panel("high", (Point(1, 2.0, "#222222"), Point(2, 9.0, "#222222")))
+    for shared in (True, False):
+        scene = draw_scatter(Scatter("A", "b", "x", "y", ((low, high),), (), (), shared_y=shared))
+        twos = [dot.y for dot in scene.shapes if isinstance(dot, Dot)][1:3]
+        assert (twos[0] == pytest.approx(twos[1])) is shared

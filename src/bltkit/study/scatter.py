@@ -1,6 +1,7 @@
 """Points in panels side by side, in the style of the other pictures: colour says whose, shape says of which kind.
 
-Every panel has its own scales. Points may carry a short name, which is left out where it would cover another.
+Every panel has its own scales, unless all share the one that is read upwards. Points may carry a short name, which is
+left out where it would cover another.
 """
 
 import math
@@ -72,6 +73,8 @@ class Scatter:
     markers: tuple[tuple[str, Marker], ...]
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
+    shared_y: bool = False
+    """One scale upwards for all panels, so that they compare."""
     notes: tuple[str, ...] = field(default=())
     """Below the legend, a line each."""
 
@@ -92,7 +95,7 @@ class _Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round numbers, four to eight of them."""
+        """Round numbers, three to eight of them."""
         if self.scale == "log":
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             ladders = ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))
@@ -100,10 +103,12 @@ class _Axis:
                 [step * 10.0**decade for decade in decades for step in ladder if self.holds(step * 10.0**decade)]
                 for ladder in ladders
             ]
-            return next((ticks for ticks in choices if len(ticks) <= 8), choices[-1])
+            found = next((ticks for ticks in choices if len(ticks) <= 8), choices[-1])
+            if len(found) > 2:
+                return found
         raw = (self.high - self.low) / 6
         power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
         first = math.ceil(self.low / step)
         return [step * at for at in range(first, math.floor(self.high / step) + 1)]
 
@@ -122,7 +127,7 @@ class _Axis:
 
 def draw_scatter(scatter: Scatter) -> Scene:
     """Lay it out. Raises ValueError where there are no points."""
-    if not any(panel.points for row in scatter.panels for panel in row):
+    if not any(panel.points for panel in _all(scatter)):
         raise ValueError(f"{scatter.title!r} has no points to draw")
     columns, step_x, step_y = max(map(len, scatter.panels)), _LEFT + _WIDTH + _BETWEEN, _ABOVE + _HEIGHT + _BELOW
     shapes: list[Shape] = [
@@ -148,7 +153,7 @@ def _panel(scatter: Scatter, panel: Panel, left: float, top: float) -> Iterator[
     if not panel.points:
         yield Label(left, top + 20, "nothing was measured", 11, MUTED)
         return
-    ys = [point.y for point in panel.points] + [y for y, _ in panel.levels]
+    ys = [y for one in (_all(scatter) if scatter.shared_y else [panel]) for y in _heights(one)]
     x = _axis(scatter.x_scale, [point.x for point in panel.points], left, right)
     y = _axis(scatter.y_scale, ys, bottom, top)
     for value in y.ticks():
@@ -175,6 +180,14 @@ def _panel(scatter: Scatter, panel: Panel, left: float, top: float) -> Iterator[
         yield from _mark(point.marker, *place, point.colour)
     lines = [(left, y.at(level) - 2, right, y.at(level) + 2) for level, _ in panel.levels]
     yield from _names(panel.points, places, lines, (left, top, right, bottom))
+
+
+def _all(scatter: Scatter) -> list[Panel]:
+    return [panel for row in scatter.panels for panel in row]
+
+
+def _heights(panel: Panel) -> list[float]:
+    return [point.y for point in panel.points] + [y for y, _ in panel.levels]
 
 
 def _axis(scale: Scale, values: Sequence[float], start: float, end: float) -> _Axis:

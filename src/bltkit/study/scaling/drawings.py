@@ -59,6 +59,7 @@ def _isoflop(found: Findings) -> Scatter:
         tuple((f"{budget:.3g} FLOPs".replace("e+", "e"), colour) for budget, colour in colours.items()),
         (("a run", "circle"), ("lowest point", "star")),
         x_scale="log",
+        shared_y=True,
     )
 
 
@@ -82,6 +83,7 @@ def _loss(found: Findings, points: Sequence[Point], along: Along, name: str) -> 
         (),
         x_scale="log",
         y_scale="log",
+        shared_y=True,
     )
 
 
@@ -108,6 +110,7 @@ def _inference(found: Findings) -> Scatter:
         (),
         x_scale="log",
         y_scale="log",
+        shared_y=True,
     )
 
 

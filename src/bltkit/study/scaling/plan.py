@@ -80,7 +80,9 @@ class Plan(Config):
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Ascending."""
     seeds: PositiveInt = 3
-    """Of each family in `seeded` at the smallest size: 0, 1, ..."""
+    """Of each family in `seeded` at the size `seeds_at`: 0, 1, ..."""
+    seeds_at: str | None = None
+    """The smallest size by default."""
     seeds_above: PositiveInt = 1
     """At all other sizes, and of families that are not in `seeded`."""
     seeded: tuple[str, ...] | None = None
@@ -125,6 +127,8 @@ class Plan(Config):
         wrong = next((name for name in self.seeded or () if name not in self.families), None)
         if wrong is not None:
             raise ValueError(f"seeded names {wrong!r}, which is not in families{nearest(wrong, self.families)}")
+        if self.seeds_at is not None and self.seeds_at not in names:
+            raise ValueError(f"seeds_at names {self.seeds_at!r}{nearest(self.seeds_at, names)}")
         for name in self.fixed_inference.sizes if self.fixed_inference else ():
             if name not in names:
                 raise ValueError(f"fixed_inference.sizes names {name!r}{nearest(name, names)}")
@@ -137,9 +141,9 @@ class Plan(Config):
         """All, the cheap ones of every family first, so that a study that is broken off has something of each."""
         found = [
             Unit(parse_family(name), size, seed)
-            for at, size in enumerate(self.sizes)
+            for size in self.sizes
             for name in self.families
-            for seed in range(self.seeds if at == 0 and name in (self.seeded or self.families) else self.seeds_above)
+            for seed in range(self._seeds(name, size))
         ]
         fixed = self.fixed_inference
         for name in fixed.sizes if fixed else ():
@@ -150,6 +154,10 @@ class Plan(Config):
                 larger = grown(size, family, fixed.base_patch, self.row_bytes)
                 found += [Unit(family, larger, seed) for seed in range(fixed.seeds)]
         return tuple(sorted(found, key=lambda unit: unit.seed))
+
+    def _seeds(self, family: str, size: Size) -> int:
+        several = size.name == (self.seeds_at or self.sizes[0].name) and family in (self.seeded or self.families)
+        return self.seeds if several else self.seeds_above
 
     def chosen(self, only: Sequence[str]) -> tuple[Unit, ...]:
         """The units that `only` names as family:size:seed, where a part may be `*`; all of them for nothing.
@@ -170,7 +178,18 @@ class Plan(Config):
 
     def basis(self, unit: Unit) -> str:
         """A hash of all that a unit's rows depend on besides the seed and the budget."""
-        apart = {"name", "families", "sizes", "budgets", "seeds", "seeds_above", "seeded", "fixed_inference", "rate"}
+        apart = {
+            "name",
+            "families",
+            "sizes",
+            "budgets",
+            "seeds",
+            "seeds_at",
+            "seeds_above",
+            "seeded",
+            "fixed_inference",
+            "rate",
+        }
         common = self.model_dump(mode="json", exclude=apart | {"keep_models", "processes"})
         own = {"family": unit.family.model_dump(mode="json"), "size": unit.size.model_dump(mode="json")}
         for estimate in ("rate", "token_rate"):

@@ -27,12 +27,15 @@ PLANS: dict[str, dict[str, Any]] = {
     "cpu": {
         "families": _FAMILIES,
         "sizes": [
+            # Below the others, so that the best size of a budget lies between sizes and not below them.
+            _size("xs", (64, 2, 1, 160), (32, 1, 1, 1, 80), 3e-3, 2.8e10, token_rate=4.2e10),
             _size("s", (96, 2, 2, 256), (48, 1, 1, 1, 128), 3e-3, 3.2e10, token_rate=4.8e10),
             _size("m", (144, 3, 3, 384), (64, 1, 1, 1, 192), 2.5e-3, 4.0e10, token_rate=6.7e10),
             _size("l", (256, 3, 4, 704), (96, 1, 1, 2, 256), 2e-3, 5.5e10, token_rate=9.5e10),
         ],
         "budgets": [8e12, 1.6e13, 3.2e13],
         "seeds": 3,
+        "seeds_at": "s",
         "seeded": ["blt-entropy-4.5", "bpe-4096"],
         "fixed_inference": {"sizes": ["m"], "patches": [6.0, 8.0]},
         "scorer": {"width": 48, "layers": 2, "heads": 1, "ffn_width": 128, "window": 128, "steps": 1500},
