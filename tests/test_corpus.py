@@ -300,3 +300,25 @@ def test_the_section_has_its_limits() -> None:
     for wrong in ({"row_patches": 2}, {"workers": -1}, {"row_bytes": 7}, {"batch_rows": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DataConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_held_out_of_a_source_is_its_part_of_what_is_held_out(tmp_path: Path) -> None:
+    """Also of a source that alone would hold back what the corpus trains on."""
+    for number in range(300):
+        (tmp_path / f"many{number}.txt").write_bytes(b"text %d" % number)
+    (tmp_path / "few0.txt").write_bytes(b"one")
+    (tmp_path / "few1.txt").write_bytes(b"another one")
+    sources = [parse_source(str(tmp_path / "many*.txt")), parse_source(str(tmp_path / "few*.txt"))]
+    corpus = Corpus.from_sources(sources, 0.05)
+    parts = [corpus.held_out_of(number) for number in range(2)]
+    assert sorted([*parts[0].validation, *parts[1].validation]) == corpus.validation.tolist()
+    assert all((corpus.source[part.validation] == number).all() for number, part in enumerate(parts))
+    assert not set(parts[1].validation) & set(corpus.train)
+    assert len(parts[1].validation) == 0 and len(Corpus.from_sources(sources[1:], 0.05).validation) == 1
+
+
+def test_a_source_may_be_a_table_in_a_string(tmp_path: Path) -> None:
+    source = parse_source('{kind = "jsonl", paths = ["a.jsonl"], field = "body"}')
+    assert source == parse_source({"kind": "jsonl", "paths": ["a.jsonl"], "field": "body"})
+    with pytest.raises(ValueError, match="is not a table"):
+        parse_source('{kind = "jsonl", ')

@@ -11,10 +11,11 @@ import torch
 from bltkit import cli
 from bltkit.checkpoint import load_token_model
 from bltkit.config import dump_toml, load_toml, parse
-from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
+from bltkit.data import Batch, Corpus, Loader, TokenBatch, parse_source, validation_batches
 from bltkit.model import TokenConfig, TokenLlama
 from bltkit.patching import Vocabulary, train_bpe
 from bltkit.train import TrainConfig, read_metrics, train
+from bltkit.train.vocabulary import trained_vocabulary
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests.tiny_training import Workplace, documents, same
 
@@ -162,6 +163,20 @@ def test_the_tokenizer_is_the_same_for_every_seed(place: Workplace) -> None:
     assert not torch.equal(one.model.embed.weight, two.model.embed.weight)
     place.train("small", "bpe", ONE, "model.tokenizer={kind='trained', sample_bytes=40}")
     assert load_token_model(place.path / "small").vocabulary.size < 300
+
+
+def test_the_tokenizer_is_trained_on_what_the_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the sources' weights: a sample of the mixture, not of the files."""
+    for number in range(200):
+        (tmp_path / f"a{number}.txt").write_bytes(b"a%d" % number)
+        (tmp_path / f"b{number}.txt").write_bytes(b"b%d" % number)
+    sources = [parse_source(str(tmp_path / "a*.txt")), parse_source(str(tmp_path / "b*.txt")).replace(weight=3.0)]
+    seen: list[bytes] = []
+    monkeypatch.setattr(Vocabulary, "train", lambda sample, size: seen.extend(sample))
+    model = parse(TokenConfig, {"width": 8, "layers": 1, "heads": 1, "vocab_size": 300}, "test")
+    trained_vocabulary(model.replace(tokenizer=model.tokenizer.replace(sample_bytes=400)), Corpus.from_sources(sources))
+    share = sum(text.startswith(b"b") for text in seen) / len(seen)
+    assert 0.65 < share < 0.85
 
 
 @pytest.mark.slow

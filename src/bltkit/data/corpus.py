@@ -9,7 +9,7 @@ on both sides. The corpus lies in memory (a byte of memory for a byte of text), 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, SupportsIndex
 
@@ -113,6 +113,13 @@ class Corpus:
         """The bytes of document `index`."""
         start, stop = self.offsets[int(index) : int(index) + 2]
         return self.data[start:stop].tobytes()
+
+    def held_out_of(self, number: int) -> Corpus:
+        """The same corpus with the held-out documents of one source alone.
+
+        Not the same as a corpus of that source: one that holds nothing back here would hold something back there.
+        """
+        return replace(self, validation=self.validation[self.source[self.validation] == number])
 
     def visits(self, epoch: int) -> Visits:
         """The training documents of an epoch; a document with weight w comes w times on average.

@@ -38,7 +38,7 @@ def known_vocabulary(config: TrainConfig, checkpoint: Path | None) -> Vocabulary
 
 
 def trained_vocabulary(model: ModelConfig, corpus: Corpus) -> Vocabulary | None:
-    """Trained on a sample of the training documents; None for models of bytes.
+    """Trained on a sample of the first epoch's documents, by the sources' weights; None for models of bytes.
 
     The same for the same corpus, whatever the run's seed. Raises ValueError for a vocabulary too small for the bytes.
     """
@@ -46,7 +46,9 @@ def trained_vocabulary(model: ModelConfig, corpus: Corpus) -> Vocabulary | None:
         return None
     assert not isinstance(model.tokenizer, SavedTokenizer)
     left, sample = model.tokenizer.sample_bytes, list[bytes]()
-    for index in corpus.train[np.argsort(corpus.phase[corpus.train], kind="stable")]:
+    visits = corpus.visits(0)
+    visited = visits.documents(np.arange(len(visits)))
+    for index in visited[np.argsort(corpus.phase[visited], kind="stable")]:
         if left <= 0:
             break
         sample.append(corpus.document(index)[:left])

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from bltkit.config import parse
+from bltkit.config import parse, parse_value
 from bltkit.data.sources.annotated import AnnotatedSource
 from bltkit.data.sources.binary import BinarySource
 from bltkit.data.sources.chat import ChatSource, chat_template
@@ -56,6 +56,11 @@ def _from_string(value: Any) -> Any:
     """`"stdlib"`, `"hf:OWNER/NAME"`, a path or a glob -> the table it is short for; anything else is passed on."""
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith("{"):  # a table on the command line
+        table = parse_value(value)
+        if not isinstance(table, dict):
+            raise ValueError(f'{value!r} is not a table; say for example {{kind = "jsonl", paths = ["a.jsonl"]}}')
+        return table
     if value == "stdlib":
         return {"kind": "stdlib"}
     if value.startswith(_HUB):
@@ -89,7 +94,7 @@ AnySource = (
     | ChatSource
 )
 Source = Annotated[Annotated[AnySource, Field(discriminator="kind")], BeforeValidator(_from_string)]
-"""Every source there is: a table `{kind = "...", ...}`, or its short form as a string."""
+"""Every source there is: a table `{kind = "...", ...}`, also as a string, or its short form as a string."""
 
 
 def parse_source(spec: str | dict[str, Any]) -> AnySource:

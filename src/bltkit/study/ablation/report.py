@@ -1,7 +1,8 @@
 """An ablation on paper: a table of its variants and a picture, from its rows alone.
 
-Variants are compared with the first of their group seed by seed. Intervals come from the spread that such differences
-have over seeds, pooled over all variants: with two or three seeds, one variant's own spread says little.
+Variants are compared with the first of their group over the seeds that both have. Intervals come from what is left of
+bits per byte after a group's effects of variant and of seed, pooled over all variants: with two or three seeds, one
+variant's own spread says little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,29 +71,39 @@ def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] 
 
     None for the first variant itself, and without a common seed. The half is None where no variant has two seeds.
     """
-    both = _paired(variant, rows)
-    if not both:
+    cells = {(row["variant"], row["seed"]): row["bits_per_byte"] for row in rows}
+    group = next(row["group"] for row in rows if row["variant"] == variant)
+    first = next(name for name in _variants(rows) if any(r["variant"] == name and r["group"] == group for r in rows))
+    seeds = dict.fromkeys(row["seed"] for row in rows if {(variant, row["seed"]), (first, row["seed"])} <= set(cells))
+    both = [cells[variant, seed] - cells[first, seed] for seed in seeds]
+    if variant == first or not both:
         return None
-    squares, freedom = 0.0, 0
-    for name in _variants(rows):
-        some = _paired(name, rows)
-        squares += sum((one - fmean(some)) ** 2 for one in some)
-        freedom += max(0, len(some) - 1)
+    variance, freedom = _noise(rows)
     if not freedom:
         return fmean(both), None
     t = _STUDENT[min(freedom, len(_STUDENT)) - 1]
-    return fmean(both), t * (squares / freedom / len(both)) ** 0.5
+    return fmean(both), t * (2 * variance / len(both)) ** 0.5
 
 
-def _paired(variant: str, rows: Sequence[Row]) -> list[float]:
-    """Differences to the first of the group, by seed; none for the first itself."""
-    mine = {row["seed"]: row for row in rows if row["variant"] == variant}
-    group = next(iter(mine.values()))["group"]
-    first = next(name for name in _variants(rows) if any(r["variant"] == name and r["group"] == group for r in rows))
-    theirs = {row["seed"]: row for row in rows if row["variant"] == first}
-    if variant == first:
-        return []
-    return [mine[seed]["bits_per_byte"] - theirs[seed]["bits_per_byte"] for seed in mine if seed in theirs]
+def _noise(rows: Sequence[Row]) -> tuple[float, int]:
+    """Variance of bits per byte beside the effects of variant and seed, and its degrees of freedom: of
+    variants that have all seeds of their group."""
+    squares, freedom = 0.0, 0
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        seeds = {row["seed"] for row in own}
+        cells = {(row["variant"], row["seed"]): row["bits_per_byte"] for row in own}
+        full = [name for name in _variants(own) if all((name, seed) in cells for seed in seeds)]
+        if len(full) < 2 or len(seeds) < 2:
+            continue
+        whole = fmean(cells[name, seed] for name in full for seed in seeds)
+        of_variant = {name: fmean(cells[name, seed] for seed in seeds) for name in full}
+        of_seed = {seed: fmean(cells[name, seed] for name in full) for seed in seeds}
+        squares += sum(
+            (cells[name, seed] - of_variant[name] - of_seed[seed] + whole) ** 2 for name in full for seed in seeds
+        )
+        freedom += (len(full) - 1) * (len(seeds) - 1)
+    return squares / max(1, freedom), freedom
 
 
 def picture(name: str, rows: Sequence[Row]) -> Scatter:

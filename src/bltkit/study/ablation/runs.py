@@ -6,7 +6,6 @@ so several processes share a directory.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 from bltkit.config import parse
 from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
 from bltkit.study.ablation.cuts import Cut, Cuts, digest
-from bltkit.study.ablation.heldout import Heldout, heldout
+from bltkit.study.ablation.heldout import Heldout, heldout, seconds_of
 from bltkit.study.ablation.settings import Settings, Texts
 from bltkit.study.row_file import RowFile
 from bltkit.train import Result, TrainConfig
@@ -36,7 +35,7 @@ class Tools:
 
     train: Callable[..., Result] = train_run
     heldout: Callable[[TrainConfig, Path, Sequence[str]], Mapping[str, Heldout]] = heldout
-    clock: Callable[[], float] = time.monotonic
+    seconds: Callable[[Path], float] = seconds_of
 
 
 def run(
@@ -64,6 +63,7 @@ def run(
         raise ValueError(f"ablation {ablation.name!r} has no variant {unknown[0]!r}; it has {known}")
     out.mkdir(parents=True, exist_ok=True)
     study = _Study(ablation, settings, out, tools, say)
+    study.texts.corpus  # noqa: B018 (a text that cannot be measured shows before anything is trained)
     todo = [
         (seed, variant) for seed in settings.seeds for variant in ablation.variants if not only or variant.name in only
     ]
@@ -116,17 +116,13 @@ class _Study:
         return False
 
     def _make(self, variant: Variant, seed: int, cut: Cut, config: TrainConfig, place: Path) -> Row:
-        began = self.tools.clock()
         result = self._train(config, place)
-        seconds = self.tools.clock() - began
         names = list(self.settings.texts)
         found = {name: vars(one) for name, one in self.tools.heldout(config, place, names).items()}
         whole = found.pop("")
         with torch.device("meta"):
             sizes = {name: weight.numel() for name, weight in build_trained(config).named_parameters()}
-        if not self.settings.keep_models:
-            shutil.rmtree(place, ignore_errors=True)
-        return {
+        row = {
             "what": WHAT,
             "ablation": self.ablation.name,
             "variant": variant.name,
@@ -143,11 +139,14 @@ class _Study:
             "scorer_bits_per_byte": cut.scorer_bits,
             "steps": result.steps,
             "bytes_seen": result.bytes_seen,
-            "seconds": seconds,
+            "seconds": self.tools.seconds(place),
             "basis": place.name,
             "scorer": cut.scorer,
             "config": config.model_dump(mode="json", exclude_none=True),
         }
+        if not self.settings.keep_models:
+            shutil.rmtree(place, ignore_errors=True)
+        return row
 
     def _steps(self, variant: Variant, cut: Cut) -> int:
         if not self.ablation.same_flops:

@@ -84,11 +84,22 @@ class Texts:
             cache=str(directory),
         )
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """All of them. Raises ValueError for a text of which nothing is held back."""
+        found = Corpus.from_sources(list(self.data.sources), _HELD_BACK, directory=self.out / "corpus")
+        for number, (name, stats) in enumerate(zip(self.settings.texts, found.stats, strict=True)):
+            if not len(found.held_out_of(number).validation):
+                raise ValueError(
+                    f"text {name!r}: none of its {stats.num_documents} documents is held back, so nothing could be "
+                    "measured on it; cut it into more documents"
+                )
+        return found
+
     def rows(self, num_bytes: int) -> list[Int64[Tensor, " T"]]:
         """The first rows that a training of seed 0 reads, as long as they hold text: about so many bytes."""
         data = self.data
-        corpus = Corpus.from_sources(list(data.sources), _HELD_BACK, directory=self.out / "corpus")
-        loader = Loader(corpus, data.row_bytes, data.batch_rows, 0)
+        loader = Loader(self.corpus, data.row_bytes, data.batch_rows, 0)
         batches = [next(loader) for _ in range(-(-num_bytes // (data.row_bytes * data.batch_rows)))]
         return [
             row[: int(length)]

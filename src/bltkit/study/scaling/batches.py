@@ -87,10 +87,10 @@ def heldout(config: TrainConfig, checkpoint: Path) -> dict[str, Heldout]:
         prepare = _prepare(config, checkpoint)
         learner = Learner(config.replace(trainer=trainer), world, patcher)
         found: dict[str, Heldout] = {}
+        corpus = _corpus(config)
         for number, source in enumerate(config.data.sources):
-            corpus = Corpus.from_sources([source], config.data.validation_fraction, directory=_cache(config))
             batches = validation_batches(
-                corpus, config.data.row_bytes, config.data.batch_rows, trainer.validation_batches
+                corpus.held_out_of(number), config.data.row_bytes, config.data.batch_rows, trainer.validation_batches
             )
             one = learner.evaluate(batches if prepare is None else map(prepare, batches))
             label = source.label if source.label not in found else f"{source.label} ({number})"
