@@ -11,14 +11,16 @@ from bltkit.study.scaling.analysis import (
     Noise,
     best_loss,
     best_sizes,
+    cost_exponent,
     crossover,
+    data_ratio,
     draws_of,
     isoflops,
     matched,
     noise_of,
     parametric,
 )
-from bltkit.study.scaling.fits import Isoflop, TooFew, fit_isoflop, fit_parametric, fit_power
+from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric, fit_power
 from bltkit.study.scaling.rows import Point, mean_over_seeds
 
 SIZES = {"s": 3e5, "m": 1e6, "l": 3e6, "x": 1e7}
@@ -60,7 +62,15 @@ def test_the_parametric_fit_finds_the_numbers_that_made_the_points(
     assert [found.e, found.alpha, found.beta] == pytest.approx([e, alpha, beta], rel=1e-3)
     assert [found.a, found.b] == pytest.approx([a, b], rel=1e-2)
     assert found.predict(2e6, 3e7) == pytest.approx(e + a / 2e6**alpha + b / 3e7**beta, rel=1e-6)
-    assert found.size_exponent == pytest.approx(beta / (alpha + beta), rel=1e-3)
+    assert found.size_exponent() == pytest.approx(beta / (alpha + beta), rel=1e-3)
+
+
+def test_the_best_size_grows_by_the_exponent_of_its_cost() -> None:
+    """Where a byte costs as N^g, what grid search finds over budgets grows as the exponent says."""
+    fit, g = Parametric(1.0, 300.0, 0.4, 500.0, 0.35, 0.0, 12, True), 0.7
+    grid = np.geomspace(1e4, 1e9, 200_001)
+    best = [grid[np.argmin(fit.predict(grid, budget / grid**g))] for budget in (1e11, 1e13)]
+    assert np.log(best[1] / best[0]) / np.log(100) == pytest.approx(fit.size_exponent(g), rel=1e-3)
 
 
 def test_an_outlier_hardly_moves_it() -> None:
@@ -117,7 +127,7 @@ def test_the_parabola_finds_its_lowest_point(best: float, lowest: float, curvatu
 def test_noise_is_pooled_over_cells_of_several_seeds() -> None:
     own = points("one", seeds=40, noise=0.01) + points("alone")
     found = noise_of(own)
-    assert found.freedom == 39 * len(SIZES) * len(BUDGETS)
+    assert found.freedom == 39 * len(SIZES)  # the budgets of a size share a trunk
     assert found.relative == pytest.approx(0.01, rel=0.1)
     with pytest.raises(TooFew, match="two seeds"):
         noise_of(points("alone"))
@@ -141,6 +151,18 @@ def test_a_crossover_is_found_where_it_is() -> None:
     assert found.interval is not None and found.interval[0] < BUDGETS[1] < found.interval[1]
     assert found.crossing == 1 and found.trend == pytest.approx(0.08, rel=0.1)
     assert "between the budgets" in found.verdict() and "steep is ahead" in found.verdict()
+    assert not found.edges and found.trend_interval[0] < found.trend < found.trend_interval[1]
+
+
+def test_no_crossover_is_estimated_from_ends_of_the_sizes() -> None:
+    """With the two largest sizes alone no best size is to be seen; sizes that one family lacks play no part."""
+    own = points("flat", seeds=3, noise=0.0005) + points("steep", seeds=3, noise=0.0005, tilt=-0.08)
+    large = [one for one in own if one.size in "lx"]
+    found = crossover(large, "flat", "steep", noise_of(own))
+    assert found.at is None and found.interval is None and len(found.edges) == 2 * len(BUDGETS)
+    assert "no crossover is estimated" in found.verdict()
+    lopsided = [one for one in own if one.family == "steep" or one.size in "lx"]
+    assert crossover(lopsided, "flat", "steep", noise_of(own)).differences == found.differences
 
 
 def test_a_family_that_is_always_better_crosses_nowhere() -> None:
@@ -172,16 +194,18 @@ def test_the_best_size_of_a_budget() -> None:
         grid = np.geomspace(1e5, 1e7, 2000)
         truth = grid[np.argmin([law(params, budget / (1.5 * params)) for params in grid])]
         assert one.best == pytest.approx(truth, rel=0.25)  # the law is no parabola
-        assert best_loss(mean_over_seeds(own), "one", budget) == pytest.approx(one.lowest)
+        assert best_loss(mean_over_seeds(own), "one", budget) == (pytest.approx(one.lowest), True)
+        assert data_ratio(own, "one", budget, one.best) == pytest.approx(budget / 1.5 / one.best**2, rel=1e-6)
+    assert cost_exponent(own, "one") == pytest.approx(1.0)  # FLOPs a byte are as N
     ranges = best_sizes(own, "one", noise_of(own), draws=100)
-    for budget, (low, high) in ranges.items():
-        one = found[budget]
+    for budget, best in ranges.items():
+        one, (low, high) = found[budget], best.size
         assert isinstance(one, Isoflop) and low < one.best < high < 2 * low
+        assert best.ratio[0] < data_ratio(own, "one", budget, one.best) < best.ratio[1]
     two = [one for one in own if one.size in "sm"]
     assert all("needs three sizes" in str(why) for why in isoflops(two, "one").values())
-    assert best_loss(mean_over_seeds(two), "one", BUDGETS[0]) == min(
-        one.loss for one in mean_over_seeds(two) if one.budget == BUDGETS[0]
-    )
+    lowest = min(one.loss for one in mean_over_seeds(two) if one.budget == BUDGETS[0])
+    assert best_loss(mean_over_seeds(two), "one", BUDGETS[0]) == (lowest, False)
 
 
 def test_the_parametric_fit_of_a_family_has_intervals() -> None:
@@ -204,4 +228,6 @@ def test_costs_are_matched_by_straight_lines_in_logarithms() -> None:
     expected = np.exp(np.interp(np.log(at), x, np.log([point.loss for point in other])))
     assert losses == {"one": pytest.approx(one[-1].loss), "other": pytest.approx(expected)}
     assert losses["other"] > losses["one"]
+    unknown = [replace(point, seconds=float("nan")) for point in other]
+    assert matched([*one, *unknown], "m", "seconds") is None
     assert matched(one, "m", "flops") is None

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
+from bltkit.eval.json_lines import read_lines
 from bltkit.model.flops import forward_flops, scorer_flops
-from bltkit.study.scaling import Plan, cost_of, points_of, read_plan, run, table, write_report
+from bltkit.study.row_file import ROWS
+from bltkit.study.scaling import Plan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
 from bltkit.study.scaling.batches import Seen
 from bltkit.study.scaling.families import BltFamily, grown, parse_family
 from bltkit.study.scaling.prepare import prepare
@@ -263,13 +266,31 @@ def test_the_report_says_what_the_rows_hold(tmp_path: Path) -> None:
     assert written == (tmp_path / "report.html",) and (tmp_path / "table.md").read_text(encoding="utf-8") == text
     for heading in ("What was measured", "The best size of a budget", "Crossovers", "Patch and model grown together"):
         assert f"## {heading}" in text and heading in page.text
-    assert "blt-stride-6 and blt-space: at 8e+08 FLOPs" in page.text and len(page.named("svg")) >= 4
+    assert "blt-space and blt-stride-6: at 8e+08 FLOPs" in page.text and len(page.named("svg")) >= 4
     some = next(row for row in points_of(rows) if row.seed == 1)
     assert f"| {some.family} | {some.size} | 2e08 |" in text
     alone = table(rows[:1])
     assert "No intervals: no family, size and budget has two seeds" in alone
     with pytest.raises(ValueError, match="no rows of `blt study scaling`"):
         table([])
+
+
+def test_rates_are_measured_in_turn_and_give_the_seconds(tmp_path: Path) -> None:
+    """A median over rounds for each family and size; the report's seconds are bytes by these."""
+    own, counting = plan(), Counting()
+    rows = measured(own, tmp_path, counting)
+    assert all(math.isnan(point.seconds) for point in points_of(rows)) and " seconds |" not in table(rows)
+    before = len(counting.trained)
+    rates = measure_rates(own, tmp_path, AROUND, rounds=3, tools=counting.tools())
+    order = [Path(directory).name for directory, _, _ in counting.trained[before:]]
+    assert len(order) == 3 * 4 and order[:4] == order[4:8] == order[8:] and len(set(order)) == 4
+    assert {(row["family"], row["size"]) for row in rates} == {(f, s) for f in own.families for s in "ab"}
+    whole = read_lines(tmp_path / ROWS)
+    known = {(row["family"], row["size"]): row["seconds_per_byte"] for row in rates}
+    for point in points_of(whole):
+        assert point.seconds == pytest.approx(point.num_bytes * known[point.family, point.size])
+    assert " seconds |" in table(whole) and run(own, tmp_path, AROUND, tools=counting.tools()) == rows
+    assert not (tmp_path / "rates").exists()
 
 
 def test_the_command_tells_what_a_plan_costs(blt: Blt_) -> None:

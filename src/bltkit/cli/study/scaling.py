@@ -34,6 +34,10 @@ def scaling(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the runs and what they cost; train nothing.")
     ] = False,
+    rates: Annotated[
+        bool,
+        typer.Option("--rates", help="Measure how long a byte of training takes, of all models in turn; best quiet."),
+    ] = False,
     rate: Annotated[
         float | None, typer.Option(help="With --dry-run: training GFLOP/s, in place of the plan's.")
     ] = None,
@@ -49,6 +53,7 @@ def scaling(
         "--minutes": minutes,
         "--rate": rate,
         "--dry-run": dry_run or None,
+        "--rates": rates or None,
     }
     if report:
         only_report(options)
@@ -57,6 +62,7 @@ def scaling(
         return
     if rate is not None and not dry_run:
         raise ValueError("--rate is for --dry-run: a run takes the time that it takes")
+    from bltkit.study.row_file import ROWS
     from bltkit.study.scaling import read_plan
 
     parsed = read_plan(plan or "cpu", set_ or [])
@@ -68,7 +74,10 @@ def scaling(
         _cost(parsed, only or [], rate, as_json)
         return
     place = _needed(out)
-    _report(_measure(parsed, place, only or [], minutes), place, as_json)
+    if rates and minutes is not None:
+        raise ValueError("--minutes is for runs; --rates takes a few minutes, leave it out")
+    _measure(parsed, place, only or [], minutes, rates)
+    _report(measured(place) if (place / ROWS).is_file() else [], place, as_json)
 
 
 def _needed(out: Path | None) -> Path:
@@ -87,20 +96,23 @@ def _cost(plan: "Plan", only: list[str], rate: float | None, as_json: bool) -> N
         print(found.summary())
 
 
-def _measure(plan: "Plan", out: Path, only: list[str], minutes: float | None) -> list[dict[str, Any]]:
-    from bltkit.study.scaling import run
+def _measure(plan: "Plan", out: Path, only: list[str], minutes: float | None, rates: bool) -> None:
+    from bltkit.study.scaling import measure_rates, run
 
     with progress_bar("scaling") as progress:
         # Threads are the plan's, in every row.
         around = {name: value for name, value in circumstances().items() if name != "threads"}
-        return run(plan, out, around, only=only, minutes=minutes, progress=progress, say=say)
+        if rates:
+            measure_rates(plan, out, around, only=only, progress=progress, say=say)
+        else:
+            run(plan, out, around, only=only, minutes=minutes, progress=progress, say=say)
 
 
 def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     """Table on stdout and in a file, a page, pictures in files; without matplotlib no pictures."""
     from bltkit.study.scaling import PAGE, TABLE, table, write_report
 
-    if not rows:
+    if not any(row.get("what") == "scaling" for row in rows):
         say("no row is finished yet")
         if as_json:
             print_json({"rows": [], "figures": [], "table": None})

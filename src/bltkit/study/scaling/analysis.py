@@ -2,8 +2,9 @@
 
 Intervals are a parametric bootstrap: every cell (family, size, budget) is drawn anew around its mean over seeds, with
 the spread that seeds have, pooled over all cells of several seeds, by Student's t for as few as there are. Budgets of a
-unit share most of their training, so their noise is correlated, which the draws leave out: what is compared across
-budgets of one unit is surer than its interval says, what is compared across families less sure by nothing.
+unit share most of their training, so their noise is correlated: they count as one when degrees of freedom are counted,
+and the draws leave it out, so that what is compared across budgets of one unit is surer than its interval says. One
+entropy model serves all seeds, and held-out text is a few documents: of both the intervals know nothing.
 """
 
 import math
@@ -39,7 +40,9 @@ class Crossover:
 
     at: None where the difference has no such place within REACH of the budgets; inside: is it between them.
     differences: first less second, bits per byte, by budget. trend: its slope per factor of ten of FLOPs.
-    crossing: share of the draws that have a crossover within REACH; interval: of those, None under a half.
+    crossing: share of the draws that have a crossover within REACH; interval: None where that is below LEVEL.
+    edges: family and budget whose best size lies at an end of the sizes that both have. There a difference is of that
+    size and not of the best, and no crossover is estimated.
     """
 
     first: str
@@ -52,6 +55,8 @@ class Crossover:
     interval: Interval | None
     crossing: float
     trend: float
+    trend_interval: Interval
+    edges: tuple[tuple[str, float], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -63,24 +68,34 @@ class Crossover:
         ahead = self.second if self.differences[-1] > 0 else self.first
         far = f"at {self.budgets[-1]:.2g} FLOPs {ahead} is ahead by {abs(self.differences[-1]):.3f} bits per byte"
         far += "" if sure[-1] else ", which the noise of seeds could make as well"
+        low, high = self.trend_interval
+        far += f"; the difference changes by {self.trend:+.3f} per factor of ten ({low:+.3f} to {high:+.3f})"
+        if self.edges:
+            at = ", ".join(f"{family} at {budget:.2g}" for family, budget in self.edges)
+            return f"{far}; no crossover is estimated, for the best size lies at an end of the sizes of {at}"
+        share = f"{100 * self.crossing:.0f} % of draws have one"
         if self.at is None:
-            return f"{far}; no crossover within a factor of {REACH:g} of the budgets"
+            return f"{far}; no crossover within a factor of {REACH:g} of the budgets ({share})"
         where = "between the budgets" if self.inside else "extrapolated"
         between = "no interval" if self.interval is None else f"{self.interval[0]:.2g} to {self.interval[1]:.2g}"
-        return f"{far}; crossover at {self.at:.2g} FLOPs ({where}; {between}; {100 * self.crossing:.0f} % of draws)"
+        return f"{far}; crossover at {self.at:.2g} FLOPs ({where}; {between}; {share})"
 
 
 def noise_of(points: Sequence[Point]) -> Noise:
-    """Pooled over all cells of several seeds. Raises TooFew where no cell has two."""
-    cells: dict[tuple[str, str, float], list[float]] = {}
+    """Pooled over all cells of several seeds. Raises TooFew where no cell has two.
+
+    The budgets of a family and size share a trunk, so they add no degrees of freedom to one another.
+    """
+    units: dict[tuple[str, str], dict[float, list[float]]] = {}
     for point in points:
-        cells.setdefault((point.family, point.size, point.budget), []).append(point.loss)
+        units.setdefault((point.family, point.size), {}).setdefault(point.budget, []).append(point.loss)
     squares, freedom = 0.0, 0
-    for losses in cells.values():
-        if len(losses) > 1:
-            mean = sum(losses) / len(losses)
-            squares += sum((loss / mean - 1) ** 2 for loss in losses)
-            freedom += len(losses) - 1
+    for cells in units.values():
+        several = [np.asarray(losses) for losses in cells.values() if len(losses) > 1]
+        if several:
+            own = max(len(losses) - 1 for losses in several)
+            squares += own * float(np.mean([(losses / losses.mean()).var(ddof=1) for losses in several]))
+            freedom += own
     if not freedom:
         raise TooFew("no family, size and budget has two seeds: there is no noise to tell a difference from")
     return Noise(math.sqrt(squares / freedom), freedom)
@@ -111,8 +126,9 @@ def isoflops(points: Sequence[Point], family: str) -> dict[float, Isoflop | str]
     return found
 
 
-def best_loss(points: Sequence[Point], family: str, budget: float) -> float:
+def best_loss(points: Sequence[Point], family: str, budget: float) -> tuple[float, bool]:
     """Of the best size: the parabola's lowest value where it lies between the sizes, else the best size that there is.
+    Second: does it lie between them.
 
     Points of one seed each, or means.
     """
@@ -121,16 +137,17 @@ def best_loss(points: Sequence[Point], family: str, budget: float) -> float:
     try:
         found = fit_isoflop(budget, [one.params for one in some], [one.loss for one in some])
     except TooFew:
-        return lowest
-    return found.lowest if found.inside else lowest
+        return lowest, False
+    return (found.lowest, True) if found.inside else (lowest, False)
 
 
 def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *, draws: int = DRAWS) -> Crossover:
-    """Of two families, from a line through the difference of their best sizes over log FLOPs.
+    """Of two families, from a line through the difference of their best sizes over log FLOPs; of sizes that both have.
 
     Raises TooFew for fewer than three budgets that both have.
     """
-    own = [point for point in points if point.family in (first, second)]
+    sizes = [{point.size for point in points if point.family == name} for name in (first, second)]
+    own = [point for point in points if point.family in (first, second) and point.size in sizes[0] & sizes[1]]
     budgets = sorted(
         {one.budget for one in own if one.family == first} & {one.budget for one in own if one.family == second}
     )
@@ -139,13 +156,19 @@ def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *,
     own = [point for point in own if point.budget in budgets]
 
     def differences(some: Sequence[Point]) -> list[float]:
-        return [best_loss(some, first, budget) - best_loss(some, second, budget) for budget in budgets]
+        return [best_loss(some, first, budget)[0] - best_loss(some, second, budget)[0] for budget in budgets]
 
-    found = differences(mean_over_seeds(own))
+    means = mean_over_seeds(own)
+    found = differences(means)
+    edges = tuple(
+        (name, budget) for name in (first, second) for budget in budgets if not best_loss(means, name, budget)[1]
+    )
     at, trend = _root(budgets, found)
     drawn = [differences(some) for some in draws_of(own, noise, draws)]
-    roots = [root for root, _ in (_root(budgets, one) for one in drawn) if root is not None]
+    lines = [_root(budgets, one) for one in drawn]
+    roots = [root for root, _ in lines if root is not None]
     crossing = len(roots) / len(drawn)
+    at = None if edges else at
     return Crossover(
         first,
         second,
@@ -154,16 +177,21 @@ def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *,
         tuple(_interval([one[place] for one in drawn]) for place in range(len(budgets))),
         at,
         at is not None and budgets[0] <= at <= budgets[-1],
-        _interval(roots) if crossing >= 0.5 else None,
+        _interval(roots) if crossing >= LEVEL and not edges else None,
         crossing,
         trend,
+        _interval([slope for _, slope in lines]),
+        edges,
     )
 
 
 def parametric(
     points: Sequence[Point], family: str, noise: Noise | None, *, draws: int = 100
 ) -> tuple[Parametric, dict[str, Interval]]:
-    """The fit of a family, and intervals of its numbers; none without noise. Raises TooFew."""
+    """The fit of a family, and intervals of its numbers; none without noise. Raises TooFew.
+
+    `size_exponent` among the intervals is that of `cost_exponent`.
+    """
     own = [point for point in points if point.family == family and point.main]
 
     def fit(some: Sequence[Point], near: Parametric | None = None) -> Parametric:
@@ -175,12 +203,28 @@ def parametric(
     if noise is None:
         return found, {}
     drawn = [fit(some, found) for some in draws_of(own, noise, draws)]
-    names = ("e", "alpha", "beta", "size_exponent")
-    return found, {name: _interval([getattr(one, name) for one in drawn]) for name in names}
+    ranges = {name: _interval([getattr(one, name) for one in drawn]) for name in ("e", "alpha", "beta")}
+    by_size = cost_exponent(points, family)
+    return found, ranges | {"size_exponent": _interval([one.size_exponent(by_size) for one in drawn])}
 
 
-def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int = DRAWS) -> dict[float, Interval]:
-    """By budget the interval of the best N, of draws whose parabola has a lowest point; None is left out under half."""
+def cost_exponent(points: Sequence[Point], family: str) -> float:
+    """g of: training a byte costs as N^g. Below 1 where much of the cost does not grow with the size, such as that of
+    an entropy model."""
+    costs = {one.params: one.flops / one.num_bytes for one in points if one.family == family and one.main}
+    return float(np.polyfit(np.log(list(costs)), np.log(list(costs.values())), 1)[0])
+
+
+@dataclass(frozen=True)
+class Best:
+    """Intervals at a budget: the best N, and bytes of text per parameter there."""
+
+    size: Interval
+    ratio: Interval
+
+
+def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int = DRAWS) -> dict[float, Best]:
+    """By budget, of draws whose parabola has a lowest point; a budget is left out where those are under a half."""
     own = [point for point in points if point.family == family and point.main]
     found: dict[float, list[float]] = {}
     for some in draws_of(own, noise, draws):
@@ -188,7 +232,20 @@ def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int
             found.setdefault(budget, [])
             if isinstance(one, Isoflop):
                 found[budget].append(one.best)
-    return {budget: _interval(values) for budget, values in found.items() if len(values) >= draws / 2}
+    return {
+        budget: Best(_interval(sizes), _interval([data_ratio(own, family, budget, size) for size in sizes]))
+        for budget, sizes in found.items()
+        if len(sizes) >= draws / 2
+    }
+
+
+def data_ratio(points: Sequence[Point], family: str, budget: float, params: float) -> float:
+    """Bytes of text per parameter that a budget pays for at a size; costs between sizes by straight lines in
+    logarithms, beyond them as at the last."""
+    own = {point.params: point.flops / point.num_bytes for point in points if point.family == family and point.main}
+    sizes = sorted(own)
+    cost = np.exp(np.interp(np.log(params), np.log(sizes), np.log([own[size] for size in sizes])))
+    return float(budget / cost / params)
 
 
 def matched(points: Sequence[Point], size: str, along: Along) -> tuple[float, dict[str, float]] | None:
@@ -196,7 +253,7 @@ def matched(points: Sequence[Point], size: str, along: Along) -> tuple[float, di
 
     None where no cost is common to two families.
     """
-    cells = [one for one in mean_over_seeds(points) if one.size == size]
+    cells = [one for one in mean_over_seeds(points) if one.size == size and not math.isnan(getattr(one, along))]
     curves: dict[str, list[tuple[float, float]]] = {}
     for one in sorted(cells, key=lambda one: one.budget):
         curves.setdefault(one.family, []).append((getattr(one, along), one.loss))

@@ -115,7 +115,7 @@ def _parameters(unit: Unit) -> tuple[int, int]:
         with torch.device("meta"):
             model = Blt(unit.family.model(unit.size))
         sizes = {name: weight.numel() for name, weight in model.named_parameters()}
-        return parameters(sizes, ("embed.", "decoder.bytes."))
+        return parameters(sizes)
     assert isinstance(unit.family, BpeFamily)
     stack: StackConfig = parse(StackConfig, unit.size.stack(), unit.key)
     kv = stack.num_kv_heads * stack.head_dim

@@ -1,5 +1,6 @@
 """The study `scaling` in pictures: isoFLOP curves, and loss over FLOPs, bytes and seconds."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from bltkit.study.chart import COLOURS
 from bltkit.study.scaling.analysis import Along, isoflops
 from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
 from bltkit.study.scaling.rows import Point, mean_over_seeds
-from bltkit.study.scaling.tables import Findings
+from bltkit.study.scaling.tables import Findings, base_family
 from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
 from bltkit.study.scatter import Point as Mark
 from bltkit.study.scene import Scene
@@ -26,8 +27,9 @@ def drawings(found: Findings) -> dict[str, Scene]:
         "isoflop": draw_scatter(_isoflop(found)),
         "flops": draw_scatter(_loss(found, main, "flops", "training FLOPs")),
         "bytes": draw_scatter(_loss(found, main, "num_bytes", "bytes of text")),
-        "seconds": draw_scatter(_loss(found, main, "seconds", "seconds of training")),
     }
+    if not any(math.isnan(point.seconds) for point in main):
+        scenes["seconds"] = draw_scatter(_loss(found, main, "seconds", "seconds of training"))
     if len(main) < len(found.points):
         scenes["inference"] = draw_scatter(_inference(found))
     return scenes
@@ -52,7 +54,7 @@ def _isoflop(found: Findings) -> Scatter:
         panels.append(Panel(family, tuple(marks), traces=tuple(traces)))
     return Scatter(
         "Loss over size at the same training FLOPs",
-        "a dot is a run, a line the parabola through the sizes of a budget",
+        "a dot is a run, a line the parabola through the best size of a budget and its neighbours",
         "parameters in products",
         "bits per byte",
         _grid(panels),
@@ -90,8 +92,7 @@ def _loss(found: Findings, points: Sequence[Point], along: Along, name: str) -> 
 def _inference(found: Findings) -> Scatter:
     """Families of patches whose models cost the same per byte, a panel for each size that grew."""
     grown = [point for point in found.points if not point.main]
-    rule = grown[0].family.rpartition("-")[0]
-    base = next(name for name in found.families if name.startswith(rule))
+    base = base_family(found)
     names = list(dict.fromkeys([base, *(point.family for point in grown)]))
     colours = {family: COLOURS[at % len(COLOURS)] for at, family in enumerate(names)}
     panels = []

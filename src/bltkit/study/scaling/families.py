@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from bltkit.config import Config, nearest, parse
-from bltkit.model import BltConfig, CnnConfig, EntropyConfig, StackConfig
-from bltkit.model.flops import exact_flops, mean_visible_keys, paper_flops, scorer_flops, stack_flops
+from bltkit.model import BltConfig, CnnConfig, EntropyConfig
+from bltkit.model.config import TokenShape
+from bltkit.model.flops import exact_flops, paper_flops, paper_token_flops, scorer_flops, token_flops
 
 TRAINING = 3
 """Forward passes that a step costs: backward is two."""
@@ -160,11 +161,10 @@ class BpeFamily(Family):
         return {"model": {name: value for name, value in fields.items() if value is not None}}
 
     def cost(self, size: Size, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None) -> Cost:
-        stack: StackConfig = parse(StackConfig, size.stack(), f"size {size.name!r}")
-        length, head = row_bytes / unit_bytes, 2 * size.width * self.vocab_size
-        keys = mean_visible_keys(length, None)
-        paper = size.layers * (24 * size.width**2 + 4 * size.width * keys)
-        return Cost((stack_flops(stack, length) + head) / unit_bytes, (paper + head) / unit_bytes, 0.0)
+        fields = size.stack() | {"vocab_size": self.vocab_size}
+        shape: TokenShape = parse(TokenShape, fields, f"size {size.name!r}")
+        exact, paper = (sum(count(shape, unit_bytes, row_bytes).values()) for count in (token_flops, paper_token_flops))
+        return Cost(exact, paper, 0.0)
 
 
 _BLT = re.compile(r"blt-(entropy|stride)-([0-9]+(?:\.[0-9]+)?)|blt-(space)")
@@ -216,7 +216,11 @@ def grown(size: Size, family: Family, base_patch: float, row_bytes: int) -> Size
     return min(at(low), at(high), key=lambda one: abs(more(one.width // step)))
 
 
-def parameters(sizes: Mapping[str, int], tables: tuple[str, ...]) -> tuple[int, int]:
+_LOOKED_UP = ("embed.", "decoder.bytes.")
+"""Tables whose rows are looked up: they hold parameters and cost no operations."""
+
+
+def parameters(sizes: Mapping[str, int]) -> tuple[int, int]:
     """Of named weights: all, and those that are multiplied with, that is without tables that are only looked up."""
     whole = sum(sizes.values())
-    return whole, whole - sum(count for name, count in sizes.items() if name.startswith(tables))
+    return whole, whole - sum(count for name, count in sizes.items() if name.startswith(_LOOKED_UP))

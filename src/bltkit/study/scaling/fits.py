@@ -2,7 +2,8 @@
 
 parametric  L(N, D) = E + A / N^a + B / D^b, by Huber's loss of the log residuals from a grid of starts (Hoffmann et al.
             2022, arXiv 2203.15556, approach 3), here by Levenberg-Marquardt, all starts at once
-isoflop     a parabola in log N through the sizes of one budget, and its lowest point (approach 2)
+isoflop     a parabola in log N through the best size of one budget and its neighbours, and its lowest point (approach
+            2; through more sizes a parabola need not fit)
 
 What too few points cannot say is refused with a reason, not guessed.
 """
@@ -50,14 +51,13 @@ class Parametric:
         n, d = np.asarray(params, float), np.asarray(num_bytes, float)
         return np.asarray(self.e + self.a / n**self.alpha + self.b / d**self.beta)
 
-    @property
-    def size_exponent(self) -> float:
-        """Of the best size in a budget: N ~ C^(beta / (alpha + beta)), where a FLOP is as N times D."""
-        return self.beta / (self.alpha + self.beta)
+    def size_exponent(self, cost_exponent: float = 1.0) -> float:
+        """Of the best size in a budget: N ~ C^(beta / (alpha + g beta)), where a byte costs as N^g."""
+        return self.beta / (self.alpha + cost_exponent * self.beta)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self) | {"size_exponent": self.size_exponent}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,25 @@ def fit_parametric(
 
 
 def fit_isoflop(budget: float, params: Sequence[float], losses: Sequence[float]) -> Isoflop:
-    """The parabola of one budget by least squares. Raises TooFew for fewer than three sizes, and where it has no
-    lowest point."""
-    x, loss = np.log(np.asarray(params, float)), np.asarray(losses, float)
+    """The parabola of one budget, through the best of its sizes and those beside it (at an end: the three there).
+
+    One loss a size. Raises TooFew for fewer than three sizes, and where it has no lowest point.
+    """
+    order = np.argsort(params)
+    x, loss = np.log(np.asarray(params, float))[order], np.asarray(losses, float)[order]
+    ends = x[0], x[-1]
     if len(np.unique(x)) < 3:
         raise TooFew(f"a parabola needs three sizes; {budget:.3g} FLOPs have {len(np.unique(x))}")
+    first = int(np.clip(np.argmin(loss) - 1, 0, len(x) - 3))
+    x, loss = x[first : first + 3], loss[first : first + 3]
     middle = x.mean()
     curvature, slope, level = np.polyfit(x - middle, loss, 2)
     if curvature <= 0:
         raise TooFew(f"at {budget:.3g} FLOPs loss does not curve upwards over size: no best size is to be seen")
     at = -slope / (2 * curvature)
-    inside = bool(x.min() <= at + middle <= x.max())
+    inside = bool(ends[0] <= at + middle <= ends[1])
     # Far away the exponential has no meaning and may have no number either.
-    best = float(np.exp(np.clip(at + middle, x.min() - 20, x.max() + 20)))
+    best = float(np.exp(np.clip(at + middle, ends[0] - 20, ends[1] + 20)))
     return Isoflop(budget, best, float(level - slope**2 / (4 * curvature)), float(curvature), inside)
 
 

@@ -3,6 +3,7 @@
 A row holds the config of one whole run: `blt train` of it gives the row's bits per byte again, without trunk or branch.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -16,19 +17,16 @@ from bltkit.study.scaling.plan import Plan, Unit, digest
 from bltkit.study.scaling.prepare import Prepared
 from bltkit.train import TrainConfig, build_model
 
-WHAT = "scaling"
+WHAT, RATE = "scaling", "scaling-rate"
 
 Row = dict[str, Any]
 Key = tuple[str, str, int, float]
-
-_LOOKED_UP = ("embed.", "decoder.bytes.")
-"""Tables whose rows are looked up: they hold parameters and cost no operations."""
 
 
 @dataclass(frozen=True)
 class Point:
     """What a row says, for fits: bits per byte `loss` of a model of `params` that are multiplied with, after
-    `num_bytes` of text and `flops` of training."""
+    `num_bytes` of text and `flops` of training. seconds: NaN where no rate was measured."""
 
     family: str
     size: str
@@ -42,9 +40,8 @@ class Point:
     unit_bytes: float = 1.0
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], source: str | None = None) -> Self:
-        """source: of one source's held-out text instead of all of them."""
-        loss = row["bits_per_byte"] if source is None else row["by_source"][source]["bits_per_byte"]
+    def of(cls, row: Mapping[str, Any], seconds_per_byte: float = math.nan) -> Self:
+        """seconds_per_byte: as `rates.py` measured it; a run's own clock ran on a machine that others shared."""
         return cls(
             row["family"],
             row["size"],
@@ -53,8 +50,8 @@ class Point:
             row["params_multiplied"],
             row["bytes_seen"],
             row["flops"],
-            row["seconds"],
-            loss,
+            row["bytes_seen"] * seconds_per_byte,
+            row["bits_per_byte"],
             row["unit_bytes"],
         )
 
@@ -134,7 +131,7 @@ def parameters_of(config: TrainConfig) -> tuple[int, int]:
     """Of a run's model: all, and those without tables that are only looked up."""
     with torch.device("meta"):
         model = build_model(config.model)
-    return parameters({name: weight.numel() for name, weight in model.named_parameters()}, _LOOKED_UP)
+    return parameters({name: weight.numel() for name, weight in model.named_parameters()})
 
 
 def known_rows(rows: RowFile, plan: Plan, units: Iterable[Unit]) -> set[Key]:
@@ -152,10 +149,11 @@ def known_rows(rows: RowFile, plan: Plan, units: Iterable[Unit]) -> set[Key]:
     return found
 
 
-def points_of(rows: Sequence[Mapping[str, Any]], source: str | None = None) -> list[Point]:
+def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Of several rows of one key the last one counts. Raises ValueError where there are none."""
     own = {key_of(row): row for row in rows if row.get("what") == WHAT}
-    found = [Point.of(row, source) for row in own.values() if source is None or source in row["by_source"]]
+    rates = {(row["family"], row["size"]): row["seconds_per_byte"] for row in rows if row.get("what") == RATE}
+    found = [Point.of(row, rates.get((row["family"], row["size"]), math.nan)) for row in own.values()]
     if not found:
         raise ValueError("there are no rows of `blt study scaling` to report; run it without --report first")
     return found

@@ -10,7 +10,9 @@ from bltkit.study.scaling.analysis import (
     Crossover,
     Noise,
     best_sizes,
+    cost_exponent,
     crossover,
+    data_ratio,
     isoflops,
     matched,
     noise_of,
@@ -52,9 +54,8 @@ class Findings:
 def findings(rows: Sequence[Row]) -> Findings:
     """Of rows. Raises ValueError where there are none."""
     points = points_of(rows)
-    families = tuple(dict.fromkeys(point.family for point in points if point.main)) or (points[0].family,)
-    by_params = sorted({(point.params, point.size) for point in points if point.main and point.family == families[0]})
-    sizes = tuple(dict.fromkeys(size for _, size in by_params))
+    families = tuple(sorted({point.family for point in points if point.main})) or (points[0].family,)
+    sizes = tuple(dict.fromkeys(one.size for one in sorted(points, key=lambda one: one.params) if one.main))
     noise: Noise | str
     try:
         noise = noise_of(points)
@@ -83,10 +84,11 @@ def pairs(families: Sequence[str]) -> list[tuple[str, str]]:
 def paragraphs(found: Findings) -> list[str]:
     """What holds, in sentences."""
     said = [
-        "Budgets are training FLOPs by the exact count, forward and backward, the entropy model's forward pass over "
-        "every byte included where the plan says so. What is not counted: the entropy model's own training, and that "
-        "a tokenizer has read the training text. Bits per byte are of held-out documents, "
-        "the same rows for all. A run is a trunk at the full rate and a decay of its own for each budget."
+        "Budgets are training FLOPs by the exact count of useful operations, forward and backward, the entropy model's "
+        "forward pass over every byte included where the plan says so. What is not counted: the entropy model's own "
+        "training, that a tokenizer has read the training text, and what is computed for padding. Bits per byte are of "
+        "held-out documents, the same rows for all. A run is a trunk at the full rate and a decay of its own for each "
+        "budget."
     ]
     if isinstance(found.noise, Noise):
         seen = f"{100 * found.noise.relative:.2f} % of bits per byte ({found.noise.freedom} degrees of freedom)"
@@ -119,7 +121,10 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
         if row.get("what") == "scaling":
             cells.setdefault((row["size"], row["family"], row["budget"]), []).append(row)
     lines = []
-    for (size, family, budget), some in cells.items():
+    order = {name: at for at, name in enumerate((*found.families, *found.sizes))}
+    for (size, family, budget), some in sorted(
+        cells.items(), key=lambda one: (order.get(one[0][0], len(order)), order.get(one[0][1], len(order)), one[0])
+    ):
         losses = [row["bits_per_byte"] for row in {row["seed"]: row for row in some}.values()]
         spread = f" \u00b1 {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         last = some[-1]
@@ -135,7 +140,7 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
                 f"{last['params']:,}",
                 f"{last['forward_flops_per_byte'] / 1e6:.3f}",
                 f"{last['bytes_seen'] / 1e6:.2f}",
-                f"{statistics.mean(row['seconds'] for row in some):,.0f}",
+                str(last["steps"]),
                 f"{last['unit_bytes']:.2f}",
                 f"{100 * share:.0f} %" if share else DASH,
             )
@@ -147,7 +152,7 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
         "unit: a patch or a token, mean over training. Scorer: the entropy model's share of the FLOPs.",
         (
             *("family", "size", "FLOPs", "bits per byte", "seeds", "in products", "parameters", "MF a byte"),
-            *("MB seen", "seconds", "bytes a unit", "scorer"),
+            *("MB seen", "steps", "bytes a unit", "scorer"),
         ),
         tuple(lines),
         drawing="flops",
@@ -156,22 +161,26 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
 
 
 def _isoflops(found: Findings) -> Table:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for family in found.families:
         ranges = {} if isinstance(found.noise, str) else best_sizes(found.points, family, found.noise)
         for budget, one in isoflops(found.points, family).items():
             if isinstance(one, Isoflop):
                 where = "between the sizes" if one.inside else "outside the sizes"
-                low_high = ranges.get(budget)
-                between = DASH if low_high is None else f"{_big(low_high[0])} to {_big(low_high[1])}"
-                lines.append((family, _flops(budget), _big(one.best), between, f"{one.lowest:.4f}", where))
+                range_ = ranges.get(budget)
+                between = DASH if range_ is None else f"{_big(range_.size[0])} to {_big(range_.size[1])}"
+                ratio = f"{data_ratio(found.points, family, budget, one.best):.3g}" if one.inside else DASH
+                if one.inside and range_ is not None:
+                    ratio += f" ({range_.ratio[0]:.2g} to {range_.ratio[1]:.2g})"
+                lines.append((family, _flops(budget), _big(one.best), between, ratio, f"{one.lowest:.4f}", where))
             else:
-                lines.append((family, _flops(budget), DASH, DASH, DASH, one))
+                lines.append((family, _flops(budget), *[DASH] * 4, one))
     return Table(
         "The best size of a budget",
-        "A parabola through the sizes of a budget in the logarithm of the parameters in products. With three sizes it "
-        "passes through all of them, so nothing checks its form; a lowest point outside the sizes is no estimate.",
-        ("family", "FLOPs", "best size", "95 %", "bits per byte", "where"),
+        "A parabola in the logarithm of the parameters in products, through the best size of a budget and its two "
+        "neighbours: nothing checks its form, and a lowest point outside the sizes is no estimate. Bytes of text per "
+        "parameter are those that the budget pays for at the best size.",
+        ("family", "FLOPs", "best size", "95 %", "bytes per parameter", "bits per byte", "where"),
         tuple(lines),
         drawing="isoflop",
     )
@@ -184,8 +193,9 @@ def _fits(found: Findings) -> Table:
             noise = None if isinstance(found.noise, str) else found.noise
             fit, ranges = parametric(found.points, family, noise)
         except TooFew as why:
-            lines.append((family, *[DASH] * 6, str(why)))
+            lines.append((family, *[DASH] * 7, str(why)))
             continue
+        by_size = cost_exponent(found.points, family)
 
         def ranged(name: str, value: float, ranges: Mapping[str, tuple[float, float]] = ranges) -> str:
             low_high = ranges.get(name)
@@ -201,14 +211,16 @@ def _fits(found: Findings) -> Table:
                 f"{fit.b:.3g}",
                 ranged("beta", fit.beta),
                 f"{100 * fit.error:.2f} %",
-                note or f"N ~ C^{ranged('size_exponent', fit.size_exponent)}",
+                f"{by_size:.2f}",
+                note or f"N ~ C^{ranged('size_exponent', fit.size_exponent(by_size))}",
             )
         )
     return Table(
         "Loss over size and data",
         "L = E + A / N^a + B / D^b, bits per byte over parameters in products and bytes of text; in brackets 95 %. "
-        "Five numbers from a grid this small predict between its points and little beyond.",
-        ("family", "E", "A", "a", "B", "b", "error", "best size over budget"),
+        "Five numbers from a grid this small predict between its points and little beyond. Where a byte costs as N^g, "
+        "the best size of a budget C grows as C^(b / (a + g b)).",
+        ("family", "E", "A", "a", "B", "b", "error", "g", "best size over budget"),
         tuple(lines),
     )
 
@@ -222,17 +234,20 @@ def _crossovers(found: Findings) -> Table:
             f"{value:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "\u2212")
             for value, (low, high) in zip(one.differences, one.difference_intervals, strict=True)
         ]
+        trend = f"{one.trend:+.3f} ({one.trend_interval[0]:+.3f} to {one.trend_interval[1]:+.3f})"
         at = DASH if one.at is None else f"{one.at:.2g}" + ("" if one.inside else " (extrapolated)")
         between = DASH if one.interval is None else f"{one.interval[0]:.2g} to {one.interval[1]:.2g}"
-        lines.append((one.first, one.second, *shown, at, between, f"{100 * one.crossing:.0f} %"))
+        draws = f"{100 * one.crossing:.0f} %"
+        lines.append((one.first, one.second, *shown, trend.replace("-", "\u2212"), at, between, draws))
     shown_budgets = [f"at {_flops(budget)}" for budget in found.budgets]
-    lines = [line for line in lines if len(line) == len(shown_budgets) + 5]
+    lines = [line for line in lines if len(line) == len(shown_budgets) + 6]
     return Table(
         "Crossovers",
-        "First less second in bits per byte, each at its best size, by budget: below zero the first is better. A line "
-        "through them over log FLOPs gives the crossover; draws: how many of the bootstrap's have one within a factor "
-        "of ten of the budgets.",
-        ("first", "second", *shown_budgets, "crossover", "95 %", "draws"),
+        "First less second in bits per byte, each at its best of the sizes that both have, by budget: below zero the "
+        "first is better. A line through them over log FLOPs gives their change per factor of ten and the crossover, "
+        "which is not estimated where a best size lies at an end of the sizes; draws: how many of the bootstrap's have "
+        "one within a factor of ten of the budgets.",
+        ("first", "second", *shown_budgets, "change", "crossover", "95 %", "draws"),
         tuple(lines),
         texts=2,
     )
@@ -249,9 +264,10 @@ def _matched(found: Findings) -> Table:
                 shown = f"{_flops(at)} {name}" if along == "flops" else f"{_big(at)} {name}"
                 lines.append((size, shown, *(_loss(losses.get(family)) for family in found.families)))
     return Table(
-        "The same size at the same cost",
-        "Bits per byte of one size of each family at the same FLOPs, after the same bytes, and in the same seconds of "
-        "training on one machine: the largest that all of them reach, between budgets by straight lines in logarithms.",
+        "The same global transformer at the same cost",
+        "Bits per byte of one size of each family, which is to say of models around equal global transformers, at the "
+        "same FLOPs, after the same bytes, and, where rates were measured (`--rates`), in the same seconds of training "
+        "on one machine: the largest that all of them reach, between budgets by straight lines in logarithms.",
         ("size", "at", *found.families),
         tuple(lines),
         drawing="bytes",
@@ -261,12 +277,11 @@ def _matched(found: Findings) -> Table:
 
 def _fixed_inference(rows: Sequence[Row], found: Findings) -> Table:
     bases = {point.size.partition("@")[0] for point in found.points if not point.main}
-    rule = next((point.family.rpartition("-")[0] for point in found.points if not point.main), "")
+    base = base_family(found)
     some = [
         point
         for point in mean_over_seeds(found.points)
-        if point.size.partition("@")[0] in bases and point.family.startswith(rule)
-        if not point.main or point.family == next(name for name in found.families if name.startswith(rule))
+        if not point.main or (point.size in bases and point.family == base)
     ]
     costs = {(row["family"], row["size"]): row for row in rows if row.get("what") == "scaling"}
     lines = []
@@ -285,6 +300,13 @@ def _fixed_inference(rows: Sequence[Row], found: Findings) -> Table:
         drawing="inference",
         texts=2,
     )
+
+
+def base_family(found: Findings) -> str:
+    """That the models grown with their patch are compared with: the shortest patches of the same rule."""
+    rules = {point.family.rpartition("-")[0] for point in found.points if not point.main}
+    own = [name for name in found.families if name.rpartition("-")[0] in rules]
+    return min(own, key=lambda name: float(name.rpartition("-")[2]), default=found.families[0])
 
 
 def _sources(rows: Sequence[Row], found: Findings) -> Table:
