@@ -13,7 +13,7 @@ from bltkit import cli
 from bltkit.checkpoint import load_bundle
 from bltkit.config import dump_toml
 from bltkit.train.parallel import World
-from bltkit.train.process import numerics
+from bltkit.train.process import KERNELS, numerics
 from bltkit.train.run import RunDirectory
 from tests.processes import port, train_together
 from tests.tiny_training import Workplace, same
@@ -230,3 +230,12 @@ def test_processes_that_do_not_fit(place: Workplace) -> None:
     assert (first.returncode, second.returncode) == (0, 0)
     assert "no complete checkpoint" in first.stderr and "no complete checkpoint" not in second.stderr
     assert load_bundle(place.path / "run").record["steps"] == 2
+
+
+def test_kernels_in_memory_are_as_many_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else fewer than oneDNN would keep: with a shape of its own for every batch they are gigabytes."""
+    (name,) = KERNELS
+    for given in (None, "7"):
+        monkeypatch.delenv(name, raising=False) if given is None else monkeypatch.setenv(name, given)
+        with numerics(1, False, torch.device("cpu")):
+            assert os.environ[name] == (given or KERNELS[name]) and int(KERNELS[name]) < 1024

@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
+"""oneDNN keeps a compiled kernel for every shape that it has met, 1,024 by default. In bf16, with as many patches in a
+batch as its text has, that came to more than 5 GB for a model of a million parameters; a step needs far fewer."""
+
 
 @contextlib.contextmanager
 def numerics(threads: int | None, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Threads and determinism as the run wants them.
+    """Threads and determinism as the run wants them, and no more kernels in memory than it needs.
 
     Raises ValueError for a GPU whose matrix products are not told to be deterministic: they read that once, from the
     environment.
@@ -24,6 +28,8 @@ def numerics(threads: int | None, deterministic: bool, device: torch.device) -> 
             "trainer.deterministic = true on a GPU needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment; set it "
             "in front of the command"
         )
+    for name, value in KERNELS.items():  # read once, when the first kernel is made
+        os.environ.setdefault(name, value)
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before[0])
     torch.use_deterministic_algorithms(deterministic or before[1])
