@@ -144,7 +144,7 @@ def test_a_run_ends_at_the_step_nearest_to_its_budget(costs: list[int], budget: 
     costs = costs + [costs[-1]] * (budget // costs[-1] + 1)
     spent = list(itertools.accumulate(costs))
     seen = [Seen(number + 1, value, 1) for number, value in enumerate(spent)]
-    found = nearest_step(budget, iter(seen), lambda one: float(one.num_bytes), Seen(0, 0, 0))
+    found = nearest_step(budget, iter(seen), lambda one: float(one.num_bytes))
     assert abs(found.num_bytes - budget) == min(abs(value - budget) for value in spent)
 
 

@@ -96,6 +96,11 @@ def heldout(config: TrainConfig, checkpoint: Path) -> dict[str, Heldout]:
             label = source.label if source.label not in found else f"{source.label} ({number})"
             if one.num_bytes:
                 found[label] = Heldout(one.nats / math.log(2) / one.num_bytes, one.num_bytes)
+        if not found:
+            raise ValueError(
+                f"validation_fraction = {config.data.validation_fraction}: no document is held back, so nothing can be "
+                "measured; raise it, or name more documents"
+            )
         return found
 
 

@@ -24,7 +24,7 @@ def write_report(rows: Sequence[Row], out: Path, *, pictures: bool = True) -> tu
     found = findings(rows)
     own = tables(rows, found)
     scenes = drawings(found)
-    write_atomic(out / TABLE, _markdown(found, own).encode())
+    write_atomic(out / TABLE, _markdown(rows, found, own).encode())
     write_atomic(out / PAGE, _page(rows, found, own, scenes).encode())
     written = [out / PAGE]
     for name, scene in scenes.items() if pictures else ():
@@ -36,11 +36,11 @@ def write_report(rows: Sequence[Row], out: Path, *, pictures: bool = True) -> tu
 def table(rows: Sequence[Row]) -> str:
     """Everything as Markdown. Raises ValueError for no rows."""
     found = findings(rows)
-    return _markdown(found, tables(rows, found))
+    return _markdown(rows, found, tables(rows, found))
 
 
-def _markdown(found: Findings, own: Sequence[Table]) -> str:
-    lines = ["# Scaling", "", *(line for text in paragraphs(found) for line in (text, ""))]
+def _markdown(rows: Sequence[Row], found: Findings, own: Sequence[Table]) -> str:
+    lines = ["# Scaling", "", *(line for text in paragraphs(rows, found) for line in (text, ""))]
     for one in own:
         lines += [f"## {one.title}", "", one.about, "", _line(one.head), _line(["---"] * len(one.head))]
         lines += [_line(cells) for cells in one.lines] + [""]
@@ -48,7 +48,7 @@ def _markdown(found: Findings, own: Sequence[Table]) -> str:
 
 
 def _page(rows: Sequence[Row], found: Findings, own: Sequence[Table], scenes: Mapping[str, Scene]) -> str:
-    body: list[html.Node] = [html.tag("p", text) for text in paragraphs(found)]
+    body: list[html.Node] = [html.tag("p", text) for text in paragraphs(rows, found)]
     shown = set()
     for one in own:
         body += [html.tag("h2", one.title), html.tag("p", one.about, class_="quiet")]

@@ -98,6 +98,7 @@ def make_row(
         "flops": flops,
         "flops_without_scorer": cost.training(seen.num_bytes, False),
         "flops_of_scorer": cost.scorer * seen.num_bytes,
+        "flops_of_scorer_training": prepared.train_flops if unit.family.needs_scorer else None,
         "flops_paper": paper,
         "forward_flops_per_byte": cost.exact,
         "bytes_seen": seen.num_bytes,

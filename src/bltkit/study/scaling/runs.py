@@ -139,14 +139,12 @@ def trunk_config(whole: TrainConfig, steps: int) -> TrainConfig:
     return whole.replace(optim=optim, trainer=trainer)
 
 
-def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], float], before: Seen) -> Seen:
-    """The step whose cost is nearest to the budget, of those behind `before`."""
-    last = None
-    for one in seen:
-        if cost_of(one) >= budget:
-            return last if last is not None and budget - cost_of(last) < cost_of(one) - budget else one
-        last = one
-    raise AssertionError(f"the steps behind {before.step} ended")
+def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], float]) -> Seen:
+    """The step whose cost is nearest to the budget, of steps without end."""
+    last = one = next(seen)
+    while cost_of(one) < budget:
+        last, one = one, next(seen)
+    return last if abs(budget - cost_of(last)) < cost_of(one) - budget else one
 
 
 def _done(study: "_Study", plan: Plan, units: Sequence[Unit]) -> int:
@@ -247,9 +245,7 @@ class _Study:
                 "warm-up and a decay; raise the budget, or lower warmup_steps or batch_rows"
             )
         trunk = self._trunk(unit, place, begin)
-        last = nearest_step(
-            budget, self.tools.ahead(trunk_config(any_length, begin), trunk), spent, self.tools.seen_by(trunk)
-        )
+        last = nearest_step(budget, self.tools.ahead(trunk_config(any_length, begin), trunk), spent)
         points[_name(budget)] = {"begin": begin, "steps": last.step}
         write_atomic(path, json.dumps(points, indent=1).encode())
         return Branch(begin, last.step)

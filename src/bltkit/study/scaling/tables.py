@@ -81,7 +81,7 @@ def pairs(families: Sequence[str]) -> list[tuple[str, str]]:
     return found + [(patched[0], other) for other in patched[1:]]
 
 
-def paragraphs(found: Findings) -> list[str]:
+def paragraphs(rows: Sequence[Row], found: Findings) -> list[str]:
     """What holds, in sentences."""
     said = [
         "Budgets are training FLOPs by the exact count of useful operations, forward and backward, the entropy model's "
@@ -95,6 +95,12 @@ def paragraphs(found: Findings) -> list[str]:
         said.append(f"Seeds differ by {seen}, standard deviation. Intervals are of 95 % and know of no other noise.")
     else:
         said.append(f"No intervals: {found.noise}.")
+    if training := next((row["flops_of_scorer_training"] for row in rows if row.get("flops_of_scorer_training")), None):
+        said.append(
+            f"The entropy model's own training took {_flops(training)} FLOPs, once for all runs: "
+            f"{100 * training / found.budgets[0]:.0f} % of the smallest budget, "
+            f"{100 * training / found.budgets[-1]:.0f} % of the largest."
+        )
     said += [
         one if isinstance(one, str) else f"{one.first} and {one.second}: {one.verdict()}." for one in found.crossovers
     ]
