@@ -7,15 +7,15 @@ import numpy as np
 
 from bltkit.study.chart import COLOURS
 from bltkit.study.scaling.analysis import Along, isoflops
+from bltkit.study.scaling.findings import Findings, base_family
 from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
 from bltkit.study.scaling.rows import Point, mean_over_seeds
-from bltkit.study.scaling.tables import Findings, base_family
 from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
 from bltkit.study.scatter import Point as Mark
 from bltkit.study.scene import Scene
 
 ACROSS = 3
-"""Panels in a row."""
+"""Panels in a row at most."""
 
 _MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond", "up", "down")
 
@@ -136,4 +136,5 @@ def _marker(families: Sequence[str], family: str) -> Marker:
 
 
 def _grid(panels: Sequence[Panel]) -> tuple[tuple[Panel, ...], ...]:
-    return tuple(tuple(panels[at : at + ACROSS]) for at in range(0, len(panels), ACROSS))
+    across = math.ceil(len(panels) / math.ceil(len(panels) / ACROSS))
+    return tuple(tuple(panels[at : at + across]) for at in range(0, len(panels), across))

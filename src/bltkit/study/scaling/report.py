@@ -7,7 +7,8 @@ from typing import Any
 from bltkit.checkpoint import write_atomic
 from bltkit.study import html
 from bltkit.study.scaling.drawings import drawings
-from bltkit.study.scaling.tables import Findings, Table, findings, paragraphs, tables
+from bltkit.study.scaling.findings import Findings, findings, paragraphs
+from bltkit.study.scaling.tables import Table, tables
 from bltkit.study.scene import Scene
 
 TABLE = "table.md"

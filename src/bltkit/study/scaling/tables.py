@@ -1,4 +1,4 @@
-"""The study `scaling` in words and tables, from its rows alone."""
+"""The study `scaling` in tables, from its rows alone."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,16 @@ from typing import Any
 
 from bltkit.study.scaling.analysis import (
     Along,
-    Crossover,
-    Noise,
     best_sizes,
     cost_exponent,
-    crossover,
     data_ratio,
     isoflops,
     matched,
-    noise_of,
     parametric,
 )
+from bltkit.study.scaling.findings import Findings, base_family, in_flops
 from bltkit.study.scaling.fits import Isoflop, TooFew
-from bltkit.study.scaling.rows import Point, mean_over_seeds, points_of
+from bltkit.study.scaling.rows import mean_over_seeds
 
 Row = Mapping[str, Any]
 
@@ -37,74 +34,6 @@ class Table:
     lines: tuple[tuple[str, ...], ...]
     drawing: str | None = None
     texts: int = 1
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What rows come to; where there is too little for something, the reason stands in its place."""
-
-    points: tuple[Point, ...]
-    families: tuple[str, ...]
-    sizes: tuple[str, ...]
-    budgets: tuple[float, ...]
-    noise: Noise | str
-    crossovers: tuple[Crossover | str, ...]
-
-
-def findings(rows: Sequence[Row]) -> Findings:
-    """Of rows. Raises ValueError where there are none."""
-    points = points_of(rows)
-    families = tuple(sorted({point.family for point in points if point.main})) or (points[0].family,)
-    sizes = tuple(dict.fromkeys(one.size for one in sorted(points, key=lambda one: one.params) if one.main))
-    noise: Noise | str
-    try:
-        noise = noise_of(points)
-    except TooFew as why:
-        noise = str(why)
-    found: list[Crossover | str] = []
-    main = [point for point in points if point.main]
-    for first, second in pairs(families):
-        try:
-            if isinstance(noise, Noise):
-                found.append(crossover(main, first, second, noise))
-        except TooFew as why:
-            found.append(str(why))
-    budgets = tuple(sorted({point.budget for point in points}))
-    return Findings(tuple(points), families, sizes, budgets, noise, tuple(dict.fromkeys(found)))
-
-
-def pairs(families: Sequence[str]) -> list[tuple[str, str]]:
-    """Who is held against whom: every family of patches against every one of tokens, and the first against the rest."""
-    tokens = [name for name in families if name.startswith("bpe")]
-    patched = [name for name in families if name not in tokens]
-    found = [(one, other) for one in patched for other in tokens]
-    return found + [(patched[0], other) for other in patched[1:]]
-
-
-def paragraphs(rows: Sequence[Row], found: Findings) -> list[str]:
-    """What holds, in sentences."""
-    said = [
-        "Budgets are training FLOPs by the exact count of useful operations, forward and backward, the entropy model's "
-        "forward pass over every byte included where the plan says so. What is not counted: the entropy model's own "
-        "training, that a tokenizer has read the training text, and what is computed for padding. Bits per byte are of "
-        "held-out documents, the same rows for all. A run is a trunk at the full rate and a decay of its own for each "
-        "budget."
-    ]
-    if isinstance(found.noise, Noise):
-        seen = f"{100 * found.noise.relative:.2f} % of bits per byte ({found.noise.freedom} degrees of freedom)"
-        said.append(f"Seeds differ by {seen}, standard deviation. Intervals are of 95 % and know of no other noise.")
-    else:
-        said.append(f"No intervals: {found.noise}.")
-    if training := next((row["flops_of_scorer_training"] for row in rows if row.get("flops_of_scorer_training")), None):
-        said.append(
-            f"The entropy model's own training took {_flops(training)} FLOPs, once for all runs: "
-            f"{100 * training / found.budgets[0]:.0f} % of the smallest budget, "
-            f"{100 * training / found.budgets[-1]:.0f} % of the largest."
-        )
-    said += [
-        one if isinstance(one, str) else f"{one.first} and {one.second}: {one.verdict()}." for one in found.crossovers
-    ]
-    return said
 
 
 def tables(rows: Sequence[Row], found: Findings) -> list[Table]:
@@ -127,10 +56,7 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
         if row.get("what") == "scaling":
             cells.setdefault((row["size"], row["family"], row["budget"]), []).append(row)
     lines = []
-    order = {name: at for at, name in enumerate((*found.families, *found.sizes))}
-    for (size, family, budget), some in sorted(
-        cells.items(), key=lambda one: (order.get(one[0][0], len(order)), order.get(one[0][1], len(order)), one[0])
-    ):
+    for (size, family, budget), some in sorted(cells.items(), key=lambda one: (*found.place(*one[0][:2]), one[0])):
         losses = [row["bits_per_byte"] for row in {row["seed"]: row for row in some}.values()]
         spread = f" \u00b1 {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         last = some[-1]
@@ -139,7 +65,7 @@ def _measured(rows: Sequence[Row], found: Findings) -> Table:
             (
                 family,
                 size,
-                _flops(budget),
+                in_flops(budget),
                 f"{statistics.mean(losses):.4f}{spread}",
                 str(len(losses)),
                 f"{last['params_multiplied']:,}",
@@ -178,9 +104,9 @@ def _isoflops(found: Findings) -> Table:
                 ratio = f"{data_ratio(found.points, family, budget, one.best):.3g}" if one.inside else DASH
                 if one.inside and range_ is not None:
                     ratio += f" ({range_.ratio[0]:.2g} to {range_.ratio[1]:.2g})"
-                lines.append((family, _flops(budget), _big(one.best), between, ratio, f"{one.lowest:.4f}", where))
+                lines.append((family, in_flops(budget), _big(one.best), between, ratio, f"{one.lowest:.4f}", where))
             else:
-                lines.append((family, _flops(budget), *[DASH] * 4, one))
+                lines.append((family, in_flops(budget), *[DASH] * 4, one))
     return Table(
         "The best size of a budget",
         "A parabola in the logarithm of the parameters in products, through the best size of a budget and its two "
@@ -245,7 +171,7 @@ def _crossovers(found: Findings) -> Table:
         between = DASH if one.interval is None else f"{one.interval[0]:.2g} to {one.interval[1]:.2g}"
         draws = f"{100 * one.crossing:.0f} %"
         lines.append((one.first, one.second, *shown, trend.replace("-", "\u2212"), at, between, draws))
-    shown_budgets = [f"at {_flops(budget)}" for budget in found.budgets]
+    shown_budgets = [f"at {in_flops(budget)}" for budget in found.budgets]
     lines = [line for line in lines if len(line) == len(shown_budgets) + 6]
     return Table(
         "Crossovers",
@@ -267,7 +193,7 @@ def _matched(found: Findings) -> Table:
             one = matched(main, size, along)
             if one is not None:
                 at, losses = one
-                shown = f"{_flops(at)} {name}" if along == "flops" else f"{_big(at)} {name}"
+                shown = f"{in_flops(at)} {name}" if along == "flops" else f"{_big(at)} {name}"
                 lines.append((size, shown, *(_loss(losses.get(family)) for family in found.families)))
     return Table(
         "The same global transformer at the same cost",
@@ -301,35 +227,28 @@ def _fixed_inference(rows: Sequence[Row], found: Findings) -> Table:
         "Patch and model grown together",
         "Models that cost the same per byte at inference: what longer patches save goes into a wider global "
         "transformer. Bits per byte by training budget.",
-        ("family", "size", "in products", "MF a byte", *(_flops(budget) for budget in found.budgets)),
+        ("family", "size", "in products", "MF a byte", *(in_flops(budget) for budget in found.budgets)),
         tuple(lines) if bases else (),
         drawing="inference",
         texts=2,
     )
 
 
-def base_family(found: Findings) -> str:
-    """That the models grown with their patch are compared with: the shortest patches of the same rule."""
-    rules = {point.family.rpartition("-")[0] for point in found.points if not point.main}
-    own = [name for name in found.families if name.rpartition("-")[0] in rules]
-    return min(own, key=lambda name: float(name.rpartition("-")[2]), default=found.families[0])
-
-
 def _sources(rows: Sequence[Row], found: Findings) -> Table:
     labels = list(dict.fromkeys(label for row in rows for label in row.get("by_source", ())))
     largest = [row for row in rows if row.get("what") == "scaling" and row["budget"] == found.budgets[-1]]
-    cells: dict[tuple[str, str], list[Row]] = {}
+    cells: dict[tuple[str, str], list[Row]] = {}  # by size and family
     for row in largest:
-        cells.setdefault((row["family"], row["size"]), []).append(row)
+        cells.setdefault((row["size"], row["family"]), []).append(row)
     lines = []
-    for (family, size), some in cells.items():
+    for (size, family), some in sorted(cells.items(), key=lambda one: found.place(*one[0])):
         means = [
             statistics.mean(row["by_source"][label]["bits_per_byte"] for row in some if label in row["by_source"])
             for label in labels
         ]
         lines.append((family, size, *(f"{mean:.4f}" for mean in means)))
     return Table(
-        f"By source, at {_flops(found.budgets[-1])} FLOPs",
+        f"By source, at {in_flops(found.budgets[-1])} FLOPs",
         "Bits per byte of each source's held-out documents, mean over seeds.",
         ("family", "size", *labels),
         tuple(lines) if len(labels) > 1 else (),
@@ -339,10 +258,6 @@ def _sources(rows: Sequence[Row], found: Findings) -> Table:
 
 def _loss(value: float | None) -> str:
     return DASH if value is None else f"{value:.4f}"
-
-
-def _flops(value: float) -> str:
-    return f"{value:.3g}".replace("e+", "e")
 
 
 def _big(value: float) -> str:
