@@ -12,6 +12,7 @@ from bltkit.config import parse
 from bltkit.data import Corpus, Loader
 from bltkit.model import BltConfig
 from bltkit.model.families import blt_params
+from bltkit.patching import PatchingRule, parse_rule
 from bltkit.study.ablation import ABLATIONS, Settings, Tools, ablation_named, run, table
 from bltkit.study.ablation.heldout import Heldout
 from bltkit.study.ablation.report import difference
@@ -48,13 +49,15 @@ class Stub:
             self.configs.append(config)
         return Result(str(out), config.trainer.max_steps, 2.0, 1000, 1e9, 4.0, stopped)
 
-    def heldout(self, config: TrainConfig, checkpoint: Path, texts: Sequence[str]) -> Mapping[str, Heldout]:
+    def heldout(
+        self, config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None
+    ) -> Mapping[str, Heldout]:
         found = Heldout(2.0 + 0.01 * len(self.configs), 100, 4.0)
         return dict.fromkeys([*texts, ""], found)
 
     @property
     def tools(self) -> Tools:
-        return Tools(self.train, self.heldout, lambda place: 0.0)
+        return Tools(self.train, self.heldout, lambda cuts, place: parse_rule("stride:k=4"), lambda place: 0.0)
 
 
 def test_rows_are_made_once(settings: Settings, tmp_path: Path) -> None:
@@ -225,6 +228,9 @@ def test_real_runs(settings: Settings, tmp_path: Path) -> None:
     assert [row["variant"] for row in patching + scripts] == ["entropy rise", "learned", "BLT, stride", "BPE 1k"]
     assert all(0 < row["bits_per_byte"] < 12 and row["unit_bytes"] > 0 for row in patching + scripts)
     assert patching[0]["scorer_bits_per_byte"] > 0
+    # On what training reads the router cuts at the common rate, as all rules do; its own rate is told beside.
+    learned = patching[1]
+    assert learned["as_trained"]["unit_bytes"] > 0 and patching[0]["as_trained"] is None
     assert scripts[1]["by_text"]["one"]["bits_per_byte"] > 0
     shown = table(patching + scripts)
     assert "## patching" in shown and "one: bits (bytes)" in shown

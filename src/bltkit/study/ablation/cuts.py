@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from jaxtyping import Int64
 from torch import Tensor
 
-from bltkit.checkpoint import load_bundle, resolve_model, scorer_hash
+from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash
 from bltkit.checkpoint.manifest import TableConfig, scorer_config
 from bltkit.config import parse
 from bltkit.model.flops import forward_flops
@@ -83,17 +84,23 @@ class Cuts:
         if kind.scores is None:
             return Cut({"rule": variant.rule})
         path, bits = self._scorer(variant.scorer)
-        scorer = load_bundle(resolve_model(str(path))).scorer
-        assert scorer is not None
-        scores = [scorer.scores(row[None])[0] for row in self.rows]
-        first = parse_rule(
-            {"kind": variant.rule} | ({"threshold": 1.0} if variant.rule == "threshold" else {"rise": 0.5})
-        )
-        rule, _ = calibrate(first, scores, self.rows, self.patch_bytes)
+        tuned = {"threshold": 1.0} if variant.rule == "threshold" else {"rise": 0.5}
+        scorer, rule = self._calibrated(path, parse_rule({"kind": variant.rule} | tuned))
         shape = scorer_config(scorer)
         assert not isinstance(shape, TableConfig), "the study trains its own"
         flops = forward_flops(shape, 1.0, self.settings.row_bytes)
         return Cut({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits, flops)
+
+    def of_router(self, run: Path) -> PatchingRule:
+        """Of a run that learned its borders: at the common rate, near which training leaves it."""
+        return self._calibrated(run, parse_rule({"kind": "bpe", "threshold": 0.0}))[1]
+
+    def _calibrated(self, model: Path, rule: PatchingRule) -> tuple[ScorerModule, PatchingRule]:
+        scorer = load_bundle(resolve_model(str(model))).scorer
+        assert scorer is not None
+        with torch.no_grad():
+            scores = [scorer.scores(row[None])[0] for row in self.rows]
+        return scorer, calibrate(rule, scores, self.rows, self.patch_bytes)[0]
 
     def _scorer(self, model: Mapping[str, Any]) -> tuple[Path, float]:
         """Trained where it is not there, by one process."""

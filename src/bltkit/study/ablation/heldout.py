@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bltkit.data import Corpus, TokenBatch, validation_batches
+from bltkit.patching import PatchingRule
 from bltkit.train import TrainConfig
 from bltkit.train.learner import Learner
 from bltkit.train.parallel import world_of
@@ -28,11 +29,19 @@ class Heldout:
     unit_bytes: float | None
 
 
-def heldout(config: TrainConfig, checkpoint: Path, texts: Sequence[str]) -> dict[str, Heldout]:
-    """Of each of the config's sources, under the names of `texts`; of all together under ''."""
+def heldout(
+    config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None
+) -> dict[str, Heldout]:
+    """Of each of the config's sources, under the names of `texts`; of all together under ''.
+
+    rule: in place of the one that the run was trained with.
+    """
     trainer, data = config.trainer.replace(init=str(checkpoint)), config.data
     with world_of("cpu", None) as world, numerics(trainer.threads, False, world.device), torch.no_grad():
-        learner = Learner(config.replace(trainer=trainer), world, load_patcher(config))
+        patcher = load_patcher(config)
+        if rule is not None:
+            patcher = replace(patcher, rule=rule)
+        learner = Learner(config.replace(trainer=trainer), world, patcher)
         learner.model.eval()
         vocabulary = known_vocabulary(config.replace(trainer=trainer), None)
         found, sums = {}, [0.0, 0, 0, 0]

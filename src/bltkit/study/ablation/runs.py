@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bltkit.config import parse
+from bltkit.patching import PatchingRule
 from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
 from bltkit.study.ablation.cuts import Cut, Cuts, digest
 from bltkit.study.ablation.heldout import Heldout, heldout, seconds_of
@@ -34,7 +35,8 @@ class Tools:
     """What trains and measures; tests put something quick in its place."""
 
     train: Callable[..., Result] = train_run
-    heldout: Callable[[TrainConfig, Path, Sequence[str]], Mapping[str, Heldout]] = heldout
+    heldout: Callable[..., Mapping[str, Heldout]] = heldout
+    router: Callable[[Cuts, Path], PatchingRule] = Cuts.of_router
     seconds: Callable[[Path], float] = seconds_of
 
 
@@ -117,8 +119,12 @@ class _Study:
 
     def _make(self, variant: Variant, seed: int, cut: Cut, config: TrainConfig, place: Path) -> Row:
         result = self._train(config, place)
-        names = list(self.settings.texts)
+        names, as_trained = list(self.settings.texts), None
         found = {name: vars(one) for name, one in self.tools.heldout(config, place, names).items()}
+        if variant.learned:
+            # Training leaves the rate near the wanted one; compared is at the rate of all others.
+            as_trained, rule = found.pop(""), self.tools.router(self.cuts, place)
+            found = {name: vars(one) for name, one in self.tools.heldout(config, place, names, rule).items()}
         whole = found.pop("")
         with torch.device("meta"):
             sizes = {name: weight.numel() for name, weight in build_trained(config).named_parameters()}
@@ -132,6 +138,7 @@ class _Study:
             "unit_bytes": whole["unit_bytes"],
             "unit_bytes_in_training": result.mean_patch_bytes,
             "by_text": found,
+            "as_trained": as_trained,
             "params": sum(sizes.values()),
             "params_tables": sizes.get("embed.ngrams", 0),
             "flops_per_byte": result.train_flops / max(1, result.bytes_seen) + cut.scorer_flops,
