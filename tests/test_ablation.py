@@ -107,6 +107,19 @@ def test_groups_train_on_the_same_operations(settings: Settings, tmp_path: Path)
         assert all(spent == pytest.approx(runs[0][1], rel=1 / 200) for _, spent in runs)
 
 
+def test_all_variants_may_be_of_another_shape(settings: Settings, tmp_path: Path) -> None:
+    stub, changes = Stub(), ("model.encoder.window=16", "optim.lr=1e-4")
+    rows = run(
+        ablation_named("cross-attention"), settings.replace(changes=changes), tmp_path / "out", {}, tools=stub.tools
+    )
+    assert all(config.model.encoder.window == 16 and config.optim.lr == 1e-4 for config in stub.configs)
+    assert len({config.model.model_dump_json() for config in stub.configs}) == len(stub.configs)
+    assert "model.encoder.window=16" in table(rows)
+    with pytest.raises(ValueError, match=r"unknown key 'model\.encoder\.windows'; did you mean 'window'"):
+        wrong = settings.replace(changes=("model.encoder.windows=16",))
+        run(ablation_named("cross-attention"), wrong, tmp_path / "other", {}, tools=Stub().tools)
+
+
 def test_two_processes_share_a_directory(settings: Settings, tmp_path: Path) -> None:
     """A run that another process holds is left to it, and is no row here."""
     ablation, out = ablation_named("cross-attention"), tmp_path / "out"

@@ -23,6 +23,10 @@ def ablation(
         list[str] | None, typer.Option(help="NAME=SOURCE, a part of the mixture (repeatable); default: stdlib.")
     ] = None,
     rule: Annotated[str | None, typer.Option(help="In place of the calibrated entropy rule.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE on top of every training, such as model.encoder.window=16 (repeatable)."),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A variant (repeatable); default: all.")] = None,
     threads: Threads = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every run's checkpoint.")] = False,
@@ -37,6 +41,7 @@ def ablation(
         "--patch-bytes": patch_bytes,
         "--text": text,
         "--rule": rule,
+        "--set": set_,
         "--only": only,
         "--threads": threads,
         "--keep-models": keep_models or None,
@@ -60,6 +65,7 @@ def ablation(
         "rule": rule,
         "threads": threads,
         "keep_models": keep_models,
+        "changes": set_,
     }
     given = {key: value for key, value in fields.items() if value is not None}
     _run(found, given, out, only or [], as_json)

@@ -149,7 +149,8 @@ def _about(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     first = rows[0]
     text = ", ".join(first["by_text"])
-    return f"{first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}."
+    changes = "".join(f", {change}" for change in first.get("changes", ()))
+    return f"{first['bytes_seen'] / 1e6:.2g} MB of {text}; seeds {seeds}{changes}."
 
 
 def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from bltkit.config import parse
+from bltkit.config import apply_overrides, parse
 from bltkit.patching import PatchingRule
 from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
 from bltkit.study.ablation.cuts import Cut, Cuts, digest
@@ -147,6 +147,7 @@ class _Study:
             "steps": result.steps,
             "bytes_seen": result.bytes_seen,
             "seconds": self.tools.seconds(place),
+            "changes": list(self.settings.changes),
             "basis": place.name,
             "scorer": cut.scorer,
             "config": config.model_dump(mode="json", exclude_none=True),
@@ -175,6 +176,7 @@ class _Study:
             fields[section] = value if not key else fields[section] | {key: value}
         if not fields["patching"]:
             del fields["patching"]
+        fields = apply_overrides(fields, self.settings.changes)
         found: TrainConfig = parse(TrainConfig, fields, f"{self.ablation.name}, {variant.name}")
         return found
 

@@ -35,6 +35,8 @@ class Settings(Config):
     threads: PositiveInt = 1
     validation_batches: PositiveInt = 32
     keep_models: bool = False
+    changes: tuple[str, ...] = ()
+    """`section.key=value` on top of every variant's training, such as `model.encoder.window=16`."""
 
 
 @dataclass(frozen=True)
