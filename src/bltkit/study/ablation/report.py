@@ -33,7 +33,6 @@ _HEAD = (
     "bytes a patch",
     "million parameters",
     "kFLOP a byte",
-    "s a run",
 )
 
 
@@ -168,7 +167,6 @@ def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]
         f"{fmean(units):.2f}" if units else "",
         f"{(own[0]['params'] - own[0]['params_tables']) / 1e6:.2f} + {own[0]['params_tables'] / 1e6:.2f}",
         f"{fmean(row['flops_per_byte'] for row in own) / 1e3:,.0f}",
-        f"{fmean(row['seconds'] for row in own):.0f}",
     ]
     return cells + [_of_text(own, text) for text in texts]
 
