@@ -118,6 +118,7 @@ def test_all_variants_may_be_of_another_shape(settings: Settings, tmp_path: Path
     with pytest.raises(ValueError, match=r"unknown key 'model\.encoder\.windows'; did you mean 'window'"):
         wrong = settings.replace(changes=("model.encoder.windows=16",))
         run(ablation_named("cross-attention"), wrong, tmp_path / "other", {}, tools=Stub().tools)
+    assert not (tmp_path / "other" / "scorers").exists()
 
 
 def test_two_processes_share_a_directory(settings: Settings, tmp_path: Path) -> None:

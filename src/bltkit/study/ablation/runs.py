@@ -65,7 +65,7 @@ def run(
         raise ValueError(f"ablation {ablation.name!r} has no variant {unknown[0]!r}; it has {known}")
     out.mkdir(parents=True, exist_ok=True)
     study = _Study(ablation, settings, out, tools, say)
-    study.texts.corpus  # noqa: B018 (a text that cannot be measured shows before anything is trained)
+    study.check(only)
     todo = [
         (seed, variant) for seed in settings.seeds for variant in ablation.variants if not only or variant.name in only
     ]
@@ -87,6 +87,13 @@ class _Study:
             return self._train(config, place).bits_per_byte
 
         self.cuts = Cuts(settings, self.texts, out / "scorers", train, say, ablation.rate_of_words)
+
+    def check(self, only: Sequence[str]) -> None:
+        """Raises ValueError for texts and trainings that cannot be, before anything is trained."""
+        assert len(self.texts.corpus)
+        for variant in self.ablation.variants:
+            if not only or variant.name in only:
+                self._config(variant, 0, Cut({} if variant.rule is None else {"rule": "stride:k=4"}), 1)
 
     def rows(self) -> list[Row]:
         return [row for row in self.file.read() if row["ablation"] == self.ablation.name]
