@@ -149,7 +149,7 @@ def draw_scatter(scatter: Scatter) -> Scene:
 
 def _panel(scatter: Scatter, panel: Panel, left: float, top: float) -> Iterator[Shape]:
     right, bottom = left + _WIDTH, top + _HEIGHT
-    yield Label(left, top - 14, panel.title, 12.5, INK, bold=True)
+    yield Label(left, top - 23, panel.title, 12.5, INK, bold=True)
     if not panel.points:
         yield Label(left, top + 20, "nothing was measured", 11, MUTED)
         return
@@ -163,7 +163,7 @@ def _panel(scatter: Scatter, panel: Panel, left: float, top: float) -> Iterator[
         yield Box(x.at(value), top, 1, _HEIGHT, HAIRLINE)
         yield Label(x.at(value), bottom + 17, x.text(value), 10.5, MUTED, "middle")
     yield Box(left, bottom, _WIDTH, 1, MUTED)
-    yield Label(left - _LEFT + 6, top - 1, scatter.y_name, 10.5, MUTED)
+    yield Label(left - _LEFT + 6, top - 8, scatter.y_name, 10.5, MUTED)
     yield Label((left + right) / 2, bottom + 36, scatter.x_name, 10.5, MUTED, "middle")
     if panel.diagonal:
         low, high = max(x.low, y.low), min(x.high, y.high)

@@ -106,14 +106,17 @@ def _noise(rows: Sequence[Row]) -> tuple[float, int]:
 
 
 def picture(name: str, rows: Sequence[Row]) -> Scatter:
-    """Bits per byte over operations per byte: a point for each run, a panel for each group."""
+    """Bits per byte over operations per byte: a point for each run, a panel for each group, the same colour for what is
+    the same in all of them."""
     own = [row for row in rows if row["ablation"] == name]
-    variants = _variants(own)
-    colours = {variant: COLOURS[at % len(COLOURS)] for at, variant in enumerate(variants)}
+    names = {variant: variant.partition(": ")[2] or variant for variant in _variants(own)}
+    if not any(row["group"] for row in own):
+        names = {variant: variant for variant in names}
+    colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(dict.fromkeys(names.values()))}
     panels = []
     for group in dict.fromkeys(row["group"] for row in own):
         points = tuple(
-            Point(row["flops_per_byte"] / 1e6, row["bits_per_byte"], colours[row["variant"]])
+            Point(row["flops_per_byte"] / 1e6, row["bits_per_byte"], colours[names[row["variant"]]])
             for row in own
             if row["group"] == group
         )
@@ -126,6 +129,7 @@ def picture(name: str, rows: Sequence[Row]) -> Scatter:
         (tuple(panels),),
         tuple(colours.items()),
         (),
+        shared_y=True,
     )
 
 
