@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, circumstances, measured, only_report
-from bltkit.cli.terminal import Json, print_json, progress_bar, say, there
+from bltkit.cli.study.options import Out, Report, circumstances, measured, only_report, show
+from bltkit.cli.terminal import Json, progress_bar, say, there
 
 FIELDS = {
     "--preset": "presets",
@@ -83,24 +83,5 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     """Table on stdout and in a file, the picture in a file; without matplotlib the table alone."""
     from bltkit.study.efficiency import TABLE, fits_of, table, write_report
 
-    try:
-        figures = write_report(rows, out)
-    except ValueError as error:
-        if "matplotlib" not in str(error):
-            raise
-        figures = ()
-        say(f"no picture: {error}")
-    if as_json:
-        fits = [fit.to_json() for fit in (*fits_of(rows), *fits_of(rows, "predicted"))]
-        print_json(
-            {
-                "rows": rows,
-                "fits": fits,
-                "figures": [str(figure) for figure in figures],
-                "table": str(out / TABLE),
-            }
-        )
-    else:
-        print(table(rows), end="")
-    for place in (out / TABLE, *figures):
-        say(f"wrote {place}")
+    fits = [fit.to_json() for fit in (*fits_of(rows), *fits_of(rows, "predicted"))] if as_json else []
+    show(rows, out / TABLE, table, write_report, as_json, more={"fits": fits})

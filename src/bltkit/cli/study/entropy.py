@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
-from bltkit.cli.terminal import Json, print_json, progress_bar, say
+from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
+from bltkit.cli.terminal import Json, progress_bar
 
 
 def entropy(
@@ -70,16 +70,4 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     """Tables on stdout and in a file, a page, pictures in files; without matplotlib no pictures."""
     from bltkit.study.entropy_quality import PAGE, TABLE, table, write_report
 
-    try:
-        figures = write_report(rows, out)
-    except ValueError as error:
-        if "matplotlib" not in str(error):
-            raise
-        figures = (out / PAGE,)
-        say(f"no pictures: {error}")
-    if as_json:
-        print_json({"rows": rows, "figures": [str(figure) for figure in figures], "table": str(out / TABLE)})
-    else:
-        print(table(rows), end="")
-    for place in (out / TABLE, *figures):
-        say(f"wrote {place}")
+    show(rows, out / TABLE, table, write_report, as_json, pages=[out / PAGE])

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
-from bltkit.cli.terminal import Json, print_json, progress_bar, say
+from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
+from bltkit.cli.terminal import Json, progress_bar, say
 
 if TYPE_CHECKING:
     from bltkit.study.fast_decoding import Tools
@@ -108,16 +108,4 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     """Table on stdout and in a file, pictures in files; without matplotlib the table alone."""
     from bltkit.study.fast_decoding import TABLE, table, write_report
 
-    try:
-        figures = write_report(rows, out)
-    except ValueError as error:
-        if "matplotlib" not in str(error):
-            raise
-        figures = ()
-        say(f"no pictures: {error}")
-    if as_json:
-        print_json({"rows": rows, "figures": [str(figure) for figure in figures], "table": str(out / TABLE)})
-    else:
-        print(table(rows), end="")
-    for place in (out / TABLE, *figures):
-        say(f"wrote {place}")
+    show(rows, out / TABLE, table, write_report, as_json)

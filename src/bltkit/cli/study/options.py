@@ -1,10 +1,13 @@
 """What the studies' commands have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+
+from bltkit.cli.terminal import print_json, say
 
 Out = Annotated[Path, typer.Option(help="Directory of rows, table and pictures; a broken-off study goes on there.")]
 Report = Annotated[bool, typer.Option("--report", help="Table and pictures anew, from the rows in --out.")]
@@ -56,3 +59,33 @@ def circumstances() -> dict[str, Any]:
         "machine": machine(torch.device("cpu")),
         "command": shlex.join(["blt", *sys.argv[1:]]),
     }
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    table: Path,
+    text: Callable[[Any], str],
+    write: Callable[[Any, Path], Sequence[Path]],
+    as_json: bool,
+    *,
+    pages: Sequence[Path] = (),
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """A study's table on stdout, and with its pages and pictures in files; without matplotlib no pictures.
+
+    table: where `write`, given the directory, puts the table; pages: what it writes also without matplotlib. more: keys
+    of the JSON beside rows, figures and table.
+    """
+    try:
+        figures = list(write(rows, table.parent))
+    except ValueError as error:
+        if "matplotlib" not in str(error):
+            raise
+        figures = list(pages)
+        say(f"no pictures: {error}")
+    if as_json:
+        print_json({"rows": rows, **more, "figures": [str(figure) for figure in figures], "table": str(table)})
+    else:
+        print(text(rows), end="")
+    for place in (table, *figures):
+        say(f"wrote {place}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Report, circumstances, measured, only_report
+from bltkit.cli.study.options import Report, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Json, print_json, progress_bar, say
 
 if TYPE_CHECKING:
@@ -117,16 +117,4 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
         if as_json:
             print_json({"rows": [], "figures": [], "table": None})
         return
-    try:
-        figures = write_report(rows, out)
-    except ValueError as error:
-        if "matplotlib" not in str(error):
-            raise
-        figures = (out / PAGE,)
-        say(f"no pictures: {error}")
-    if as_json:
-        print_json({"rows": rows, "figures": [str(figure) for figure in figures], "table": str(out / TABLE)})
-    else:
-        print(table(rows), end="")
-    for place in (out / TABLE, *figures):
-        say(f"wrote {place}")
+    show(rows, out / TABLE, table, write_report, as_json, pages=[out / PAGE])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bltkit.config import nearest
-from bltkit.study.ablation.shapes import BASE, SCORER, TOKENS, grown
+from bltkit.study.ablation.shapes import SCORER, TOKENS, grown
 
 ENTROPY = "threshold"
 """The common rule."""
@@ -148,5 +148,3 @@ def _all() -> tuple[Ablation, ...]:
 
 ABLATIONS: Mapping[str, Ablation] = {one.name: one for one in _all()}
 """By name."""
-
-COMMON_MODEL = BASE

@@ -16,10 +16,11 @@ from filelock import FileLock, Timeout
 
 from bltkit.config import apply_overrides, parse
 from bltkit.patching import PatchingRule
-from bltkit.study.ablation.catalog import COMMON_MODEL, Ablation, Variant
+from bltkit.study.ablation.catalog import Ablation, Variant
 from bltkit.study.ablation.cuts import Cut, Cuts, digest
 from bltkit.study.ablation.heldout import Heldout, heldout, seconds_of
 from bltkit.study.ablation.settings import Settings, Texts
+from bltkit.study.ablation.shapes import BASE
 from bltkit.study.row_file import RowFile
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
@@ -175,7 +176,7 @@ class _Study:
 
     def _config(self, variant: Variant, seed: int, cut: Cut, steps: int) -> TrainConfig:
         """A variant's whole training."""
-        fields = self.texts.sections(COMMON_MODEL, steps, seed) | {"patching": dict(cut.fields)}
+        fields = self.texts.sections(BASE, steps, seed) | {"patching": dict(cut.fields)}
         if variant.learned:
             fields["objective"] = {"kind": "learned-boundary", "patch_bytes": self.cuts.patch_bytes}
         for name, value in variant.changes.items():

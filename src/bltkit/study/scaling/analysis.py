@@ -9,8 +9,8 @@ entropy model serves all seeds, and held-out text is a few documents: of both th
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -57,10 +57,6 @@ class Crossover:
     trend: float
     trend_interval: Interval
     edges: tuple[tuple[str, float], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
     def verdict(self) -> str:
         """One sentence for people."""

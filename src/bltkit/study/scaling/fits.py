@@ -9,9 +9,8 @@ What too few points cannot say is refused with a reason, not guessed.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +54,6 @@ class Parametric:
         """Of the best size in a budget: N ~ C^(beta / (alpha + g beta)), where a byte costs as N^g."""
         return self.beta / (self.alpha + cost_exponent * self.beta)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Isoflop:
@@ -76,10 +71,6 @@ class Isoflop:
     def predict(self, params: npt.ArrayLike) -> Floats:
         """The loss over N."""
         return np.asarray(self.lowest + self.curvature * np.log(np.asarray(params, float) / self.best) ** 2)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
