@@ -2,6 +2,7 @@
 
 from bltkit.files.compressed import BrokenFile, chunks, lines, read_whole
 from bltkit.files.lock import writer_lock
+from bltkit.files.names import is_file_or_dangling
 from bltkit.files.structured import (
     parse_json,
     parse_text,
@@ -9,11 +10,13 @@ from bltkit.files.structured import (
     read_json,
     read_json_object,
     read_toml,
+    read_utf8,
 )
 
 __all__ = [
     "BrokenFile",
     "chunks",
+    "is_file_or_dangling",
     "lines",
     "parse_json",
     "parse_text",
@@ -21,6 +24,7 @@ __all__ = [
     "read_json",
     "read_json_object",
     "read_toml",
+    "read_utf8",
     "read_whole",
     "writer_lock",
 ]

@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
-SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
+SUFFIXES = (".zst", ".gz", ".xz", ".bz2")
 """Names that promise compressed content."""
 
 MAX_WINDOW = 1 << 27
@@ -73,9 +73,10 @@ def lines(path: Path) -> Iterator[bytes]:
         if others:
             line = b"".join(rest)
             yield line if number else _without_mark(line)
-            yield from others[:-1]
             number += len(others)
-            rest, size = [others[-1]], len(others[-1])
+            rest = [others.pop()]
+            size = len(rest[0])
+            yield from others
     if size:
         line = b"".join(rest)
         yield line if number else _without_mark(line)

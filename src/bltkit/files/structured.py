@@ -18,7 +18,7 @@ MAX_DEPTH = 200
 
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_NOT_ESCAPED_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def parse_json(data: bytes | str, where: str, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
@@ -30,9 +30,8 @@ def parse_json(data: bytes | str, where: str, *, finite: bool = False, escaped_b
     Raises ValueError.
     """
     try:
-        text = parse_text(data)
-        value = (_FINITE if finite else _ANY).decode(text)
-        _check_json(data, value, escaped_bytes)
+        value = (_FINITE if finite else _ANY).decode(parse_text(data))
+        _check(value, _ESCAPED_BYTE if escaped_bytes else None)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({_reason(error)})") from None
     return value
@@ -42,9 +41,9 @@ def parse_toml(data: bytes | str, where: str) -> dict[str, Any]:
     """A TOML document. `where` names its place in messages. Raises ValueError."""
     try:
         document = tomllib.loads(parse_text(data))
-        _check_depth(document)  # also of `a.a.a = 1`, which has no brackets
+        _check(document)  # also of `a.a.a = 1`, which has no brackets
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, ...
-        raise ValueError(f"{where}: not valid TOML ({_reason(error)})") from None
+        raise ValueError(f"{where} is not valid TOML: {_reason(error)}") from None
     return document
 
 
@@ -62,6 +61,14 @@ def parse_text(data: bytes | str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         place = f"byte {error.start}" if line == 1 else f"line {line}"
         raise ValueError(f"not UTF-8: {error.reason} at {place}") from None
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a whole file. Raises ValueError that names the file, OSError where it cannot be read."""
+    try:
+        return parse_text(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_json(path: Path, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
@@ -97,49 +104,39 @@ _ANY = json.JSONDecoder()
 _FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
-def _check_json(data: bytes | str, value: Any, escaped_bytes: bool) -> None:
-    """Looks at the value only where the text gives reason to: training reads gigabytes of rows that do not."""
-    if isinstance(data, bytes):
-        brackets, escapes = data.count(b"[") + data.count(b"{"), b"\\ud" in data or b"\\uD" in data
-    else:
-        brackets = data.count("[") + data.count("{")
-        escapes = "\\ud" in data or "\\uD" in data or not data.isascii()
-    if brackets > MAX_DEPTH:
-        _check_depth(value)
-    if escapes:
-        _check_characters(value, _NOT_ESCAPED_BYTE if escaped_bytes else _SURROGATE)
+def _check(value: Any, allowed: re.Pattern[str] | None = None) -> None:
+    """Depth, and surrogates in strings and keys. One pass level by level, which costs less than to search the text."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is str:
+                if not item.isascii():
+                    _check_characters(item, allowed)
+            elif kind is dict:
+                inner += item
+                inner += item.values()
+            elif kind is list:
+                inner += item
+        if not inner:
+            return
+        level = inner
+    raise RecursionError
 
 
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [inner for outer in level for inner in _inner(outer) if isinstance(inner, dict | list)]:
-        depth += 1
-        if depth >= MAX_DEPTH:
-            raise RecursionError
-
-
-def _check_characters(value: Any, refused: re.Pattern[str]) -> None:
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            if half := refused.search(value):
-                raise ValueError(f"\\u{ord(half[0]):04x} is half a surrogate pair, which is no character")
-        else:
-            waiting.extend(_inner(value))
-            if isinstance(value, dict):
-                waiting.extend(value)
-
-
-def _inner(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _check_characters(text: str, allowed: re.Pattern[str] | None) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = _SURROGATE.search(allowed.sub("", text) if allowed else text)
+        if half:
+            raise ValueError(f"\\u{ord(half[0]):04x} is half a surrogate pair, which is no character") from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return f"nested more than {MAX_DEPTH} deep"
+        return f"nested too deeply, more than {MAX_DEPTH} levels"
     if isinstance(error, json.JSONDecodeError):
         if not error.doc.strip():
             return "empty"
