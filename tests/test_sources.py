@@ -233,10 +233,13 @@ def test_jsonl_line_ends(tmp_path: Path) -> None:
     assert [d.data for d in parse_source(str(path)).documents()] == [b"a", b"b"]
 
 
-def test_jsonl_keeps_lone_surrogates(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_is_a_broken_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(rb'{"text": "a\ud800b"}')
-    assert [d.data for d in parse_source(str(path)).documents()] == [b"a\xed\xa0\x80b"]
+    path.write_bytes(rb'{"text": "a\ud83d\ude00b"}' + b"\n" + rb'{"text": "a\ud800b"}')
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: .*\\ud800 is half a surrogate pair"):
+        list(parse_source(str(path)).documents())
+    source = JsonlSource(paths=(str(path),), broken="skip")
+    assert [d.data.decode() for d in source.documents()] == ["a\U0001f600b"]
 
 
 def test_zstd_files_of_several_frames(tmp_path: Path) -> None:
