@@ -153,7 +153,8 @@ def spans(tokens: Tokens, first: int, positions: int | None, window_bytes: int |
     """
     count = len(tokens.ids)
     room = count if positions is None else positions
-    seen = min((room + 1) // 2, room - 1)
+    # A text whose tokens all fit is cut by bytes alone: a limit on tokens would take context that it has.
+    seen = count if room >= count else min((room + 1) // 2, room - 1)
     begin = 0
     if window_bytes is None:
         begin = max(0, count - room if count - first <= room else first - seen)
