@@ -60,7 +60,10 @@ def state_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def check_room(path: Path, whole: int, largest_file: int) -> None:
-    """Raises OSError where a checkpoint of so many bytes, with one file of `largest_file`, cannot be written to `path`."""
+    """Raises OSError where a checkpoint cannot be written to `path`.
+
+    whole: bytes of all of its tensors. largest_file: of those in the largest file that this process writes.
+    """
     free = shutil.disk_usage(path).free
     if whole > free:
         raise OSError(

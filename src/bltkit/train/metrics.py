@@ -138,9 +138,8 @@ def _complain(line: str) -> None:
 
 def validated(out: Path, step: int) -> bool:
     """Is there a validation of this step: none where a run was killed in the middle of its last one."""
-    return any(
-        row["step"] == step and "validation_bits_per_byte" in row for row in read_metrics(out, lambda line: None)
-    )
+    rows = read_metrics(out, lambda line: None)  # what cannot be read was told of when the run was taken up
+    return any(row["step"] == step and "validation_bits_per_byte" in row for row in rows)
 
 
 @contextmanager

@@ -79,10 +79,8 @@ def _newest_sound(run: RunDirectory, steps: list[Path], say: Callable[[str], Non
         if not with_checksums:
             say(_unverified(step))
         return step, tuple(error.checkpoint for error in damaged)
-    raise ValueError(
-        f"{run.path} has no sound checkpoint: {damaged[0]}"
-        + (f" (nor is any of the {len(damaged) - 1} before it sound)" if damaged[1:] else "")
-    )
+    faults = "; ".join(f"{error.checkpoint.name} is damaged ({error.reason})" for error in damaged)
+    raise ValueError(f"{run.path} has no sound checkpoint to go on from: {faults}; start another run with --out")
 
 
 def _verify_trunk(trunk: Path, branch: str, say: Callable[[str], None]) -> None:
