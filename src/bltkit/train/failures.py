@@ -17,6 +17,8 @@ from bltkit.train.run import RunDirectory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WORKER = "DataLoader worker"
+_TENSOR_BYTES = 1200
+"""What torch writes around a tensor, at least: each is a zip archive of its own."""
 
 
 def is_lost_worker(error: BaseException) -> bool:
@@ -53,10 +55,10 @@ def way_on(run: RunDirectory) -> str:
 
 
 def state_bytes(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Bytes of a run's state: of all processes together, and those that this one writes."""
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    """Bytes that a run's state takes at least: of all processes together, and those that this one writes."""
+    whole = sum(_TENSOR_BYTES + tensor.numel() * tensor.element_size() for tensor in state.values())
     parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in state.values()]
-    return whole, sum(part.numel() * part.element_size() for part in parts)
+    return whole, sum(_TENSOR_BYTES + part.numel() * part.element_size() for part in parts if part.numel())
 
 
 def check_room(path: Path, whole: int, largest_file: int) -> None:
