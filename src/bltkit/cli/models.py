@@ -28,7 +28,7 @@ def train(
     if as_json and is_main():
         print_json(asdict(result))
     elif is_main():
-        bits = f"{result.bits_per_byte:.4f} bits per byte"
+        bits = f"{result.bits_per_byte:.4f} bits per byte ({result.measured_on})"
         print(f"{result.out}: step {result.steps}, {bits}, {result.bytes_seen} bytes seen")
     if result.interrupted:
         raise typer.Exit(130)

@@ -3,7 +3,8 @@ documents.
 
 Between the sources and packing. Notable: a document's side is decided by a hash of its content, so it
 depends neither on the order of the sources nor on what else is there, and copies of a document never stand
-on both sides. The corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
+on both sides. Of a corpus of one document the last bytes are held out, as a document of their own. The
+corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
 """
 
 from __future__ import annotations
@@ -47,11 +48,14 @@ class DataConfig(Config):
     cache: str | None = None
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
+    """Share of the documents held out, by a hash of their content; of a single document, the share of its end."""
 
 
 @dataclass(frozen=True)
 class SourceStats:
     """What one source gave: documents and bytes in all, and how many of them are held back for validation.
+
+    A single document whose tail is held back counts as two.
 
     faults    what was passed over or kept although something was wrong: how many of each kind
     examples  the first few of each kind
