@@ -17,7 +17,7 @@ from bltkit.annotate.plan import SHARD_BYTES, Plan, Progress, ShardPlan, ShardRe
 from bltkit.annotate.report import Annotation, report_of
 from bltkit.annotate.work import Work, compute_shard, load_scorer, note_of
 from bltkit.checkpoint import scorer_hash
-from bltkit.checkpoint.weights import sha256
+from bltkit.checkpoint.intact import sha256
 from bltkit.config import parse
 from bltkit.data.shards import (
     MANIFEST,

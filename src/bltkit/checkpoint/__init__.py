@@ -6,6 +6,7 @@ under another model_type, so that transformers refuses it instead of computing s
 
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import ScorerModule, scorer_hash
 from bltkit.checkpoint.token_model import (
@@ -22,8 +23,10 @@ __all__ = [
     "ScorerModule",
     "TokenBundle",
     "atomic_directory",
+    "damages",
     "embedded_models",
     "is_token_model",
+    "listed_files",
     "load_bundle",
     "load_token_model",
     "resolve_model",
