@@ -141,11 +141,7 @@ def load_bundle(
 
 def _build(directory: Path, found: "_Found", weights: Weights) -> tuple[Blt | None, ScorerModule | None]:
     """The modules on the meta device. Raises ValueError for a config that no model can be built of."""
-    stacks = [] if found.model is None else [found.model.encoder, found.model.latent, found.model.decoder]
-    stacks += [found.scorer] if isinstance(found.scorer, StackConfig) else []
-    layers, tensors = sum(stack.layers for stack in stacks), len(weights.names())
-    if layers > tensors:  # before building them: a damaged number of layers would take hours and all memory
-        raise ValueError(f"{directory / CONFIG} describes {layers} layers, but the weights hold {tensors} tensors")
+    _refuse_implausible(directory / CONFIG, found, weights)
     try:
         with torch.device("meta"):
             model = None if found.model is None else Blt(found.model)
@@ -154,6 +150,26 @@ def _build(directory: Path, found: "_Found", weights: Weights) -> tuple[Blt | No
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{directory / CONFIG}: no model can be built of it ({first})") from None
     return model, scorer
+
+
+def _refuse_implausible(path: Path, found: "_Found", weights: Weights) -> None:
+    """Raises ValueError for counts that the weights rule out: building modules of them would take hours or all memory.
+
+    Wrong widths are left to the comparison of shapes, as a matrix on the meta device costs nothing.
+    """
+    stacks = [] if found.model is None else [found.model.encoder, found.model.latent, found.model.decoder]
+    stacks += [found.scorer] if isinstance(found.scorer, StackConfig) else []
+    layers, tensors = sum(stack.layers for stack in stacks), len(weights.names())
+    if layers > tensors:
+        raise ValueError(f"{path} describes {layers} layers, but the weights hold {tensors} tensors")
+    if found.model is None or not found.model.ngrams.sizes:
+        return
+    ngrams, rows = found.model.ngrams, weights.rows(_TABLES)
+    if ngrams.num_tables > rows or max(ngrams.sizes) > _LONGEST_NGRAM:
+        raise ValueError(
+            f"{path} describes {ngrams.num_tables} n-gram tables, of up to {max(ngrams.sizes)} bytes; expected at most "
+            f"the {rows} rows that the weights hold, and {_LONGEST_NGRAM} bytes"
+        )
 
 
 def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] | None = None) -> None:
@@ -228,7 +244,7 @@ def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
     manifest: Manifest = parse(Manifest, data, str(own))
     check_seal(data, str(own))
     check_names(directory, manifest.files)
-    described = {key: value for key, value in data.items() if key in ("rule", "model", "scorer")}
+    described = {key: value for key, value in data.items() if key in ("format", "rule", "model", "scorer")}
     refuse_coerced(described, manifest.model_dump(mode="json"), str(own))
     kind = "blt" if manifest.model is not None else getattr(manifest.scorer, "kind", None)
     if kind is None or manifest.kind != kind:
@@ -240,6 +256,7 @@ def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
             raise ValueError(f"{own} describes no model, but {path} does; the two do not belong together")
         raise ValueError(f"{path}: model_type is {model_type!r:.80}; expected {names}, which {own.name} describes")
     if model_type == hf_config.MODEL_TYPE:
+        assert manifest.model is not None
         where = hf_config.difference(path, config, manifest.model, manifest.scorer, manifest.rule)
         if where is not None:
             raise ValueError(
@@ -317,6 +334,8 @@ _POSITIONS = ("training.json", "latest/training.json")
 """What a run is resumed from, in one of its checkpoints or in its directory."""
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _TABLES = "model.encoder_hash_tok_embedding.weight"
+_LONGEST_NGRAM = 1024
+"""Bytes; the paper's are 8 at most."""
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 

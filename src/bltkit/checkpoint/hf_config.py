@@ -17,6 +17,7 @@ from bltkit.patching import PatchingRule, ThresholdRule
 from bltkit.vocab import BOS, EOS, PAD, VOCAB_SIZE
 
 MODEL_TYPE = "blt"
+ARCHITECTURE = "BltForCausalLM"
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder_config": {
@@ -63,6 +64,9 @@ def read_config(data: Mapping[str, Any], path: Path) -> Described:
     Raises ValueError with one line for what no model of ours is.
     """
     _refuse_other_types(path, data)
+    names = data.get("architectures") or [ARCHITECTURE]
+    if not isinstance(names, list) or not any(str(name).startswith("Blt") for name in names):
+        raise ValueError(f"{path}: architectures is {names!r:.80}; expected [{ARCHITECTURE!r}]")
     top = _Section(path, "", data, {})
     encoder, decoder, latent, patcher = (_section(path, data, name) for name in DEFAULTS)
     _check_patching(top)
@@ -125,7 +129,7 @@ def write_config(model: BltConfig, scorer: EntropyConfig, rule: ThresholdRule) -
     """The config.json of a model that `expresses` holds for; every key that has an odd default is written out."""
     local = {"cross_attn_k": model.cross_attn_k, "hidden_size_global": model.latent.width, "vocab_size": VOCAB_SIZE}
     return {
-        "architectures": ["BltForCausalLM"],
+        "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "vocab_size": VOCAB_SIZE,
         "pad_token_id": PAD,
@@ -191,7 +195,11 @@ def difference(path: Path, data: Mapping[str, Any], model: BltConfig, scorer: Co
         return "patch_in_forward"
     here = _flat(write_config(described.model, described.scorer, described.rule))
     there = _flat(write_config(model, scorer, rule))
-    return next((f"{key} (here {here[key]}, there {there[key]})" for key in here if here[key] != there[key]), None)
+    for key in here:
+        if here[key] != there[key]:
+            return f"{key} (here {here[key]}, there {there[key]})"
+    # `write_config` leaves it out: the format has a slip there.
+    return None if described.rule == rule else "max_patch_length"
 
 
 class _Section:
@@ -250,7 +258,7 @@ _NUMBERS = {key: type(value) for section in DEFAULTS.values() for key, value in 
     "encoder_hash_byte_group_nb_functions": int, "tie_word_embeddings": bool, "patch_in_forward": bool,
 }  # fmt: skip
 """Types of the keys that are read."""
-_WORDS = {int: "an integer", float: "a number", bool: "true or false"}
+_WORDS = {int: "an integer below 2^31", float: "a number", bool: "true or false"}
 
 
 def _refuse_other_types(path: Path, data: Mapping[str, Any]) -> None:
@@ -262,7 +270,7 @@ def _refuse_other_types(path: Path, data: Mapping[str, Any]) -> None:
             if kind is None or value is None:
                 continue
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or isinstance(value, bool) is not (kind is bool):
+            if not fits or isinstance(value, bool) is not (kind is bool) or (kind is int and abs(value) >= 2**31):
                 raise ValueError(f"{path}: {prefix}{key} is {value!r:.80}; expected {_WORDS[kind]}")
 
 

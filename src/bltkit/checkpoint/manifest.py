@@ -72,6 +72,8 @@ def refuse_coerced(given: Any, parsed: Any, where: str, key: str = "") -> None:
     elif isinstance(given, list) and isinstance(parsed, list):
         for index, (value, other) in enumerate(zip(given, parsed, strict=False)):
             refuse_coerced(value, other, where, f"{key}[{index}]")
+    elif isinstance(given, int) and abs(given) >= 2**31:
+        raise ValueError(f"{where}: {key} = {given!r:.80} is too large; expected an integer below 2^31")
     elif given != parsed or isinstance(given, bool) != isinstance(parsed, bool):
         raise ValueError(f"{where}: {key} = {given!r:.80} is of another type than expected; write {parsed!r:.80}")
 

@@ -91,6 +91,12 @@ class Weights:
         """Names of all tensors."""
         return set(self._files)
 
+    def rows(self, name: str) -> int:
+        """The first dimension of a tensor; 0 where there is no such tensor, or it has no dimensions."""
+        if name not in self._files:
+            return 0
+        return int((*self._files[name][1].get_slice(name).get_shape(), 0)[0])
+
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, in the file's dtype and backed by the file: pages come in as they are used.
 
