@@ -17,8 +17,8 @@ from bltkit.files.structured import (
 )
 
 __all__ = [
-    "BrokenFile",
     "LOCK_FILES",
+    "BrokenFile",
     "check_seal",
     "chunks",
     "is_file_or_dangling",
