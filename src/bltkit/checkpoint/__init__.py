@@ -8,7 +8,7 @@ from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
 from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
-from bltkit.checkpoint.manifest import ScorerModule, scorer_hash
+from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.token_model import (
     TokenBundle,
     is_token_model,
@@ -19,6 +19,7 @@ from bltkit.checkpoint.token_model import (
 )
 
 __all__ = [
+    "MANIFEST",
     "Bundle",
     "ScorerModule",
     "TokenBundle",

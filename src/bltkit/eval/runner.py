@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,13 +134,16 @@ def _held(out: Path | None) -> Iterator[None]:
     if out is None or (os.path.lexists(out) and not (out / RUN).exists() and not _is_empty(out)):
         yield  # `_open_out` refuses it
         return
-    new = not out.exists()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     with writer_lock(out, logging.getLogger(__name__).warning):
         try:
             yield
         finally:
-            if new and _is_empty(out):
-                shutil.rmtree(out, ignore_errors=True)
+            if out in new and _is_empty(out):
+                shutil.rmtree(out)
+                for parent in new[1:]:
+                    with suppress(OSError):  # something else came there meanwhile
+                        parent.rmdir()
 
 
 def _is_empty(out: Path) -> bool:
