@@ -23,11 +23,17 @@ from bltkit.data.sources import Document, read
 from bltkit.data.sources.annotated import AnnotatedSource
 from bltkit.data.sources.text import TextSource
 from bltkit.eval.health import check_directory
+from bltkit.eval.runner import evaluate
+from bltkit.eval.tasks import TASKS, parse_tasks
 from bltkit.files import needs_space, require_regular, sealed, writer_lock
 from bltkit.files.lock import LOCK_FILES
 from bltkit.model import TokenConfig
-from tests import token_models
+from tests.eval_fakes import Known
+from tests.eval_rows import place_of
+from tests.test_annotate import Place
 from tests.test_checkpoint import bundle, same
+from tests.test_token_llama import VOCABULARY
+from tests.test_token_llama import model as token_llama
 
 few = settings(max_examples=60, deadline=None)
 
@@ -89,7 +95,7 @@ class TestCheckpoint:
     def test_weights_that_nobody_listed_do_not_take_the_place_of_those_listed(self, directory: Path) -> None:
         save_bundle(directory.parent / "other", bundle(seed=9))
         shutil.copy(directory.parent / "other" / "model.safetensors", directory)
-        with pytest.raises(ValueError, match="model.safetensors is not listed in bltkit.json"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not listed in bltkit\.json"):
             load_bundle(directory)
 
     def test_what_version_1_wrote_is_read(self, directory: Path) -> None:
@@ -114,7 +120,7 @@ class TestCheckpoint:
 
     def test_a_token_model(self, tmp_path: Path) -> None:
         config = TokenConfig(width=8, layers=1, heads=2, vocab_size=300)
-        write_token_model(tmp_path, TokenBundle(token_models.model(config), token_models.VOCABULARY))
+        write_token_model(tmp_path, TokenBundle(token_llama(config), VOCABULARY))
         assert check_directory(tmp_path).healthy
         sizes = {path: path.read_bytes() for path in tmp_path.iterdir()}
         for path, content in sizes.items():
@@ -132,7 +138,7 @@ FOREIGN: list[Any] = ["gpt2", "mamba", "llama", "blt2", "BLT", "", None, 7, ["bl
 def test_a_foreign_model_type_is_refused(model_type: Any, directory: Path) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
-    with pytest.raises(ValueError, match="config.json: model_type is ") as error:
+    with pytest.raises(ValueError, match=r"config\.json: model_type is ") as error:
         load_bundle(directory)
     assert repr(model_type) in str(error.value)
 
@@ -184,7 +190,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "loop": (lambda path: path.symlink_to(path.name), "is a link to"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "is a device"),
     "socket": (a_socket, "is a socket"),
-    "empty": (Path.touch, ""),
+    "empty": (Path.touch, r"\S"),
 }
 
 
@@ -371,6 +377,59 @@ class TestSpace:
         with pytest.raises(OSError, match=r"shard.parquet needs [\d,]+ bytes"):
             write_shard(tmp_path / "shard.parquet", [row], "fp32")
         assert list(tmp_path.iterdir()) == []
+
+
+class TestLocks:
+    def test_one_process_annotates_into_a_directory(self, tmp_path: Path) -> None:
+        pytest.importorskip("pyarrow")
+        place = Place(tmp_path)
+        with writer_lock(tmp_path / "out"), pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on "):
+            place.run()
+        assert not place.files()
+        place.run()
+        before = place.files()
+        with writer_lock(tmp_path / "out"), pytest.raises(ValueError, match="in use by process"):
+            place.run()
+        assert place.files() == before
+
+    def test_a_killed_annotation_leaves_a_lock_that_is_taken_over(self, tmp_path: Path) -> None:
+        pytest.importorskip("pyarrow")
+        place = Place(tmp_path)
+        (tmp_path / "out").mkdir()
+        record = {"pid": 2**22 + 1, "host": socket.gethostname(), "since": "then"}
+        (tmp_path / "out/.writer.json").write_text(json.dumps(record))
+        said: list[str] = []
+        place.run(say=said.append)
+        assert "taking over the lock" in said[0] and place.documents()
+
+    def test_a_refused_annotation_leaves_nothing(self, tmp_path: Path) -> None:
+        pytest.importorskip("pyarrow")
+        place = Place(tmp_path)
+        with pytest.raises(ValueError):
+            place.run(sources=[TextSource(paths=(str(tmp_path / "none*"),))])
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(ValueError, match="holds no annotated shards"):
+            place.run("texts")
+        assert not LOCK_FILES & {path.name for path in (tmp_path / "texts").iterdir()}
+
+    def test_one_process_evaluates_into_a_directory(self, tmp_path: Path) -> None:
+        place, out = place_of(tmp_path / "data", *TASKS), tmp_path / "a/out"
+        (task,) = parse_tasks(["piqa"])
+        with writer_lock(out), pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on "):
+            evaluate(Known(), [task], place, out=out)
+        assert {path.name for path in out.iterdir()} <= LOCK_FILES
+        evaluate(Known(), [task], place, out=out)  # empty but for the lock's files
+        with writer_lock(out), pytest.raises(ValueError, match="in use by process"):
+            evaluate(Known(), [task], place, out=out, resume=True)
+        with pytest.raises(ValueError, match="--resume"):
+            evaluate(Known(), [task], place, out=out)
+
+    def test_a_refused_evaluation_leaves_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        place = place_of(tmp_path / "data")
+        with pytest.raises(ValueError):
+            evaluate(Known(), parse_tasks(["piqa"]), place, out=tmp_path / "a/b/out")
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_directory_with_the_files_of_a_lock_counts_as_empty(tmp_path: Path) -> None:

@@ -214,7 +214,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, escaped_bytes=True)
     if not isinstance(manifest, dict):
         raise ValueError(f"{path} holds no JSON object")
-    check_seal(manifest, str(path))
+    if not check_seal(manifest, str(path)) and "checksums" in manifest:
+        raise ValueError(f"{path} is damaged: it has checksums, but no digest of its own")
     return manifest
 
 
