@@ -35,18 +35,25 @@ def train(
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; or a directory of annotated shards or of a "
+            "mapped corpus, whose files are verified."
+        ),
+    ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look for the known failures of a BLT; each with cause and remedy."""
-    from bltkit.checkpoint import load_bundle, resolve_model
+    """Verify a checkpoint's files and look for the known failures of a BLT; each with cause and remedy."""
+    from bltkit.checkpoint import resolve_model
     from bltkit.data import read_documents
-    from bltkit.eval.health import check as look
+    from bltkit.eval.health import check_directory
 
     documents = [document.data for document in read_documents(files)] if files else None
+    directory = resolve_model(model)
     with Console(stderr=True).status("loading") as status:
-        report = look(load_bundle(resolve_model(model)), documents, progress=status.update)
+        report = check_directory(directory, documents, progress=status.update)
     show(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)
