@@ -18,6 +18,7 @@ from bltkit.annotate.report import Annotation, report_of
 from bltkit.annotate.work import Work, compute_shard, load_scorer, note_of
 from bltkit.checkpoint import scorer_hash
 from bltkit.checkpoint.weights import sha256
+from bltkit.compute import check_threads, device_of
 from bltkit.config import parse
 from bltkit.data.shards import (
     MANIFEST,
@@ -64,6 +65,9 @@ def annotate(
     rounding would cross, sources that cannot be read, and an `out` that holds something else.
     """
     import_pyarrow()
+    if workers is not None:
+        check_threads(workers, "workers")
+    device = str(device_of(device))
     scorer, own_rule = load_scorer(model, device)
     if rule is None and (out / MANIFEST).exists() and read_manifest(out).rule is None:
         own_rule = None  # `blt calibrate` gave the model one since; nobody asked for these shards to follow it
@@ -119,8 +123,6 @@ def _check(rule: PatchingRule, dtype: EntropyType, say: Callable[[str], None]) -
 def _run(
     engine: Engine, work: Work, scorer: Scorer, missing: list[ShardPlan], workers: int | None, progress: Any
 ) -> None:
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers} must be at least 1")
     if engine == "ray":
         from bltkit.annotate.cluster import run_on_ray
 

@@ -15,6 +15,7 @@ from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
 from bltkit.cli.study.robustness import robustness
 from bltkit.cli.study.scaling import scaling
+from bltkit.cli.verb import Verb
 
 STUDIES = (fast_decoding, entropy, evaluations, robustness, scaling, efficiency, ablation)
 
@@ -36,4 +37,4 @@ app = typer.Typer(
     help="Run a study. Each has options of its own (`blt study NAME --help`); all take --out and --json.",
 )
 for study in STUDIES:
-    app.command()(study)
+    app.command(cls=Verb)(study)

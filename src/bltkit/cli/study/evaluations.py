@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, say
+from bltkit.cli.terminal import Json, print_json, print_text, say
 
 
 def evaluations(
@@ -32,5 +32,5 @@ def evaluations(
         if as_json:
             print_json({"page": str(place)} | comparison.to_json())
         else:
-            print(comparison.summary(), end="")
+            print_text(comparison.summary(), end="")
     say(f"wrote {place}")
