@@ -22,10 +22,11 @@ from bltkit.cli.models import check, models, train
 from bltkit.cli.study import app as study
 from bltkit.cli.terminal import print_text, say
 from bltkit.cli.text import patch, score
-from bltkit.cli.verb import Verb
+from bltkit.cli.verb import Verb, Verbs
 from bltkit.terminal.streams import flush_result, occupy_closed_streams, usable_streams, usual_width
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +75,8 @@ def evaluate(
         raise ValueError("give --noise or --paired, not both")
     if resume and out is None:
         raise ValueError("--resume goes on with an evaluation that --out names; add --out DIR")
+    import tempfile
+
     place = run_on(model, device, threads, "rows")
     from bltkit.eval.noise import parse_noise
     from bltkit.eval.pairs import evaluate_pairs

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores
-from bltkit.terminal.streams import console, is_terminal, read_stdin, say, write_bytes, write_json, write_result
+from bltkit.terminal.streams import (
+    console,
+    is_terminal,
+    read_all,
+    read_stdin,
+    say,
+    write_bytes,
+    write_json,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from bltkit.terminal.progress import Progress
@@ -58,10 +67,11 @@ def read_text(text: str | None, file: Path | None) -> bytes:
 
 
 def read_file(file: Path) -> bytes:
-    """All of a file. Raises ValueError for a directory, OSError where it cannot be read."""
+    """All of a file. Raises ValueError for a directory and for a device without an end, OSError if it is unreadable."""
     if file.is_dir():
         raise ValueError(f"{file} is a directory; name a file")
-    return file.read_bytes()
+    with file.open("rb") as stream:
+        return read_all(stream, str(file))
 
 
 def run_on(model: str | None, device: str, threads: int | None, work: Work) -> Any:

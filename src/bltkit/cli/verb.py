@@ -1,8 +1,8 @@
-"""The class of every command of `blt`: what typer shows of it in help."""
+"""The classes of the commands of `blt`: what typer shows of them in help."""
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 _TYPES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "bool": "", "path": "PATH", "file": "PATH"}
 
@@ -10,16 +10,17 @@ _TYPES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "bool": "", "path"
 class Verb(TyperCommand):
     """A command whose help shows types as other programs do: `TEXT`, `INTEGER`, and nothing for a switch."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            display = getattr(param, "display_type_rich", None)
-            if display is not None:
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its parameters, `--help` among them."""
+        return _with_usual_types(super().get_params(ctx))
 
-                def shown(ctx: Any, display: Any = display) -> str:
-                    return usual_type(display(ctx) or "")
 
-                setattr(param, "display_type_rich", shown)  # noqa: B010  an instance's, in place of the class's
+class Verbs(TyperGroup):
+    """A group of commands, whose own options are shown in the same way."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its parameters, `--help` among them."""
+        return _with_usual_types(super().get_params(ctx))
 
 
 def usual_type(shown: str) -> str:
@@ -30,3 +31,14 @@ def usual_type(shown: str) -> str:
     if kind.startswith("list[") and kind.endswith("]"):
         kind, repeated = kind[5:-1], "..."
     return _TYPES.get(kind, kind) + repeated
+
+
+def _with_usual_types(params: list[Any]) -> list[Any]:
+    for param in params:
+        if "display_type_rich" not in vars(param) and hasattr(param, "display_type_rich"):
+
+            def shown(ctx: Any, display: Any = param.display_type_rich) -> str:
+                return usual_type(display(ctx) or "")
+
+            param.display_type_rich = shown  # an instance's, in place of the class's
+    return params

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from bltkit.terminal.characters import visible
 from bltkit.terminal.streams import console, is_terminal, say
 
 FIRST_SECONDS = 10.0
@@ -62,7 +63,7 @@ class Progress:
             self._began = now, done, total
         self._last = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=self._title())
+            self._bar.update(self._task, completed=done, total=total, description=visible(self._title()))
         else:
             self._line(now, lambda: self._account(now, done, total), patience)
 
@@ -74,7 +75,7 @@ class Progress:
         """Report what happens now, where nothing can be counted."""
         self._note = text
         if self._bar is not None:
-            self._bar.update(self._task, description=self._title())
+            self._bar.update(self._task, description=visible(self._title()))
         else:
             self._line(self._clock(), self._title, 1.0)
 
@@ -122,7 +123,7 @@ class Progress:
             transient=True,
             redirect_stdout=is_terminal(sys.stdout),  # results for a file would follow the bar to stderr
         )
-        self._task = self._bar.add_task(self._what, total=None)
+        self._task = self._bar.add_task(visible(self._what), total=None)
         self._bar.start()
 
 

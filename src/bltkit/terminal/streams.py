@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bltkit.terminal.characters import encodable_json, visible, visible_json
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USUAL_COLUMNS = 80
+MAX_TEXT_BYTES = 1 << 30
+"""Text that is read at once from stdin or a file."""
 MIN_COLUMNS, MAX_COLUMNS = 20, 10_000
 """Columns of a terminal that tables and help can be laid out in; other widths are taken for `USUAL_COLUMNS`."""
 
@@ -99,13 +101,21 @@ def say(line: str) -> None:
 
 
 def read_stdin() -> bytes:
-    """All bytes of stdin. Raises ValueError where it is closed."""
+    """All bytes of stdin. Raises ValueError where it is closed or has no end."""
     if sys.stdin is None or sys.stdin.closed:
         raise ValueError("standard input is closed; give it something to read, or name a file with --file")
     try:
-        return sys.stdin.buffer.read()
+        return read_all(sys.stdin.buffer, "standard input")
     except OSError as error:
         raise OSError(f"standard input cannot be read: {error.strerror}") from None
+
+
+def read_all(stream: BinaryIO, name: str) -> bytes:
+    """All bytes of a stream called `name`. Raises ValueError past `MAX_TEXT_BYTES`: `/dev/zero` has no end."""
+    data = stream.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"{name} has more than {MAX_TEXT_BYTES >> 20} MiB, which is no text for one call; give a part")
+    return data
 
 
 def is_terminal(stream: Any) -> bool:
@@ -138,9 +148,13 @@ def console(*, stderr: bool = False) -> "Console":
     """A rich console for data: no markup, no emoji codes, and control characters visible where it is a terminal."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
+    from rich.text import Text
 
     class DataConsole(Console):
         """rich's own controls are segments of a kind of their own; all other text is data."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text) if is_terminal(self.file) else text, **options)
 
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             segments = super().render(renderable, options)

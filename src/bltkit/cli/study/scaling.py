@@ -16,7 +16,10 @@ def scaling(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of rows, runs and pictures; several processes may share it, a study goes on there."
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Directory of rows, runs and pictures; several processes may share it, a study goes on there.",
         ),
     ] = None,
     plan: Annotated[str | None, typer.Option(help="cpu (the default), gpu, cluster, or a TOML file.")] = None,
