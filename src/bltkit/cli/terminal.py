@@ -17,6 +17,7 @@ from bltkit.terminal.streams import (
     write_bytes,
     write_json,
     write_result,
+    write_rich,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ def print_text(text: str = "", end: str = "\n", flush: bool = False) -> None:
     write_result(text, end, flush)
 
 
+def print_rich(renderable: Any) -> None:
+    """Print on stdout what rich lays out."""
+    write_rich(renderable)
+
+
 def print_json(value: Any) -> None:
     """One line on stdout, in ASCII where it takes no more."""
     write_json(value)
@@ -145,6 +151,7 @@ __all__ = [
     "console",
     "is_terminal",
     "print_json",
+    "print_rich",
     "print_text",
     "progress_bar",
     "read_file",

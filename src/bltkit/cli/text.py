@@ -12,8 +12,8 @@ from bltkit.cli.terminal import (
     Model,
     Text,
     Threads,
-    console,
     print_json,
+    print_rich,
     print_text,
     progress_bar,
     read_text,
@@ -48,7 +48,7 @@ def patch(
     if as_json:
         print_json(shown.to_json())
     else:
-        console().print(render(shown))
+        print_rich(render(shown))
 
 
 def score(

@@ -66,6 +66,12 @@ def write_result(text: str, end: str = "\n", flush: bool = False) -> None:
             sys.stdout.flush()
 
 
+def write_rich(renderable: Any) -> None:
+    """Write what rich lays out to stdout; errors as in `write_result`."""
+    with _naming_stdout():
+        console().print(renderable)
+
+
 def write_bytes(data: bytes) -> None:
     """Write bytes to stdout at once, as they are, for pipes and files; errors as in `write_result`."""
     with _naming_stdout():
