@@ -17,7 +17,8 @@ def test_cores_are_those_of_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_default_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(compute, "available_cores", lambda: 8)
     assert compute.default_threads(5_900_000, "sequence") == 1
     assert compute.default_threads(69_000_000, "sequence") == 4

@@ -56,8 +56,8 @@ def check_threads(count: int, name: str, least: int = 1) -> int:
 
 
 def default_threads(num_weights: int, work: Work) -> int:
-    """Threads for a model of so many weights. What the environment says about OpenMP's threads is the user's word."""
-    if os.environ.get("OMP_NUM_THREADS"):
+    """Threads for a model of so many weights. What the environment says about threads is the user's word."""
+    if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
         import torch
 
         return torch.get_num_threads()

@@ -49,7 +49,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         callback=threads_option,
-        help="Threads of the CPU. Default: OMP_NUM_THREADS; else 1 where a small model writes, and all cores for rows "
+        help="Threads of the CPU. Default: as the environment says; else 1 where a small model writes, and all cores for rows "
         "of text.",
     ),
 ]
