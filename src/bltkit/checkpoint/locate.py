@@ -44,7 +44,8 @@ def _embedded(name: str) -> Path:
     known = embedded_models()
     if name not in known:
         tail = nearest(name, known) if known else "; this installation embeds none"
-        raise ValueError(f"no embedded model {EMBEDDED}{name}{tail}")
+        listed = ", ".join(EMBEDDED + model for model in known)
+        raise ValueError(f"no embedded model {EMBEDDED}{name}{tail} (`blt models` lists them: {listed})")
     return _embedded_root() / name
 
 
