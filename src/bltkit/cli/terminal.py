@@ -49,8 +49,8 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         callback=threads_option,
-        help="Threads of the CPU. Default: as the environment says; else 1 where a small model writes, and all cores for rows "
-        "of text.",
+        help="Threads of the CPU. Default: as the environment says; else 1 where a small model writes, and all cores "
+        "for rows of text.",
     ),
 ]
 
