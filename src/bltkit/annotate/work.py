@@ -14,7 +14,7 @@ import torch
 from bltkit.annotate.plan import Plan, ShardPlan, ShardReader
 from bltkit.annotate.scoring import entropies_of
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
-from bltkit.checkpoint.weights import sha256
+from bltkit.checkpoint.intact import sha256
 from bltkit.compute import device_of
 from bltkit.data.shards import AnnotatedDocument, Cut, EntropyType, ShardEntry, cut, shard_name, write_shard
 from bltkit.model import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer

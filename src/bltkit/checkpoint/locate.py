@@ -50,7 +50,7 @@ def _embedded(name: str) -> Path:
 
 
 def _fetched(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or {".", ".."} & set(name.split("/")):
         raise ValueError(f"model '{HUB}{name}' is not of the form {HUB}OWNER/NAME")
     try:
         from huggingface_hub import snapshot_download

@@ -29,29 +29,35 @@ def train(
     if as_json and is_main():
         print_json(asdict(result))
     elif is_main():
-        bits = f"{result.bits_per_byte:.4f} bits per byte"
+        bits = f"{result.bits_per_byte:.4f} bits per byte ({result.measured_on})"
         print_text(f"{result.out}: step {result.steps}, {bits}, {result.bytes_seen} bytes seen")
     if result.interrupted:
         raise typer.Exit(130)
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; or a directory of annotated shards or of a "
+            "mapped corpus, whose files are verified."
+        ),
+    ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Look for the known failures of a BLT; each with cause and remedy."""
+    """Verify a checkpoint's files and look for the known failures of a BLT; each with cause and remedy."""
     place = run_on(model, device, threads, "rows")
-    from bltkit.checkpoint import load_bundle, resolve_model
+    from bltkit.checkpoint import resolve_model
     from bltkit.data import read_documents
-    from bltkit.eval.health import check as look
+    from bltkit.eval.health import check_directory
 
     documents = [document.data for document in read_documents(files)] if files else None
     with progress_bar("check") as progress:
         progress.stage("loading")
-        report = look(load_bundle(resolve_model(model), device=place), documents, progress=progress.stage)
+        report = check_directory(resolve_model(model), documents, device=place, progress=progress.stage)
     show(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)

@@ -209,9 +209,13 @@ class _Share(IterableDataset[_Made]):
         assert worker is not None
         try:
             yield from self._maker.stream(self._position, worker.id, worker.num_workers)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # As a value: torch would wrap it in a traceback of several lines.
             yield _Made(None, Waste(), self._position, str(error))
+        except MemoryError:
+            yield _Made(
+                None, Waste(), self._position, f"data.workers: {worker.num_workers} processes ran out of memory"
+            )
 
 
 def _unchanged(made: Any) -> Any:

@@ -145,7 +145,8 @@ def _some_documents(source: AnnotatedSource) -> Iterator[AnnotatedDocument]:
     step = -(-sum(entry.bytes for entry in entries) // MAX_READ_BYTES)
     number = 0
     for entry in entries:
-        shard = ShardFile(source.directory / entry.file)
+        # A sample is not worth reading the files whole: there, checksums of pages have to do.
+        shard = ShardFile(source.directory / entry.file, entry if step <= 1 else None)
         with contextlib.closing(shard):
             for group in range(shard.num_groups):
                 if number % step == 0:

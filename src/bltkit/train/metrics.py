@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from bltkit.checkpoint import write_atomic
+from bltkit.files import parse_json
 from bltkit.terminal.progress import Progress
 from bltkit.train.sinks import Sink, open_sinks
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from bltkit.train.learner import Figures
 
 METRICS = "metrics.jsonl"
+BROKEN = "metrics.jsonl.broken"
+"""Lines of metrics.jsonl that could not be read."""
 
 LONGEST_SECONDS = 60.0
 """Between two lines of progress."""
@@ -76,30 +80,67 @@ class Tally:
         } | {f"{name}_bits_per_byte": nats / math.log(2) / max(1, count) for name, (nats, count) in self.parts.items()}
 
 
-def read_metrics(out: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that was cut short is left out."""
-    rows = []
-    for line in (Path(out) / METRICS).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def read_metrics(out: str | Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The readable rows of a run's metrics.jsonl: each is an object with a `step`.
+
+    A last line that was cut short is what a killed run leaves, and is passed over. say: told in one line what else
+    cannot be read; on stderr by default. Raises OSError where there is no such file.
+    """
+    path = Path(out) / METRICS
+    rows, broken = _sorted_lines(path)
+    if broken:
+        (say or _complain)(_passed_over(path, broken))
+    return [row for _, row in rows]
 
 
-def forget_after(out: Path, step: int) -> None:
+def forget_after(out: Path, step: int, say: Callable[[str], None] | None = None) -> None:
     """Remove the rows of steps that come after `step`, which a run that was killed takes again, and a torn last line,
-    to which the next row would be added."""
-    if not (out / METRICS).exists():
+    to which the next row would be added. Lines that cannot be read move to metrics.jsonl.broken.
+
+    say: told in one line of such lines; on stderr by default.
+    """
+    path = out / METRICS
+    if not path.exists():
         return
-    kept = "".join(_line(row) for row in read_metrics(out) if row["step"] <= step).encode()
-    if kept != (out / METRICS).read_bytes():
-        write_atomic(out / METRICS, kept)
+    rows, broken = _sorted_lines(path)
+    if broken:
+        with (out / BROKEN).open("ab") as file:
+            file.writelines(line + b"\n" for _, line, _ in broken)
+        (say or _complain)(f"{_passed_over(path, broken)}; they are kept in {BROKEN}")
+    kept = b"".join(line + b"\n" for line, row in rows if row["step"] <= step)
+    if kept != path.read_bytes():
+        write_atomic(path, kept)
+
+
+def _sorted_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[tuple[int, bytes, str]]]:
+    """Lines that can be read with their rows, and the others with number and reason; not a torn last one."""
+    rows, broken = [], []
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            row = parse_json(line, f"line {number}")
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError(f"line {number}: no object with a step")
+            rows.append((line, row))
+        except ValueError as error:
+            if number <= len(lines):
+                broken.append((number, line, str(error)))
+    return rows, broken
+
+
+def _passed_over(path: Path, broken: Sequence[tuple[int, bytes, str]]) -> str:
+    count = len(broken)
+    return f"{path}: passed over {count} line{'s' if count > 1 else ''} that cannot be read ({broken[0][2]})"
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def validated(out: Path, step: int) -> bool:
     """Is there a validation of this step: none where a run was killed in the middle of its last one."""
-    return any(row["step"] == step and "validation_bits_per_byte" in row for row in read_metrics(out))
+    rows = read_metrics(out, lambda line: None)  # what cannot be read was told of when the run was taken up
+    return any(row["step"] == step and "validation_bits_per_byte" in row for row in rows)
 
 
 @contextmanager

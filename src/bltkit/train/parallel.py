@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from bltkit.model import Blt
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
 from bltkit.train.tables import RowShards, ShardedEmbedding, shard_tables
+
+T = TypeVar("T")
 
 TABLES = "embed.ngrams"
 """The one parameter that is sharded by rows."""
@@ -76,6 +78,14 @@ class World:
                 raise OSError(failed[0])
         if own is not None:
             raise own
+
+    def of_main(self, value: T) -> T:
+        """The main process's value, in every process. Waits for all."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, group=self.messages)
+        return cast(T, values[0])
 
     @cached_property
     def messages(self) -> dist.ProcessGroup | None:
