@@ -40,7 +40,7 @@ def hub_or_cache() -> Iterator[str | None]:
 
 
 def _out_of_reach(endpoint: str) -> str | None:
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     try:
         status = get_session().head(endpoint, timeout=PATIENCE).status_code
