@@ -208,6 +208,17 @@ def test_zero_divides_the_bars_of_margins() -> None:
     assert kinds == {"n": 2, "p": 4}
 
 
+def test_chance_is_a_line_where_there_is_one_and_cut_contexts_are_said(tmp_path: Path) -> None:
+    place = write_page(write_run(tmp_path / "run", tasks=("hellaswag", "g2p")))
+    markup = place.read_text(encoding="utf-8")
+    assert markup.count('class="z chance"') == 1 and 'x1="25%" x2="25%" y2="22" class="z chance"' in markup
+    assert re.search(r"hellaswag, acc_norm: [^<]*, chance 0.250</title>", markup)
+    assert "480 contexts cut" not in markup
+    page = read(write_run(tmp_path / "mmlu", tasks=("mmlu",)))
+    assert page.rows[rows_named(page, "mmlu")[0]][-2] == "3 of 480"
+    assert "3 of 480 contexts cut on the left, the model is shown 2,047 bytes at once" in page.text
+
+
 def test_a_value_that_is_missing_is_a_dash(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", tasks=("g2p",))
     results = json.loads((directory / "results.json").read_text())
