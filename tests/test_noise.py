@@ -1,11 +1,13 @@
 """What every noise keeps: it is nothing at 0, grows with its intensity, depends on its arguments alone, and does what
 its name says and nothing else."""
 
+import itertools
 import re
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
@@ -138,11 +140,33 @@ def test_words_damaged_at_a_low_intensity_are_damaged_at_a_high_one(kind: str) -
     assert len(undamaged[0]) > len(undamaged[-1])
 
 
-@pytest.mark.parametrize("intensity", [0.1, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
+def test_more_intensity_is_more_damage_in_expectation(kind: str) -> None:
+    """Characters that are no longer where they were, over several keys; and full strength does something."""
+
+    def damage(intensity: float) -> float:
+        pairs = ((text, at(kind, intensity).apply(text, str(key))) for key in range(6) for text in [PROSE[:250]])
+        return sum(1 - SequenceMatcher(None, before, after, autojunk=False).ratio() for before, after in pairs)
+
+    grown = [damage(intensity) for intensity in (0.0, 0.05, 0.4, 1.0)]
+    assert grown[0] == 0 < grown[-1]
+    assert all(low <= high for low, high in itertools.pairwise(grown)), grown
+
+
+PLACES = dict.fromkeys(("antspeak", "drop", "keyboard", "ocr", "randomcase", "repeat", "uppercase"), "e") | {
+    "diacritics": "é",
+    "homoglyphs": "a",
+    "whitespace": "\u2003",
+    "transcript": "Word ",
+    "social": "Word ",
+}
+"""Of these noises, a text each of whose copies is one place that may be damaged."""
+
+
+@pytest.mark.parametrize("intensity", [0.1, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("kind", sorted(PLACES))
 def test_the_share_of_damaged_places_is_the_intensity(kind: str, intensity: float) -> None:
-    place = {"diacritics": "é", "homoglyphs": "a", "whitespace": "\u2003", "transcript": "Word ", "social": "Word "}
-    one = place.get(kind, "e")
+    one = PLACES[kind]
     count = 4000
     after = at(kind, intensity).apply(one * count, "k")
     match kind:
@@ -318,7 +342,7 @@ def test_composed_noises_follow_one_another(text: str, key: str) -> None:
     ("text", "message"),
     [
         ("drp:0.1", "--noise: unknown noise 'drp'; did you mean 'drop'?"),
-        ("", "unknown noise ''; known: antspeak"),
+        ("", "unknown noise ''; known: "),
         ("drop:0.1+", "unknown noise ''"),
         ("drop:1.5", "--noise: drop:1.5: intensity = 1.5: Input should be less than or equal to 1"),
         ("drop:-0.1", "greater than or equal to 0"),

@@ -49,7 +49,8 @@ from tests.tiny import Case
 
 KINDS = sorted(STRATEGIES)
 EXACT = [kind for kind in KINDS if STRATEGIES[kind].exact]
-DRAFTING = [kind for kind in EXACT if kind != "ar"]
+LOCAL = ["auto", "speculative", "verified"]
+"""Those whose drafts the local model chooses, as the full model would."""
 
 
 def examples_of(kind: str) -> list[Strategy]:
@@ -157,7 +158,7 @@ def test_what_ends_inside_a_draft(kind: str) -> None:
     assert ends == {"eos", "stop", "length"}
 
 
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     """So that the tests above can fail: both happen, also across patch borders and cuts."""
     shares = []
@@ -172,7 +173,7 @@ def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     assert shares[2] < 0.9
 
 
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_drafts_are_chosen_as_the_bytes_are(kind: str) -> None:
     """With the noise of their position and the filters: where nothing that is read counts, nothing is rejected."""
     case = blurred(tempered(scored_case(example("byte")), 0.0), 0.0)
@@ -320,7 +321,7 @@ def random_prompts(generator: torch.Generator, count: int = 16) -> list[list[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_thousands_of_prompts(kind: str, temperature: float) -> None:
     """In float64 there is no exception: every row of every batch, drafts of every length."""
@@ -359,7 +360,7 @@ def ties_met(case: Case, prompts: list[list[int]], sampling: Sampling, strategy:
     return ties
 
 
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 @settings(max_examples=5, derandomize=True)
 @given(case=tiny.cases(dtype=torch.float32), data=st.data())
 def test_fp32_differs_only_on_ties(kind: str, case: Case, data: st.DataObject) -> None:
@@ -369,7 +370,7 @@ def test_fp32_differs_only_on_ties(kind: str, case: Case, data: st.DataObject) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_thousands_of_prompts_in_fp32(kind: str, temperature: float) -> None:
     generator, strategies, ties = torch.Generator().manual_seed(1), examples_of(kind), 0

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bltkit.data.sources.paths import FileSource, expand
 from bltkit.data.sources.records import Metadata, choose_metadata, find, text_bytes
@@ -54,6 +54,8 @@ class JsonlSource(JsonLines):
     """Lines of JSON objects. `field` is the key of the text, with dots through nested objects (`doc.text`);
     `metadata` names the fields to carry along, or is "all".
     """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
     kind: Literal["jsonl"] = "jsonl"
     field: str = "text"

@@ -125,6 +125,17 @@ class Task(Config):
     def grade(self, item: Item, answers: Sequence[Answer]) -> Grade:
         """What the answers to `requests(item)`, in their order, are worth. A function of its arguments alone."""
 
+    @classmethod
+    def example(cls) -> Mapping[str, str]:
+        """A few rows in the task's local format, for the contract tests: file name -> content. Empty for a task that
+        makes its items itself."""
+        return {}
+
+    def truths(self, item: Item) -> Sequence[bool | str]:
+        """The right answers to `requests(item)`, for the contract tests: what a generation writes, and whether a
+        continuation is the right one."""
+        raise NotImplementedError(f"{type(self).__name__} has no truths(item), which its contract tests read")
+
     def __str__(self) -> str:
         """As `parse_task` reads it; fields at their defaults are left out."""
         values = self.model_dump(exclude_defaults=True, exclude={"kind", "part"})
