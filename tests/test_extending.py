@@ -6,6 +6,7 @@ copy of the package with all eight is run as a user would, and under the contrac
 """
 
 import importlib
+import itertools
 import os
 import re
 import shutil
@@ -88,7 +89,7 @@ def examples() -> list[Example]:
     """All of CONTRIBUTING, in order."""
     blocks = list(FENCE.finditer(CONTRIBUTING))
     found = []
-    for block, follower in zip(blocks, blocks[1:], strict=False):
+    for block, follower in itertools.pairwise(blocks):
         if block[1] == "python":
             assert follower[1] == "diff" and follower.start() == block.end(), "a file is followed by its line"
             path, _, text = block[2].partition("\n")
@@ -217,7 +218,7 @@ def run(copy: Path, *arguments: str) -> str:
 
 COMMANDS = """
 [["patch", "--rule", "vowel", "banana", "--json"], "vowel"]
-[["generate", "--strategy", "repeat-last", "--max-bytes", "6", "a----"], ""]
+[["generate", "--strategy", "repeat-last", "--max-bytes", "6", "a----", "--json"], "bytes"]
 [["eval", "--tasks", "list"], "palindrome"]
 [["eval", "--tasks", "palindrome", "--noise", "leet:0.5", "--limit", "2"], "palindrome"]
 [["train", "run.toml", "--out", "out", "patching.rule=vowel"], ""]
