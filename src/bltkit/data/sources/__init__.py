@@ -22,6 +22,7 @@ from bltkit.data.sources.prompts import PromptSource
 from bltkit.data.sources.source import Document, Fault, Faults, Input, SourceConfig, read
 from bltkit.data.sources.stdlib import StdlibSource
 from bltkit.data.sources.text import TextSource
+from bltkit.files.compressed import SUFFIXES
 from bltkit.registry import Registry
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
     "read_documents",
 ]
 
-_NOT_PLAIN = (".gz", ".zst", ".zip", ".xz", ".bz2", ".json")
+_NOT_PLAIN = (*SUFFIXES, ".zip", ".json")
 _HUB = "hf:"  # as for models
 
 
@@ -71,7 +72,7 @@ def _from_string(value: Any) -> Any:
     if name.endswith(_NOT_PLAIN):
         # Training on the compressed bytes would work and be worthless, so it has to be asked for.
         raise ValueError(
-            f"{value!r}: only .jsonl, .jsonl.gz and .jsonl.zst are unpacked; unpack it, "
+            f"{value!r}: only JSON lines are unpacked ({', '.join(JsonlSource.suffixes)}); unpack it, "
             f'or say {{kind = "text", paths = ["{value}"]}} to take its raw bytes'
         )
     if not value.strip():
