@@ -64,15 +64,30 @@ def test_items_have_unique_ids_and_ask_the_same_twice(kind: str, place: Place) -
             assert all(task.level in item.groups for item in items)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(PUBLISHED - {"arithmetic"}))
 def test_choices_follow_a_context_without_a_space_and_begin_with_one(kind: str, place: Place) -> None:
     for item in items_of(TASKS[kind](), place):
         for request in TASKS[kind]().requests(item):
-            if isinstance(request, Likelihood) and request.context and kind != "arithmetic":
+            if isinstance(request, Likelihood) and request.context:
                 assert not request.context.endswith((b" ", b"\n"))
                 assert request.continuation.startswith(b" ")
             elif isinstance(request, Generation):
                 assert request.max_bytes > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_are_bytes_that_ask_for_something(kind: str, place: Place) -> None:
+    for task in variants(kind):
+        for request in (request for item in items_of(task, place) for request in task.requests(item)):
+            match request:
+                case Likelihood():
+                    assert (
+                        type(request.context) is bytes and type(request.continuation) is bytes and request.continuation
+                    )
+                case Generation():
+                    assert type(request.prompt) is bytes and request.max_bytes > 0
+                case Compression():
+                    assert type(request.text) is bytes and request.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,6 +28,12 @@ PROSE = (
     "barn was little, naïve and cheerful. \"Right now,\" she wrote, 'we see four great ships from the big blue sea.'\n"
 ) * 12
 
+
+def prose(kind: str) -> str:
+    """A text that the noise has something to do to."""
+    return NOISES[kind].example or PROSE
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
     "abcdeimnorstuvw ABHIMNORTZ0158.,'!?-—\n éßøİıǆ かが한  ", max_size=80
 )
@@ -59,10 +65,11 @@ def test_a_noise_is_nothing_at_0_repeatable_and_gives_characters(
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_seed_and_key_decide_what_is_drawn(kind: str) -> None:
     half = at(kind, 0.5)
-    same, key, seed = half.apply(PROSE, "a"), half.apply(PROSE, "b"), at(kind, 0.5, seed=1).apply(PROSE, "a")
-    assert len({same, key, seed, PROSE}) == 4
+    text = prose(kind)
+    same, key, seed = half.apply(text, "a"), half.apply(text, "b"), at(kind, 0.5, seed=1).apply(text, "a")
+    assert len({same, key, seed, text}) == 4
     # What follows does not matter, but for a unit that the cut divides.
-    first = half.apply(PROSE[:300], "a")
+    first = half.apply(text[:300], "a")
     assert same.startswith(first[:250])
 
 
@@ -145,7 +152,7 @@ def test_more_intensity_is_more_damage_in_expectation(kind: str) -> None:
     """Characters that are no longer where they were, over several keys; and full strength does something."""
 
     def damage(intensity: float) -> float:
-        pairs = ((text, at(kind, intensity).apply(text, str(key))) for key in range(6) for text in [PROSE[:250]])
+        pairs = ((text, at(kind, intensity).apply(text, str(key))) for key in range(6) for text in [prose(kind)[:250]])
         return sum(1 - SequenceMatcher(None, before, after, autojunk=False).ratio() for before, after in pairs)
 
     grown = [damage(intensity) for intensity in (0.0, 0.05, 0.4, 1.0)]

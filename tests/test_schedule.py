@@ -28,8 +28,9 @@ def examples(kind: str) -> list[BaseSchedule]:
     """The schedule as it is, and with each field at its examples."""
     schedule = SCHEDULES[kind]
     fields = schedule.model_fields.items()
-    changed = [schedule(**{name: value}) for name, field in fields for value in field.examples or ()]
-    return [schedule(), *changed]
+    needed = {name: (field.examples or [])[0] for name, field in fields if field.is_required()}
+    changed = [schedule(**needed | {name: value}) for name, field in fields for value in field.examples or ()]
+    return [schedule(**needed), *changed]
 
 
 EVERY = [*(each for kind in SCHEDULES for each in examples(kind)), *WSD]
@@ -90,7 +91,8 @@ def test_the_contract_of_every_schedule(schedule: BaseSchedule, total: int, warm
 @pytest.mark.parametrize("schedule", EVERY, ids=repr)
 def test_every_schedule_is_read_back(schedule: BaseSchedule) -> None:
     assert parse(Schedule, schedule.model_dump(mode="json"), "config") == schedule
-    assert parse(Schedule, schedule.kind, "config").kind == schedule.kind
+    if not any(field.is_required() for field in type(schedule).model_fields.values()):
+        assert parse(Schedule, schedule.kind, "config").kind == schedule.kind
 
 
 @pytest.mark.parametrize("schedule", FALLING, ids=repr)

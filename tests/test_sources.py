@@ -69,6 +69,8 @@ class TestContract:
     def test_inputs_are_the_files_and_show_a_change(self, kind: type[SourceConfig], tmp_path: Path) -> None:
         source = example(kind, tmp_path)
         inputs = source.inputs()
+        if inputs is None:
+            pytest.skip("reads no files")
         assert inputs and inputs == source.inputs() and len({one.path for one in inputs}) == len(inputs)
         for one in inputs:
             stat = Path(one.path).stat()
