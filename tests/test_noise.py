@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
@@ -149,15 +149,19 @@ def test_words_damaged_at_a_low_intensity_are_damaged_at_a_high_one(kind: str) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_intensity_is_more_damage_in_expectation(kind: str) -> None:
-    """Characters that are no longer where they were, over several keys; and full strength does something."""
+    """Stretches of three characters that are gone, over several keys; and full strength does something."""
 
-    def damage(intensity: float) -> float:
-        pairs = ((text, at(kind, intensity).apply(text, str(key))) for key in range(6) for text in [prose(kind)[:250]])
-        return sum(1 - SequenceMatcher(None, before, after, autojunk=False).ratio() for before, after in pairs)
+    def damage(intensity: float) -> int:
+        text = prose(kind)[:250]
+        return sum((threes(text) - threes(at(kind, intensity).apply(text, str(key)))).total() for key in range(6))
 
     grown = [damage(intensity) for intensity in (0.0, 0.05, 0.4, 1.0)]
     assert grown[0] == 0 < grown[-1]
     assert all(low <= high for low, high in itertools.pairwise(grown)), grown
+
+
+def threes(text: str) -> Counter[str]:
+    return Counter(text[at : at + 3] for at in range(len(text) - 2))
 
 
 PLACES = dict.fromkeys(("antspeak", "drop", "keyboard", "ocr", "randomcase", "repeat", "uppercase"), "e") | {

@@ -1,4 +1,4 @@
-"""The noises, one line each, and their short form in text. A new noise is its own file and a line in `NOISES`."""
+"""Noises (seam 7) and their short form in text. A new noise is its own file and a line in `NOISES`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

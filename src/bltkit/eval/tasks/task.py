@@ -1,4 +1,4 @@
-"""What an evaluation task is (seam 5): items, what is asked about each, and how the answers are graded.
+"""What an evaluation task is (seam 6): items, what is asked about each, and how the answers are graded.
 
 A task is a frozen config. Its docstring names its source, the normalisation, and where it is known to differ from the
 published protocol. Everything else (batching, noise, statistics, records, resuming) is the runner's and the same for
