@@ -8,7 +8,8 @@ their study is asked for.
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+
+from bltkit.cli.verb import Verb, Verbs
 
 STUDIES = {
     "fast-decoding": "bltkit.cli.study.fast_decoding:fast_decoding",
@@ -22,7 +23,7 @@ STUDIES = {
 """Every study: its name, and `module:attribute`."""
 
 
-class _Studies(TyperGroup):
+class _Studies(Verbs):
     """Knows its commands, and the nearest one to a name that is not among them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -46,7 +47,7 @@ def study_command(name: str, target: str) -> Any:
 
         function = command_of(name, function)
     command = typer.Typer(add_completion=False)
-    command.command(name)(function)
+    command.command(name, cls=Verb)(function)
     return typer.main.get_command(command)
 
 

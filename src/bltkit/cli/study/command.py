@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, only_report, show
-from bltkit.cli.terminal import Json, progress_bar
+from bltkit.cli.terminal import Json, print_text, progress_bar
 
 if TYPE_CHECKING:
     from bltkit.study.study import Study
@@ -46,7 +46,7 @@ def command_of(name: str, study: "type[Study]") -> Callable[..., None]:
         if dry_run:
             missing = set(missing_units(chosen, name, out))
             for unit in chosen.units():
-                print(unit if unit in missing else f"{unit}  (measured)")
+                print_text(unit if unit in missing else f"{unit}  (measured)")
             return
         _report(chosen, _measure(chosen, name, out, threads), out, as_json)
 
