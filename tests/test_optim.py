@@ -19,7 +19,7 @@ from bltkit.model import Blt
 from bltkit.train import build_model
 from bltkit.train.config import ModelConfig
 from bltkit.train.optim import OptimSection, build_optimizer, learning_rate
-from bltkit.train.schedule import WsdSchedule
+from bltkit.train.schedules import WsdSchedule
 from tests.tiny_training import MODELS
 
 TABLES = "embed.ngrams"

@@ -68,9 +68,7 @@ def evaluate(
     from bltkit.eval.tasks import TASKS, parse_tasks
 
     if tasks == ["list"]:
-        for name, kind in TASKS.items():
-            about = (kind.__doc__ or "").partition("\n\n")[0]
-            print_text(f"{name:14} {' '.join(about.split())}")
+        print_text(TASKS.listing())
         return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")

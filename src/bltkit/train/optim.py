@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from bltkit.config import Config
 from bltkit.model.embed import NgramEmbedding
 from bltkit.train.rows import RowAdamW
-from bltkit.train.schedule import CosineSchedule, Schedule
+from bltkit.train.schedules import CosineSchedule, Schedule
 
 LATENT = "latent."
 """What the names of the global transformer's weights begin with."""
