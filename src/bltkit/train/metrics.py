@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from bltkit.checkpoint import write_atomic
 from bltkit.files import parse_json
 from bltkit.terminal.progress import Progress
+from bltkit.terminal.streams import say
 from bltkit.train.sinks import Sink, open_sinks
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _passed_over(path: Path, broken: Sequence[tuple[int, bytes, str]]) -> str:
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line)
 
 
 def validated(out: Path, step: int) -> bool:
