@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, SupportsIndex
+from typing import Annotated, Any, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from bltkit.config import Config
 from bltkit.data import store
@@ -33,6 +33,16 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | dict | SourceConfig) else value
 
 
+class RowStage(Config):
+    """Rows of the beginning of a training: short ones teach the nearby cheaply, before long ones teach the rest."""
+
+    until: float = Field(gt=0, lt=1)
+    """Share of the schedule's steps after which the next stage begins."""
+    row_bytes: int = Field(ge=MIN_ROW_BYTES)
+    batch_rows: int = Field(ge=1)
+    row_patches: int | None = Field(default=None, ge=MIN_ROW_PATCHES)
+
+
 class DataConfig(Config):
     """The `[data]` section: what is read and how it becomes rows."""
 
@@ -47,6 +57,30 @@ class DataConfig(Config):
     cache: str | None = None
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
+    stages: tuple[RowStage, ...] = ()
+    """Rows of other sizes before those of `row_bytes` and `batch_rows`, by rising `until`."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        shares = [stage.until for stage in self.stages]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"stages: until = {shares} have to rise from stage to stage")
+        for stage in self.stages:
+            if (stage.row_patches is None) != (self.row_patches is None):
+                raise ValueError("stages: give row_patches in every stage and in [data], or nowhere")
+        return self
+
+    @property
+    def last_stage(self) -> RowStage:
+        """The rows that a training ends with. `until` has no meaning here."""
+        return RowStage.model_construct(
+            until=1.0, row_bytes=self.row_bytes, batch_rows=self.batch_rows, row_patches=self.row_patches
+        )
+
+    def stage_at(self, step: int, schedule_steps: int) -> RowStage:
+        """The rows of update number `step` (from 0)."""
+        running = (stage for stage in self.stages if step < stage.until * schedule_steps)
+        return next(running, self.last_stage)
 
 
 @dataclass(frozen=True)

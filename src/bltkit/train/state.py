@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from bltkit.checkpoint import write_atomic
+from bltkit.train.ema import WeightAverage
 from bltkit.train.optim import Optimizer
 from bltkit.train.parallel import World, globally, named_weights
 
@@ -28,7 +29,7 @@ STATE = "state"
 """The directory of the tensors, in a checkpoint's."""
 POSITION = "training.json"
 
-_WEIGHT, _MOMENT = "model.", "optim."
+_WEIGHT, _MOMENT, _AVERAGE = "model.", "optim.", "ema."
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,15 @@ class Position:
     """Sums since the last line of metrics."""
 
 
-def training_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
+def training_state(
+    model: nn.Module, optimizer: Optimizer, world: World, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     """Every tensor that the next step depends on, by its name in the checkpoint."""
     state = {_WEIGHT + name: globally(name, weight.detach(), model, world) for name, weight in weights_of(model)}
     for key, value in optimizer.tensors().items():
         state[_MOMENT + key] = globally(key.partition("|")[0], value, model, world)
+    for name, value in {} if average is None else average.tensors().items():
+        state[_AVERAGE + name] = globally(name, value, model, world)
     return state
 
 
@@ -135,9 +140,12 @@ def read_position(checkpoint: Path) -> Position:
         raise damaged(checkpoint, error) from None
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World) -> Position:
-    """Load weights and moments, whatever number of processes wrote them, and return the position.
+def restore(
+    checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World, average: WeightAverage | None = None
+) -> Position:
+    """Load weights, moments and their average, whatever number of processes wrote them, and return the position.
 
+    An average that the checkpoint does not hold begins with its weights.
     Raises ValueError for damaged files and for a model of another shape.
     """
     position = read_position(checkpoint)
@@ -169,6 +177,9 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: Wor
                 raise ValueError(
                     f"{checkpoint} has moments of another shape for {name}; resume with the run's own config"
                 )
+    averages = {} if average is None else average.tensors()
+    kept = {name: value for name, value in averages.items() if _AVERAGE + name in sizes}
+    state |= {_AVERAGE + name: globally(name, value, model, world) for name, value in kept.items()}
     try:
         load(state, checkpoint_id=checkpoint / STATE, no_dist=world.size == 1)
     except CheckpointException as error:
@@ -176,6 +187,8 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: Wor
     except Exception as error:  # of one process, whatever it ran into
         raise damaged(checkpoint, error) from None
     optimizer.load({key.removeprefix(_MOMENT): moments[key] for key in moments})
+    if average is not None and len(kept) < len(averages):
+        average.restart()
     return position
 
 
