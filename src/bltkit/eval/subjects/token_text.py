@@ -3,12 +3,13 @@
 Fast tokenizers only, as only these say which characters a token stands for. Nothing here adds BOS or EOS.
 """
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+
+from bltkit.files import parse_json
 
 _LOST = "\ufffd"
 
@@ -56,7 +57,7 @@ class TextTokenizer:
         backend.no_truncation()
         self._backend = backend
         self._special = frozenset(tokenizer.all_special_ids)
-        decoder = json.loads(backend.to_str())["decoder"] or {}
+        decoder = parse_json(backend.to_str(), "tokenizer")["decoder"] or {}
         self._spelled = decoder.get("type") == "ByteLevel"
         self._added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
 
