@@ -22,7 +22,7 @@ LEVERS = [
     "optim.muon={}",
     "optim.ema=0.9",
     "trainer.zero_outputs=true",
-    "data.stages=[{until=0.3, row_bytes=32, batch_rows=8}]",
+    "data.stages=[{until=0.3, shorter=2}]",
 ]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from bltkit.config import parse
 from bltkit.data import Corpus, Loader
+from bltkit.data.corpus import RowShape
 from bltkit.train import read_metrics
 from bltkit.train.ema import WeightAverage
 from bltkit.train.muon import Muon, matrices_of, orthogonalised
@@ -22,7 +23,7 @@ from tests.tiny_training import Workplace, same, state_of
 MUON = "optim.muon={}"
 EMA = "optim.ema=0.9"
 ZERO = "trainer.zero_outputs=true"
-STAGES = "data.stages=[{until=0.25, row_bytes=16, batch_rows=8}, {until=0.65, row_bytes=32, batch_rows=4}]"
+STAGES = "data.stages=[{until=0.25, shorter=4}, {until=0.65, shorter=2}]"
 ALL = (MUON, EMA, ZERO, STAGES)
 
 
@@ -200,9 +201,9 @@ def shapes_of(place: Workplace, workers: int = 0, steps: int = 20, schedule: int
     data = place.config("entropy", STAGES).data
     corpus = Corpus.from_sources(data.sources, data.validation_fraction)
 
-    def loader_of(stage: Any) -> Loader:
+    def loader_of(shape: RowShape) -> Loader:
         size = part_size(corpus, data)
-        return Loader(corpus, stage.row_bytes, stage.batch_rows, 3, part_size=size, workers=workers)
+        return Loader(corpus, shape.row_bytes, shape.batch_rows, 3, part_size=size, workers=workers)
 
     loader, seen = StagedLoader(data, loader_of), []
     for step in range(steps):
@@ -229,9 +230,10 @@ def test_a_stage_begins_where_no_text_was_read(place: Workplace) -> None:
 
 def test_stages_that_cannot_be(place: Workplace) -> None:
     for stages, words in (
-        ("[{until=0.5, row_bytes=16, batch_rows=2}, {until=0.5, row_bytes=32, batch_rows=2}]", "have to rise"),
-        ("[{until=1.5, row_bytes=16, batch_rows=2}]", "until = 1.5"),
-        ("[{until=0.5, row_bytes=16, batch_rows=2, row_patches=4}]", "in every stage and in"),
+        ("[{until=0.5, shorter=2}, {until=0.5, shorter=4}]", "has to end after the one before it"),
+        ("[{until=1.5, shorter=2}]", "until = 1.5"),
+        ("[{until=0.5, shorter=16}]", "leaves rows of 4 bytes; use at most 8"),
+        ("[{until=0.5, shorter=1}]", "shorter = 1"),
     ):
         with pytest.raises(ValueError, match=words):
             place.config("entropy", f"data.stages={stages}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Self, SupportsIndex
+from typing import Annotated, Any, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,23 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | dict | SourceConfig) else value
 
 
+class RowShape(NamedTuple):
+    """Size of the rows of a batch."""
+
+    row_bytes: int
+    row_patches: int | None
+    batch_rows: int
+
+
 class RowStage(Config):
-    """Rows of the beginning of a training: short ones teach the nearby cheaply, before long ones teach the rest."""
+    """The beginning of a training on shorter rows: they teach the nearby at less cost, before long ones teach the rest.
+
+    Rows are `shorter` times shorter and as many times more, so that a step sees as much text as any other.
+    """
 
     until: float = Field(gt=0, lt=1)
     """Share of the schedule's steps after which the next stage begins."""
-    row_bytes: int = Field(ge=MIN_ROW_BYTES)
-    batch_rows: int = Field(ge=1)
-    row_patches: int | None = Field(default=None, ge=MIN_ROW_PATCHES)
+    shorter: int = Field(ge=2)
 
 
 class DataConfig(Config):
@@ -58,29 +67,40 @@ class DataConfig(Config):
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
     stages: tuple[RowStage, ...] = ()
-    """Rows of other sizes before those of `row_bytes` and `batch_rows`, by rising `until`."""
+    """Shorter rows before those of `row_bytes`, by rising `until`."""
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
         shares = [stage.until for stage in self.stages]
         if shares != sorted(set(shares)):
-            raise ValueError(f"stages: until = {shares} have to rise from stage to stage")
+            raise ValueError(f"stages: until = {shares}: each stage has to end after the one before it")
         for stage in self.stages:
-            if (stage.row_patches is None) != (self.row_patches is None):
-                raise ValueError("stages: give row_patches in every stage and in [data], or nowhere")
+            shape = self._shorter(stage)
+            if shape.row_bytes < MIN_ROW_BYTES or (shape.row_patches or MIN_ROW_PATCHES) < MIN_ROW_PATCHES:
+                raise ValueError(
+                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes; use at most "
+                    f"{self.row_bytes // MIN_ROW_BYTES}"
+                )
         return self
 
     @property
-    def last_stage(self) -> RowStage:
-        """The rows that a training ends with. `until` has no meaning here."""
-        return RowStage.model_construct(
-            until=1.0, row_bytes=self.row_bytes, batch_rows=self.batch_rows, row_patches=self.row_patches
-        )
+    def last_shape(self) -> RowShape:
+        """The rows that a training ends with."""
+        return RowShape(self.row_bytes, self.row_patches, self.batch_rows)
 
-    def stage_at(self, step: int, schedule_steps: int) -> RowStage:
+    @property
+    def shapes(self) -> tuple[RowShape, ...]:
+        """The rows of all stages, in their order."""
+        return (*map(self._shorter, self.stages), self.last_shape)
+
+    def shape_at(self, step: int, schedule_steps: int) -> RowShape:
         """The rows of update number `step` (from 0)."""
-        running = (stage for stage in self.stages if step < stage.until * schedule_steps)
-        return next(running, self.last_stage)
+        running = (self._shorter(stage) for stage in self.stages if step < stage.until * schedule_steps)
+        return next(running, self.last_shape)
+
+    def _shorter(self, stage: RowStage) -> RowShape:
+        patches = None if self.row_patches is None else self.row_patches // stage.shorter
+        return RowShape(self.row_bytes // stage.shorter, patches, self.batch_rows * stage.shorter)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bltkit.data import Batch, Corpus, DataConfig, Loader
 from bltkit.data.batch import Waste
-from bltkit.data.corpus import RowStage
+from bltkit.data.corpus import RowShape
 from bltkit.data.parts import PartSize
 
 _PARTS = 16
@@ -28,13 +28,13 @@ def part_size(corpus: Corpus, data: DataConfig) -> PartSize | None:
 class StagedLoader:
     """Batches of training rows, for ever; `move_to` begins the stage of a step."""
 
-    def __init__(self, data: DataConfig, loader_of: Callable[[RowStage], Loader]) -> None:
+    def __init__(self, data: DataConfig, loader_of: Callable[[RowShape], Loader]) -> None:
         """Stands at the first batch of the first stage. Raises ValueError for a stage whose rows cannot be."""
-        self._stages, self._data, self._loader_of = (*data.stages, data.last_stage), data, loader_of
-        for stage in self._stages[1:]:
-            loader_of(stage)  # what cannot be shows before the first step
-        self._stage = self._stages[0]
-        self._loader = loader_of(self._stage)
+        self._data, self._loader_of = data, loader_of
+        for shape in data.shapes[1:]:
+            loader_of(shape)  # what cannot be shows before the first step
+        self._shape = data.shapes[0]
+        self._loader = loader_of(self._shape)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -53,21 +53,17 @@ class StagedLoader:
 
     def move_to(self, step: int, schedule_steps: int) -> None:
         """Continue with the rows of update number `step` (from 0)."""
-        stage = self._data.stage_at(step, schedule_steps)
-        if stage == self._stage:
-            return
-        before = self._take(stage)
-        if (stage.row_bytes, stage.row_patches) == (before.row_bytes, before.row_patches):
-            self._loader.restore(before.state)
-        else:
+        shape = self._data.shape_at(step, schedule_steps)
+        if shape != self._shape:
+            before = self._loader
+            self._take(shape)
             self._loader.follow(before)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Jump to a position that `state` gave. Raises ValueError where it belongs to other data or rows."""
-        saved = (state["row_bytes"], state["row_patches"])
-        for stage in self._stages:
-            if (stage.row_bytes, stage.row_patches) == saved and stage != self._stage:
-                self._take(stage)
+        for shape in self._data.shapes:
+            if (shape.row_bytes, shape.row_patches) == (state["row_bytes"], state["row_patches"]):
+                self._take(shape)
                 break
         self._loader.restore(state)
 
@@ -81,9 +77,7 @@ class StagedLoader:
     def __next__(self) -> Batch:
         return next(self._loader)
 
-    def _take(self, stage: RowStage) -> Loader:
-        """Make the loader of this stage the one in use; returns the one before."""
-        before = self._loader
-        before.close()
-        self._loader, self._stage = self._loader_of(stage), stage
-        return before
+    def _take(self, shape: RowShape) -> None:
+        if shape != self._shape:
+            self._loader.close()
+            self._loader, self._shape = self._loader_of(shape), shape

@@ -18,7 +18,7 @@ from bltkit.checkpoint import write_atomic, write_vocabulary
 from bltkit.checkpoint.atomic import sync_tree
 from bltkit.config import dump_toml
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
-from bltkit.data.corpus import RowStage
+from bltkit.data.corpus import RowShape
 from bltkit.data.loader import Prepare
 from bltkit.data.sources.chat import chat_template
 from bltkit.data.template import RECORD_KEY
@@ -86,8 +86,8 @@ class _Trainer:
     ) -> None:
         self.config, self.run_directory, self.world, self.say, self.start = config, run, world, say, start
         with world.together():
-            for rows in {config.data.batch_rows, *(stage.batch_rows for stage in config.data.stages)}:
-                check_rows(rows, world.size)  # before a large corpus is read
+            for shape in config.data.shapes:
+                check_rows(shape.batch_rows, world.size)  # before a large corpus is read
             config.objective.check()
             check_reports(config.trainer.report)
             self.template = chat_template(config.data.sources)
@@ -346,9 +346,9 @@ class _Trainer:
         )
 
     def _first_batch(self) -> Batch:
-        return next(self._loader(0, self.config.data.last_stage))
+        return next(self._loader(0, self.config.data.last_shape))
 
-    def _loader(self, workers: int, stage: RowStage) -> Loader:
+    def _loader(self, workers: int, shape: RowShape) -> Loader:
         """Of this process's rows, from the beginning."""
         prepare: Prepare | None = self.tokenize
         if isinstance(self.config.model, BltConfig) and self.config.patching.where == "workers":
@@ -356,10 +356,10 @@ class _Trainer:
             prepare = copy.deepcopy(self.patcher).opens if workers and self.corpus.opens is None else None
         return Loader(
             self.corpus,
-            stage.row_bytes,
-            stage.batch_rows,
+            shape.row_bytes,
+            shape.batch_rows,
             self.config.trainer.seed,
-            row_patches=stage.row_patches,
+            row_patches=shape.row_patches,
             rank=self.world.rank,
             num_ranks=self.world.size,
             workers=workers,
