@@ -130,6 +130,20 @@ class Loader:
         self.close()
         self._position, self._stream = position, stream
 
+    def follow(self, before: Loader) -> None:
+        """Continue after `before`, a loader of the same corpus, seed and part size with rows of another size.
+
+        What is left of the part that `before` is in is left out of this epoch: its rows are cut otherwise here.
+        """
+        assert (before.corpus, before.seed, before.plan.size) == (self.corpus, self.seed, self.plan.size)
+        epoch, part, row = before._position
+        if row:
+            part += 1
+            if part >= self.plan.num_parts(epoch):
+                epoch, part = epoch + 1, 0
+        self.close()
+        self._position = Position(epoch, part, 0)
+
     def close(self) -> None:
         """Ends the workers; the next batch starts them anew."""
         self._stream = None

@@ -44,6 +44,9 @@ class TrainerSection(Config):
     """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
     branch: str | None = None
     """Checkpoint of another run, RUN or RUN/step-XXXXXXXX, which this one goes on from with everything it held."""
+    zero_outputs: bool = False
+    """Begin with zeros in the projections that end every attention and feed-forward, so that each layer is the identity
+    at first."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"

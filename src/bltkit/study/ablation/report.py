@@ -12,6 +12,7 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.ablation.catalog import ABLATIONS
+from bltkit.study.ablation.runs import best_rate, rate_of
 from bltkit.study.chart import COLOURS
 from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
 
@@ -56,13 +57,41 @@ def table(rows: Sequence[Row]) -> str:
         raise ValueError("there are no rows of `blt study ablation` to report; run it without --report first")
     lines = ["# Ablations"]
     for name in _names(rows):
-        own = [row for row in rows if row["ablation"] == name]
+        every = [row for row in rows if row["ablation"] == name]
+        own = at_best_rates(every)
         texts = list(dict.fromkeys(text for row in own for text in row["by_text"]))
         more = [f"{text}: bits (bytes)" for text in texts] if len(texts) > 1 else []
         head = [*_HEAD, *more]
         lines += ["", f"## {name}", "", _question(name), "", _about(own), "", _line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(variant, own, texts if more else [])) for variant in _variants(own)]
+        lines += _rates(every)
     return "\n".join(lines) + "\n"
+
+
+def at_best_rates(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each variant at the learning rate that served it best with the first seed."""
+    chosen = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        tried = [row for row in rows if row["variant"] == variant]
+        first = min(row["seed"] for row in tried)
+        chosen[variant] = best_rate([row for row in tried if row["seed"] == first])
+    return [row for row in rows if rate_of(row) == chosen[row["variant"]]]
+
+
+def _rates(rows: Sequence[Row]) -> list[str]:
+    """Markdown: what each learning rate gave with the first seed, where several were tried."""
+    rates = sorted({rate_of(row) for row in rows})
+    if len(rates) < 2:
+        return []
+    first = min(row["seed"] for row in rows)
+    bits = {(row["variant"], rate_of(row)): row["bits_per_byte"] for row in rows if row["seed"] == first}
+    of_rate = {rate_of(row): row["config"]["optim"]["lr"] for row in rows}
+    head = ["bits per byte, one seed, at lr", *(f"{of_rate[rate]:g}" for rate in rates)]
+    table = [head, ["---"] * len(head)]
+    for variant in _variants(rows):
+        at_rates = [bits.get((variant, rate)) for rate in rates]
+        table.append([variant, *("" if value is None else f"{value:.3f}" for value in at_rates)])
+    return ["", *map(_line, table)]
 
 
 def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] | None:
@@ -109,7 +138,7 @@ def _noise(rows: Sequence[Row]) -> tuple[float, int]:
 def picture(name: str, rows: Sequence[Row]) -> Scatter:
     """Bits per byte over operations per byte: a point for each run, a panel for each group, the same colour for what is
     the same in all of them."""
-    own = [row for row in rows if row["ablation"] == name]
+    own = at_best_rates([row for row in rows if row["ablation"] == name])
     names = {variant: variant.partition(": ")[2] or variant for variant in _variants(own)}
     if not any(row["group"] for row in own):
         names = {variant: variant for variant in names}
