@@ -22,8 +22,8 @@ def parse_json(data: bytes | str, where: str, *, finite: bool = False, escaped_b
     """A JSON value. `where` names its place in messages.
 
     finite: refuse `NaN` and infinities, which JSON does not know but Python's `json` writes, and 1e999.
-    escaped_bytes: also take halves of surrogate pairs: records of our own keep bytes that are not UTF-8 as U+DC80..U+DCFF
-        (`surrogateescape`).
+    escaped_bytes: also take halves of surrogate pairs: records of our own keep bytes that are not UTF-8 as
+        U+DC80..U+DCFF (`surrogateescape`).
 
     Raises ValueError.
     """
