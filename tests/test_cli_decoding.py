@@ -95,7 +95,7 @@ def test_bench_decode(blt: Blt_, models: Path, tmp_path: Path) -> None:
     assert len(rows.read_text().splitlines()) == 5
     shown = blt(*line, "--context", "16", "--temperature", "0.5")
     assert shown.out.startswith(b"decode ") and b"at 16 (ar, fp32, temperature 0.5)" in shown.out
-    assert "round 1/1" in shown.err
+    assert not shown.err  # progress is for what takes longer than some seconds
 
 
 def test_bench_decode_draws(blt: Blt_, models: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ BAD = [
     (("bench", "decode", "--model", "{models}/blt", "--context", "0"), "context = 0"),
     (("bench", "decode", "--model", "{models}/blt", "--context", "9", "--out", "{folder}/none/rows"), "No such file"),
     (("bench", "decode", "--peer-dtype", "int8"), "--peer-dtype"),
-    (("bench", "decode", "--preset", "tiny", "--device", "cudo", "--context", "9"), "--device cudo: "),
+    (("bench", "decode", "--preset", "tiny", "--device", "cudo", "--context", "9"), "--device = 'cudo' is no device"),
     (("bench", "dekode"), "dekode"),
 ]
 

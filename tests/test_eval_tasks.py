@@ -127,8 +127,45 @@ def test_guessing_scores_at_chance(kind: str, per_byte: bool) -> None:
     # The main metric: a mean over items, or over groups of one size.
     deviation = (chance * (1 - chance) / len(items)) ** 0.5
     assert abs(result["value"] - chance) < 4 * deviation
+    assert result["chance"] == pytest.approx(chance)
     # That of the share that was guessed, not of chance itself; BLiMP's is that of a mean over paradigms.
     assert result["stderr"] == pytest.approx(deviation, rel=0.35)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_task_says_what_guessing_scores(kind: str, place: Place) -> None:
+    """Metric by metric, None where there is no such level; a task that asks for the likeliest of several has one."""
+    for task in variants(kind):
+        items = items_of(task, place)
+        for item in items:
+            chance = task.chance(item)
+            assert set(chance) == set(task.metrics), f"{kind}: say for each metric what guessing scores, or None"
+            for name, level in chance.items():
+                assert level is None or 0 <= level <= (task.metrics[name].highest or float("inf"))
+            requests = task.requests(item)
+            if len(requests) > 1 and all(isinstance(one, Likelihood) for one in requests):
+                assert chance[next(iter(task.metrics))] == 1 / len(requests)
+        result = evaluate(Known(), [task], place, execute=True).results[str(task)]
+        for figures in (result, *result["metrics"].values(), *(result["macro"] or {}).values()):
+            assert not isinstance(figures, dict) or "chance" in figures
+        levels = [task.chance(item)[result["metric"]] for item in items]
+        if not task.macro:
+            mean = None if None in levels else sum(level or 0 for level in levels) / len(levels)
+            assert result["chance"] == (None if mean is None else pytest.approx(mean))
+
+
+def test_chance_is_exact_for_other_numbers_of_choices_and_for_means_over_groups(place: Place, tmp_path: Path) -> None:
+    one = {"query": "Question: a?", "choices": ["a", "b", "c", "d"], "gold": 0}
+    rows = [one, one, {**one, "choices": ["a", "b"]}, {**one, "choices": ["a", "b", "c", "d", "e"]}]
+    (tmp_path / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(Known(), [parse_task("arc_easy")], Place.of([tmp_path])).results["arc_easy"]
+    assert result["chance"] == pytest.approx((1 / 4 + 1 / 4 + 1 / 2 + 1 / 5) / 4) == result["metrics"]["acc"]["chance"]
+    cute = evaluate(Known(), [parse_task("cute:spell,orth,sem,contains_char_rand")], place)
+    (result,) = cute.results.values()
+    assert result["chance"] == 3 / 8 and result["groups"]["task"]["spell"]["exact_match"]["chance"] == 0
+    assert evaluate(Known(), [parse_task("lambada")], place).results["lambada"]["chance"] is None
+    paired = evaluate(Known(), [parse_task("paired")], place).results["paired"]
+    assert (paired["chance"], paired["metrics"]["clean_likelier"]["chance"]) == (None, 0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from bltkit.annotate.report import Annotation, report_of
 from bltkit.annotate.work import Work, compute_shard, load_scorer, note_of
 from bltkit.checkpoint import scorer_hash
 from bltkit.checkpoint.intact import sha256
+from bltkit.compute import check_threads, device_of
 from bltkit.config import parse
 from bltkit.data.shards import (
     MANIFEST,
@@ -67,6 +68,9 @@ def annotate(
     (named by number and host) writes into.
     """
     import_pyarrow()
+    if workers is not None:
+        check_threads(workers, "workers")
+    device = str(device_of(device))
     _refuse_foreign(out)
     with ExitStack() as lock:
         held = out.exists()
@@ -144,8 +148,6 @@ def _check(rule: PatchingRule, dtype: EntropyType, say: Callable[[str], None]) -
 def _run(
     engine: Engine, work: Work, scorer: Scorer, missing: list[ShardPlan], workers: int | None, progress: Any
 ) -> None:
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers} must be at least 1")
     if engine == "ray":
         from bltkit.annotate.cluster import run_on_ray
 
@@ -219,7 +221,7 @@ def _entry_or_none(out: Path, there: ShardManifest, shard: ShardPlan) -> ShardEn
     note = note_of(out, shard.number)
     if note.is_file():
         try:
-            entry: ShardEntry = parse(ShardEntry, read_json(note, escaped_bytes=True), str(note))
+            entry: ShardEntry = parse(ShardEntry, read_json(note, surrogates=True), str(note))
         except ValueError:
             return None  # damaged: the shard is computed again, which gives the same bytes
         return entry

@@ -2,27 +2,36 @@
 
 import shlex
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, progress_bar, say, there
+from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from bltkit.eval.pairs import PairedEvaluation
     from bltkit.eval.runner import Evaluation
+    from bltkit.eval.tasks import Task
 
 
 def evaluate(
     model: Annotated[
         str,
-        typer.Option(help="Checkpoint directory, bltkit:NAME, hf:OWNER/NAME; token:DIR is a Hugging Face token model."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Checkpoint directory, bltkit:NAME, hf:OWNER/NAME; token:DIR is a Hugging Face token model.",
+        ),
     ] = "bltkit:tiny",
     tasks: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them.")
+        list[str] | None,
+        typer.Option(
+            "--tasks", "--task", help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="The first so many items of a task, or of each of its parts.")
@@ -36,7 +45,8 @@ def evaluate(
         Path | None, typer.Option(help="Lines of `clean` and `noisy` text: what real noise costs on the same items.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for results.json, every item's record and a page.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Directory for results.json, every item's record and a page."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the evaluation in --out.")] = False,
     context: Annotated[
@@ -50,8 +60,8 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="humaneval, mbpp: run what the model writes, in a sandbox.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on benchmarks. `--tasks list` shows them all, with their sources."""
@@ -60,7 +70,7 @@ def evaluate(
     if tasks == ["list"]:
         for name, kind in TASKS.items():
             about = (kind.__doc__ or "").partition("\n\n")[0]
-            print(f"{name:14} {' '.join(about.split())}")
+            print_text(f"{name:14} {' '.join(about.split())}")
         return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
@@ -68,8 +78,9 @@ def evaluate(
         raise ValueError("give --noise or --paired, not both")
     if resume and out is None:
         raise ValueError("--resume goes on with an evaluation that --out names; add --out DIR")
-    import torch
+    import tempfile
 
+    place = run_on(model, device, threads, "rows")
     from bltkit.eval.noise import parse_noise
     from bltkit.eval.pairs import evaluate_pairs
     from bltkit.eval.place import Place
@@ -78,72 +89,102 @@ def evaluate(
     from bltkit.eval.subjects import open_subject
     from bltkit.generate import parse_strategy
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen, place = parse_tasks(tasks or []), Place.of(data or [])
+    chosen, source = parse_tasks(tasks or []), Place.of(data or [])
     damage = None if noise is None else parse_noise(noise)
     writing = None if strategy is None else parse_strategy(strategy, "--strategy")
-    there(device)
-    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=device)
+    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=str(place))
     options: dict[str, Any] = {
         "resume": resume,
         "execute": allow_code_execution,
         "command": shlex.join(["blt", *sys.argv[1:]]),
     }
-    with progress_bar("evaluating") as progress, ExitStack() as stack:
-        options["progress"] = progress
+    with ExitStack() as stack:
+        options["progress"] = stack.enter_context(progress_bar("evaluating", "items"))
         if paired is not None:
             place_of = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pairs = evaluate_pairs(subject, chosen, place, paired, place_of, seed=seed, limit=limit, **options)
-            _show_pairs(pairs, as_json)
+            pairs = evaluate_pairs(subject, chosen, source, paired, place_of, seed=seed, limit=limit, **options)
             pages = [path for path in (place_of / name for name in ("texts", "clean", "noisy")) if path.exists()]
         else:
             settings = Settings(limit, damage, seed=seed)
-            found = run(subject, chosen, place, settings=settings, out=out, **options)
-            _show(found, as_json)
+            found = run(subject, chosen, source, settings=settings, out=out, **options)
             pages = [] if out is None else [out]
+    if paired is not None:
+        _show_pairs(pairs, as_json)
+        sides = {", clean": pairs.clean, ", noisy": pairs.noisy}
+        _warn_of_cuts({label: side for label, side in sides.items() if side is not None}, chosen)
+    else:
+        _show(found, as_json)
+        _warn_of_cuts({"": found}, chosen)
     if out is not None:
         from bltkit.study.evaluation_page import write_page
 
-        for directory in pages:
-            say(f"wrote {write_page(directory)}")
+        for page in pages:
+            say(f"wrote {write_page(page)}")
 
 
 def _show(found: "Evaluation", as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        _table([[name, *_cells(result)] for name, result in found.results.items()])
+        print_table([task_cells(name, result) for name, result in found.results.items()])
 
 
 def _show_pairs(found: "PairedEvaluation", as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    lines = [[name, *_cells(result)] for name, result in found.texts.results.items()]
+    lines = [task_cells(name, result) for name, result in found.texts.results.items()]
     for name, gap in found.gaps.items():
         assert found.clean is not None and found.noisy is not None
         lines += [
-            [f"{name}, clean", *_cells(found.clean.results[name])],
-            [f"{name}, noisy", *_cells(found.noisy.results[name])],
-            [f"{name}, gap", *_cells(gap)],
+            task_cells(f"{name}, clean", found.clean.results[name]),
+            task_cells(f"{name}, noisy", found.noisy.results[name]),
+            task_cells(f"{name}, gap", gap),
         ]
-    _table(lines)
+    print_table(lines)
 
 
-def _cells(result: Any) -> list[str]:
-    value, stderr, interval = result["value"], result["stderr"], result["interval"]
+def _warn_of_cuts(evaluations: "Mapping[str, Evaluation]", tasks: "Sequence[Task]") -> None:
+    """One line on stderr for each task some of whose contexts were cut; tasks of an earlier run are left out."""
+    from bltkit.eval.results import cut_warning
+
+    for label, evaluation in evaluations.items():
+        for name in map(str, tasks):
+            if (line := cut_warning(f"{name}{label}", evaluation.results[name])) is not None:
+                say(line)
+
+
+def task_cells(name: str, result: "Mapping[str, Any]") -> list[str]:
+    """A line of the table. An interval that is missing gives its reason where the results have it."""
+    value, interval, chance = result["value"], result["interval"], result.get("chance")
+    method, contexts, cut = result.get("interval_method"), result.get("contexts"), result.get("cut_contexts")
+    if interval is not None and interval[0] == interval[1]:
+        interval = None  # of version 0.1.0, whose intervals lose their width where the items show no spread
+    ends = (method or "-") if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}"
+    whole = "" if not contexts else f" of {contexts:,}"
     return [
-        str(result["n"]),
+        name,
+        f"{result['n']:,}",
         str(result["metric"]),
         "-" if value is None else f"{value:.4f}",
-        "-" if stderr is None else f"{stderr:.4f}",
-        "-" if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}",
+        ends,
+        "-" if chance is None else f"{chance:.4f}",
+        "-" if cut is None or contexts == 0 else f"{cut:,}{whole}" if cut else "0",
     ]
 
 
-def _table(lines: list[list[str]]) -> None:
-    lines = [["task", "n", "metric", "value", "stderr", "95 %"], *lines]
-    widths = [max(len(line[at]) for line in lines) for at in range(6)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+HEADS = ("task", "n", "metric", "value", "95 %", "chance", "cut")
+RIGHT = ("n", "value", "chance", "cut")
+"""Columns of numbers, which are aligned on their right."""
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """Lines of `task_cells` under their heads."""
+    table = [list(HEADS), *lines]
+    widths = [max(len(line[at]) for line in table) for at in range(len(HEADS))]
+    for line in table:
+        cells = [
+            cell.rjust(width) if head in RIGHT else cell.ljust(width)
+            for cell, width, head in zip(line, widths, HEADS, strict=True)
+        ]
+        print_text("  ".join(cells).rstrip())

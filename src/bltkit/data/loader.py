@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from bltkit.compute import check_threads
 from bltkit.data.batch import Batch, Waste, assemble
 from bltkit.data.corpus import Corpus
 from bltkit.data.parts import PartSize, Position, RowPlan, Walk
@@ -65,8 +66,7 @@ class Loader:
             )
         if seed < 0:
             raise ValueError(f"trainer.seed: {seed} is negative; use 0 or more")
-        if workers < 0:
-            raise ValueError(f"data.workers: {workers} is negative; use 0 or more")
+        check_threads(workers, "data.workers", least=0)
         self.corpus, self.row_bytes, self.row_patches = corpus, row_bytes, row_patches
         self.batch_rows, self.seed, self.workers = batch_rows, seed, workers
         self.plan = RowPlan.training(corpus, row_bytes, row_patches, seed, part_size)
@@ -107,10 +107,13 @@ class Loader:
         shows at the next batch).
         """
         if state["fingerprint"] != self.corpus.fingerprint:
+            single = len(self.corpus) == 2 and len(self.corpus.validation) == len(self.corpus.stats) == 1
             raise ValueError(
                 f"data.sources: the saved position belongs to another corpus ({state['fingerprint'][:12]}, "
                 f"this one is {self.corpus.fingerprint[:12]}): files, weights or validation_fraction "
                 "changed; set them back, or start a new run"
+                # Older versions held out nothing of a single document: the same text without validation.
+                + ("; for a run of version 0.1.0 on a single document, data.validation_fraction = 0" if single else "")
             )
         fields = [("row_bytes", "data.row_bytes"), ("row_patches", "data.row_patches"), ("seed", "trainer.seed")]
         for name, where in [*fields, ("part_size", "loader part_size")]:

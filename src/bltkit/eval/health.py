@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
 from bltkit.data.sources import StdlibSource
 from bltkit.eval.findings import (
@@ -103,7 +105,11 @@ def check(
 
 
 def check_directory(
-    directory: Path, documents: Sequence[bytes] | None = None, *, progress: Callable[[str], None] | None = None
+    directory: Path,
+    documents: Sequence[bytes] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[str], None] | None = None,
 ) -> Health:
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
@@ -129,7 +135,7 @@ def check_directory(
     if is_token_model(directory):
         load_token_model(directory)
         return Health((files,))
-    return Health((files, *check(load_bundle(directory), documents, progress=progress).findings))
+    return Health((files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
 
 
 def default_documents() -> tuple[bytes, ...]:

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from bltkit.checkpoint import write_atomic
 from bltkit.files import parse_json
+from bltkit.terminal.progress import Progress
 from bltkit.train.sinks import Sink, open_sinks
 
 if TYPE_CHECKING:
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 BROKEN = "metrics.jsonl.broken"
 """Lines of metrics.jsonl that could not be read."""
+
+LONGEST_SECONDS = 60.0
+"""Between two lines of progress."""
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -144,20 +145,17 @@ def validated(out: Path, step: int) -> bool:
 
 @contextmanager
 def reading(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far the sources are read, on a terminal's stderr; told (source, documents, bytes)."""
-    columns = TextColumn("reading {task.description}"), TimeElapsedColumn()
-    off = not shown or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=off, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    """Shows on stderr how far the sources are read; told (source, documents, bytes)."""
+    with Progress("reading", shown=shown) as progress:
 
         def tell(label: str, documents: int, num_bytes: int) -> None:
-            bar.update(task, description=f"{label}: {documents:,} documents, {num_bytes / 1e6:,.0f} MB")
+            progress.stage(f"{label}, {documents:,} documents, {num_bytes / 1e6:,.0f} MB")
 
         yield tell
 
 
 class Reporter:
-    """Writes metrics.jsonl and shows progress, which is silent on stderr when that is no terminal."""
+    """Writes metrics.jsonl and shows progress on stderr: a bar, or lines that come with reports."""
 
     def __init__(self, path: Path | None, config: "TrainConfig", done_steps: int) -> None:
         """path: of the run; None for a process that has nothing to tell. Rows up to `done_steps` are there already.
@@ -172,30 +170,24 @@ class Reporter:
             plain = config.model_dump(mode="json", exclude_none=True)
             self._sinks = self._open.enter_context(open_sinks(config.trainer.report, path, done_steps, plain))
             self._file = self._open.enter_context((path / METRICS).open("a", encoding="utf-8"))
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=path is None or not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("", total=config.trainer.max_steps, completed=done_steps)
+        self._progress = Progress("training", "steps", shown=path is not None, longest=LONGEST_SECONDS)
+        self._step, self._steps = done_steps, config.trainer.max_steps
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._progress.__enter__()
+        self._progress(self._step, self._steps)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._progress.__exit__(kind, error, trace)
         self._open.close()
 
     def advance(self, step: int) -> None:
         """A step is done."""
-        self._bar.update(self._task, completed=step)
+        self._step = step
+        self._progress(step, self._steps, patience=2)  # a report, which has new figures, should come first
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, and show its main figures."""
@@ -208,7 +200,8 @@ class Reporter:
             sink.write(known)
         shown = [f"{row[name]:.4g} {unit}" for name, unit in _SHOWN if row.get(name) is not None]
         if shown:
-            self._bar.update(self._task, description="  ".join(shown))
+            self._progress.note(", ".join(shown))
+            self._progress(self._step, self._steps)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -125,6 +125,13 @@ class Task(Config):
     def grade(self, item: Item, answers: Sequence[Answer]) -> Grade:
         """What the answers to `requests(item)`, in their order, are worth. A function of its arguments alone."""
 
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        """What guessing scores on the item, by metric: 1 / number of choices where the answer is one of several.
+
+        None for a metric without such a level; that is every metric of a task whose answers are open.
+        """
+        return dict.fromkeys(self.metrics)
+
     def __str__(self) -> str:
         """As `parse_task` reads it; fields at their defaults are left out."""
         values = self.model_dump(exclude_defaults=True, exclude={"kind", "part"})

@@ -68,7 +68,8 @@ def table(rows: Sequence[Row]) -> str:
 def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] | None:
     """Bits per byte more than the first variant of the group, mean over seeds, and half of its 95 % interval.
 
-    None for the first variant itself, and without a common seed. The half is None where no variant has two seeds.
+    None for the first variant itself, and without a common seed. The half is None where no variant has two seeds, or
+    where nothing is left of bits per byte but those effects: no spread is no certainty.
     """
     cells = {(row["variant"], row["seed"]): row["bits_per_byte"] for row in rows}
     group = next(row["group"] for row in rows if row["variant"] == variant)
@@ -78,7 +79,7 @@ def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] 
     if variant == first or not both:
         return None
     variance, freedom = _noise(rows)
-    if not freedom:
+    if not freedom or not variance:
         return fmean(both), None
     t = _STUDENT[min(freedom, len(_STUDENT)) - 1]
     return fmean(both), t * (2 * variance / len(both)) ** 0.5
@@ -159,7 +160,7 @@ def _about(rows: Sequence[Row]) -> str:
 def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:
     own = [row for row in rows if row["variant"] == variant]
     bits = [row["bits_per_byte"] for row in own]
-    spread = f" ± {stdev(bits):.3f}" if len(bits) > 1 else ""
+    spread = f" ± {stdev(bits):.3f}" if len(set(bits)) > 1 else ""
     units = [row["unit_bytes"] for row in own if row["unit_bytes"]]
     found = difference(variant, rows)
     against = "" if found is None else f"{found[0]:+.3f}" + ("" if found[1] is None else f" ± {found[1]:.3f}")
