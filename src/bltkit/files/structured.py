@@ -103,7 +103,7 @@ _FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def _check(value: Any, escaped_bytes: bool) -> None:
-    """Depth, and surrogates in strings and keys. One pass level by level, which costs less than to search the text."""
+    """Depth, and halves of surrogate pairs. One pass level by level, which costs less than to search the text."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
