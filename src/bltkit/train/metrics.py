@@ -134,7 +134,7 @@ def _passed_over(path: Path, broken: Sequence[tuple[int, bytes, str]]) -> str:
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
+    sys.stderr.write(f"{line}\n")
 
 
 def validated(out: Path, step: int) -> bool:
