@@ -79,7 +79,7 @@ def test_rows_with_a_budget_of_patches(place: Workplace, scorer: str, shards: st
     place.train("parts", "blt", *budget, resume=True)
     same(place.tensors("parts"), place.tensors("whole"))
     assert all(0 <= row["patch_padding"] < 1 for row in read_metrics(place.path / "whole") if "loss" in row)
-    with pytest.raises(ValueError, match=r"data\.row_patches: 30, but the saved position was made with 24"):
+    with pytest.raises(ValueError, match=r"data\.row_patches = 30 differs from the run's own, 24"):
         place.train("whole", "blt", *by(scorer, *annotated(shards, "data.row_patches=30")), resume=True)
     with pytest.raises(ValueError, match="blt annotate"):
         place.train("none", "blt", *by(scorer), "data.row_patches=24")
