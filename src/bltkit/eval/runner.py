@@ -9,11 +9,10 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,16 +133,8 @@ def _held(out: Path | None) -> Iterator[None]:
     if out is None or (os.path.lexists(out) and not (out / RUN).exists() and not _is_empty(out)):
         yield  # `_open_out` refuses it
         return
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     with writer_lock(out, logging.getLogger(__name__).warning):
-        try:
-            yield
-        finally:
-            if out in new and _is_empty(out):
-                shutil.rmtree(out)
-                for parent in new[1:]:
-                    with suppress(OSError):  # something else came there meanwhile
-                        parent.rmdir()
+        yield
 
 
 def _is_empty(out: Path) -> bool:

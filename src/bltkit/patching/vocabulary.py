@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from bltkit.files import read_json, read_utf8
+from bltkit.files import read_json, read_utf8, require_regular
 from bltkit.patching.tokenizer import ByteTokenizer, tokenizers_library, train_bpe
 
 PAD, BOS, EOS = SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>")
@@ -115,6 +115,7 @@ class Vocabulary:
 def _named(settings: Path) -> tuple[str, str, str]:
     """Names of BOS, EOS and padding in a tokenizer_config.json; "" where it has none."""
     try:
+        require_regular(settings)  # a named pipe would wait for ever
         found = read_json(settings)
     except FileNotFoundError:
         return "", "", ""
