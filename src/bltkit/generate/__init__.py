@@ -3,6 +3,7 @@
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.options import Options, Prompt, at_least_one, parse_options, prompt_bytes, spelled_out
 from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
@@ -17,6 +18,7 @@ from bltkit.generate.strategies import (
     Strategy,
     Verified,
     parse_strategy,
+    strategy_kind,
     strategy_of,
 )
 
@@ -29,7 +31,9 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Options",
     "Passes",
+    "Prompt",
     "Reading",
     "Request",
     "Sampling",
@@ -40,8 +44,13 @@ __all__ = [
     "Strategy",
     "Utf8",
     "Verified",
+    "at_least_one",
     "generate",
     "generate_rows",
+    "parse_options",
     "parse_strategy",
+    "prompt_bytes",
+    "spelled_out",
+    "strategy_kind",
     "strategy_of",
 ]
