@@ -35,6 +35,7 @@ from bltkit.generate import (
     parse_strategy,
     prompt_bytes,
     spelled_out,
+    typed,
 )
 from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BoundaryModel
@@ -42,7 +43,7 @@ from bltkit.model.fastest import best_form, measure_forms
 from bltkit.model.forms import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
-from bltkit.vocab import encode, to_bytes
+from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
 
 BATCH_SIZE = 16
 """Prompts side by side. On one CPU core 8 gave 4.2 times the throughput of one, 16 5.8 times, 32 6.7 times."""
@@ -104,6 +105,8 @@ class ByteLM:
 
         dtype: of the weights in memory, fp32 by default. Raises ValueError with the remedy if it cannot be loaded.
         """
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
         return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device))
 
     @property
@@ -135,6 +138,7 @@ class ByteLM:
 
         Raises ValueError for a rule that reads scores which this model does not give.
         """
+        typed("rule", rule, str | PatchingRule)
         parsed = parse_rule(rule) if isinstance(rule, str) else rule
         if parsed.scores not in (None, self._score_kind()):
             given = "none" if self.scorer is None else f"{self._score_kind()} scores"
@@ -149,6 +153,7 @@ class ByteLM:
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
         model = self._needed_model()
+        typed("form", form, str)
         chosen = best_form(measure_forms(model, self.scorer, LOSSLESS)) if form == "auto" else parse_form(form)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
@@ -285,15 +290,21 @@ class ByteLM:
         progress: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Bits per byte of `text`: windows of `context` bytes (default: the training row), each byte scored once."""
+        typed("context", context, int | None)
+        typed("stride", stride, int | None)
         return score(self.bundle, text, context=context, stride=stride, progress=progress)
 
     @torch.no_grad()
     def logits(self, ids: Int64[Tensor, " T"] | Sequence[int]) -> Float[Tensor, "T V"]:
         """Raw logits for the id after each of `ids` (BOS is the caller's to put in front), without any cache."""
         model, rule = self._needed_model(), self._needed_rule()
+        if isinstance(ids, str | bytes):
+            raise ValueError("ids are text; `bltkit.vocab.encode` makes ids of it")
         row = torch.as_tensor(ids, dtype=torch.long, device=model.embed.bytes.weight.device)[None]
         if row.shape[1] == 0:
             raise ValueError("ids are empty; a row has at least BOS (id 1)")
+        if not 0 <= int(row.min()) <= int(row.max()) < VOCAB_SIZE:
+            raise ValueError(f"ids run from {int(row.min())} to {int(row.max())}; they must be in 0..{VOCAB_SIZE - 1}")
         scores = None if rule.scores is None or self.scorer is None else self.scorer.scores(row)
         patches = patch(rule, row, scores, documents=model.config.document_masks)
         return model(row, patches)[0]
@@ -336,17 +347,32 @@ def evaluate(
 
     Raises ValueError for what is unknown, missing or malformed, before anything is asked.
     """
+    several = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Sequence) else tasks
+    paths = [data] if isinstance(data, str | Path) or not isinstance(data, Sequence) else data
+    # Subjects, tasks and noises are protocols: a value of one is known by a method that it has.
+    for name, value, method in [
+        ("model", model, "answers"),
+        *[("tasks", task, "items") for task in several],
+        *[("data", path, "joinpath") for path in paths],
+        ("noise", "" if noise is None else noise, "covers"),
+    ]:
+        if not isinstance(value, str) and not hasattr(value, method):
+            raise ValueError(f"{name} = {value!r} is of type {type(value).__name__}; give it by name")
+    typed("strategy", strategy, str | None)
+    typed("seed", seed, int)
+    for name, value in {"limit": limit, "context": context}.items():
+        typed(name, value, int | None)
     if isinstance(model, str):
         model = open_subject(model, context=context, strategy=None if strategy is None else parse_strategy(strategy))
     elif context is not None or strategy is not None:
         raise ValueError("context and strategy are fields of the subject that is given; set them there")
     chosen: list[Task] = []
-    for one in [tasks] if isinstance(tasks, str) else tasks:
-        chosen += parse_tasks([one]) if isinstance(one, str) else [one]
+    for task in several:
+        chosen += parse_tasks([task]) if isinstance(task, str) else [task]
     return run_evaluation(
         model,
         chosen,
-        Place.of([data] if isinstance(data, str | Path) else data),
+        Place.of(paths),
         settings=Settings(limit, parse_noise(noise) if isinstance(noise, str) else noise, seed=seed),
         out=None if out is None else Path(out),
         resume=resume,

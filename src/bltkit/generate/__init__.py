@@ -3,7 +3,7 @@
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
-from bltkit.generate.options import Options, Prompt, at_least_one, parse_options, prompt_bytes, spelled_out
+from bltkit.generate.options import Options, Prompt, at_least_one, parse_options, prompt_bytes, spelled_out, typed
 from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
@@ -53,4 +53,5 @@ __all__ = [
     "spelled_out",
     "strategy_kind",
     "strategy_of",
+    "typed",
 ]

@@ -122,7 +122,7 @@ def parse_options(prompt: bytes, options: Mapping[str, Any]) -> tuple[Request, S
 
     Raises ValueError with one line that names the option, its value and what it should be.
     """
-    values = {name: _typed(name, value) for name, value in options.items()}
+    values = {name: _option(name, value) for name, value in options.items()}
     stops = values.get("stop", ())
     request = Request(
         sampling=parse(Sampling, {name: values[name] for name in Sampling.model_fields if name in values}, "sampling"),
@@ -162,34 +162,43 @@ def spelled_out(method: F) -> F:
     return method
 
 
-def _typed(name: str, value: Any) -> Any:
-    """The value, a number of numpy as Python's own."""
+def typed(name: str, value: Any, kind: Any) -> Any:
+    """The value where it is of `kind`: bool, int, float, str, None or a union; a number of numpy as Python's own.
+
+    Raises ValueError that names the value and what it should be.
+    """
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+            return value
+    elif int in kinds and isinstance(value, Integral):
+        return int(value)
+    elif float in kinds:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} = {_shown(value)}: is too large") from None
+    raise ValueError(f"{name} = {_shown(value)}: must be {_WORDS[next(word for word in _WORDS if word in kinds)]}")
+
+
+def _option(name: str, value: Any) -> Any:
     if name not in _TYPES:
         raise ValueError(f"unknown option {name!r}{nearest(name, list(_TYPES))}")
-    if name == "stop":
-        texts = [value] if isinstance(value, str | bytes) else value
-        if isinstance(texts, Sequence) and all(isinstance(text, str | bytes) for text in texts):
-            return value
-        raise ValueError(f"stop = {_shown(value)}: must be text, bytes or a list of them")
-    kinds = get_args(_TYPES[name]) or (_TYPES[name],)
-    if value is None and type(None) in kinds:
-        return None
-    if name == "strategy" and isinstance(value, str | Strategy):
+    if name != "stop":
+        return typed(name, value, _TYPES[name])
+    texts = [value] if isinstance(value, str | bytes) else value
+    if isinstance(texts, Sequence) and all(isinstance(text, str | bytes) for text in texts):
         return value
-    if bool in kinds and isinstance(value, bool):
-        return value
-    if not isinstance(value, bool):
-        if int in kinds and isinstance(value, Integral):
-            return int(value)
-        if float in kinds and isinstance(value, Real):
-            try:
-                return float(value)
-            except OverflowError:
-                raise ValueError(f"{name} = {_shown(value)}: is too large") from None
-    raise ValueError(f"{name} = {_shown(value)}: must be {_WORDS[next(kind for kind in kinds if kind in _WORDS)]}")
+    raise ValueError(f"stop = {_shown(value)}: must be text, bytes or a list of them")
 
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a strategy's name, or a Strategy"}
+_WORDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    Strategy: "a strategy's name, or a Strategy",
+    str: "text",
+}
 
 
 def _shown(value: Any) -> str:
