@@ -76,6 +76,11 @@ class Utf8Stream:
         """The characters that `data` completes."""
         return self._decoder.decode(data)
 
+    @property
+    def pending(self) -> int:
+        """Bytes of a character that has begun."""
+        return len(self._decoder.getstate()[0])
+
     def end(self) -> str:
         """What is left: U+FFFD for a character cut short."""
         return self._decoder.decode(b"", final=True)
