@@ -24,6 +24,7 @@ from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request
 from bltkit.eval.results import result_of
 from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.task import Grade, Item, Task
+from bltkit.files import read_json_object
 
 FORMAT = 1
 RESULTS, RUN, RECORDS = "results.json", "run.json", "records"
@@ -135,6 +136,7 @@ def evaluate(
     work = [_work(task, place, settings) for task in tasks]
     if out is not None:
         _open_out(out, {"format": FORMAT, "model": model, **settings.to_json()}, resume)
+    kept = _kept_results(out) if out is not None and resume else {}
     total, done = sum(len(one.items) for one in work), 0
     results: dict[str, Mapping[str, Any]] = {}
     for name, one in zip(names, work, strict=True):
@@ -160,7 +162,6 @@ def evaluate(
             results[name] = {**results[name], "records": f"{RECORDS}/{journal.path.name}"}
     found = Evaluation(model, settings, results, command)
     if out is not None:
-        kept = _kept_results(out) if resume else {}
         found = replace(found, results={**kept, **results})
         write_atomic(out / RESULTS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
     return found
@@ -179,12 +180,12 @@ def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not resume:
             raise ValueError(f"--out {out} exists already; say --resume to go on with it, or choose another directory")
+        if not (out / RUN).is_file():
+            raise ValueError(f"--out {out} holds no evaluation to resume: no {RUN}; choose another directory")
         try:
-            there = json.loads((out / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = None
-        if not isinstance(there, dict):
-            raise ValueError(f"--out {out} holds no evaluation to resume; choose another directory")
+            there = read_json_object(out / RUN)
+        except ValueError as error:
+            raise ValueError(f"--out {out} holds no evaluation to resume: {error}; choose another directory") from None
         for name, value in run.items():
             if there.get(name) != value:
                 raise ValueError(
@@ -198,7 +199,15 @@ def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
 def _kept_results(out: Path) -> dict[str, Any]:
     """Of tasks that an earlier run into the same directory finished."""
     path = out / RESULTS
-    return dict(json.loads(path.read_text(encoding="utf-8"))["results"]) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        results = read_json_object(path).get("results")
+        if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
+            raise ValueError(f"{path}: holds no results")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it and resume with all tasks: their items' records stay") from None
+    return results
 
 
 def _work(task: Task, place: Place, settings: Settings) -> _Work:
