@@ -360,8 +360,8 @@ def evaluate(
             raise ValueError(f"{name} = {value!r} is of type {type(value).__name__}; give it by name")
     typed("strategy", strategy, str | None)
     typed("seed", seed, int)
-    for name, value in {"limit": limit, "context": context}.items():
-        typed(name, value, int | None)
+    for name, number in {"limit": limit, "context": context}.items():
+        typed(name, number, int | None)
     if isinstance(model, str):
         model = open_subject(model, context=context, strategy=None if strategy is None else parse_strategy(strategy))
     elif context is not None or strategy is not None:

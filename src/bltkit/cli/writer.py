@@ -5,6 +5,7 @@ be told apart by two styles.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ PATCH_STYLES = ("\x1b[34m", "\x1b[35m")
 """Blue and magenta: readable on light and dark backgrounds."""
 RESET = "\x1b[0m"
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 MAX_ECHO = 2000
 """Bytes of a long prompt that are shown: its end."""
 
@@ -22,51 +25,40 @@ MAX_ECHO = 2000
 class Writer:
     """A continuation on its way to stdout."""
 
-    def __init__(self, *, patches: bool = False) -> None:
-        self.terminal = sys.stdout.isatty()
-        self.styled = self.terminal and os.environ.get("TERM") != "dumb"
-        self.patches = patches
+    def __init__(self, prompt: bytes = b"", *, patches: bool = False) -> None:
+        """prompt: shown in front on a terminal that has styles to set it apart; of a long one the end."""
+        self._terminal = sys.stdout.isatty()
+        self._styled = self._terminal and os.environ.get("TERM") != "dumb"
+        self._patches = patches and self._styled
         self._characters = Utf8Stream()
         self._patch = 0
-        self._style = ""
-        self._begun_in = ""
-
-    @property
-    def held_back(self) -> int:
-        """Bytes of an unfinished character, which a terminal does not show."""
-        return self._characters.pending if self.terminal else 0
-
-    def prompt(self, prompt: bytes) -> None:
-        """Show the end of the prompt, dim, where there are styles to set it apart."""
-        if not self.styled or not prompt:
-            return
-        self._put(DIM + ("..." if len(prompt) > MAX_ECHO else ""))
-        self._put(visible(self._characters.feed(prompt[-MAX_ECHO:])))
-        self._put(RESET)
+        self._style = self._character_style = ""
+        if self._styled and prompt:
+            cut = "..." if len(prompt) > MAX_ECHO else ""
+            self._put(DIM + cut + visible(self._characters.feed(prompt[-MAX_ECHO:])) + RESET)
 
     def write(self, data: bytes, opens: Sequence[bool] = ()) -> None:
         """Hand out bytes; opens: of each, does it open a patch."""
-        if not self.terminal:
+        if not self._terminal:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             return
-        if not (self.patches and self.styled):
+        if not self._patches:
             self._put(visible(self._characters.feed(data)))
             return
         for byte, opening in zip(data, opens, strict=True):
             self._patch = 1 - self._patch if opening else self._patch
             if not self._characters.pending:  # a character has the style of the patch that it begins in
-                self._begun_in = PATCH_STYLES[self._patch]
+                self._character_style = PATCH_STYLES[self._patch]
             text = self._characters.feed(bytes([byte]))
             if text:
-                self._put((self._begun_in if self._style != self._begun_in else "") + visible(text))
-                self._style = self._begun_in
+                self._put((self._character_style if self._style != self._character_style else "") + visible(text))
+                self._style = self._character_style
 
-    def end(self) -> None:
-        """Close the line. An unfinished character is not shown on a terminal."""
-        if self._style:
-            self._put(RESET)
-        self._put("\n")
+    def end(self) -> int:
+        """Close the line. Returns how many bytes a terminal does not show: they begin a character."""
+        self._put((RESET if self._style else "") + "\n")
+        return self._characters.pending if self._terminal else 0
 
     def _put(self, text: str) -> None:
         sys.stdout.buffer.write(text.encode(errors="replace"))
@@ -75,12 +67,4 @@ class Writer:
 
 def visible(text: str) -> str:
     """The text with control characters escaped (`\\x1b`), line breaks and tabs left."""
-    return "".join(
-        character if character in "\n\t" or not (ord(character) < 32 or 127 <= ord(character) < 160) else escaped(character)
-        for character in text
-    )
-
-
-def escaped(character: str) -> str:
-    """A character by its number."""
-    return f"\\x{ord(character):02x}"
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

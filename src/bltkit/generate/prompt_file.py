@@ -1,7 +1,8 @@
 """Files of prompts, and the file of results beside which a job of many prompts keeps what it was asked for.
 
 A prompt file is read line by line, once to check all of it and once to continue it, so memory holds a line. Results
-are JSON lines in the order in which prompts finish; a line is there whole or, after a power cut, removed by the next run.
+are JSON lines in the order in which prompts finish; the next run
+removes a line that was cut off.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.config import nearest
+from bltkit.files.compressed import lines
 from bltkit.files.structured import parse_json, read_json
 from bltkit.generate.options import Prompt
 
@@ -39,33 +41,33 @@ class NamedPrompt:
 def read_prompts(path: Path) -> Iterator[NamedPrompt]:
     """The prompts of a file, one a line; lines without text are passed over.
 
-    `.txt`: the line's bytes are the prompt. Else a JSON object with `prompt`, or `prompt_hex` for bytes that are no
-    text; and if wanted `id` (text or a whole number, in all lines or in none), `seed`, `max_bytes`, `stop`.
+    The file may be compressed (gz, zst, xz, bz2). `.txt`: a line's bytes are the prompt. Else a line is a JSON object
+    with `prompt`, or `prompt_hex` for bytes that are no text; and if wanted `id` (text or a whole number, in all lines
+    or in none), `seed`, `max_bytes`, `stop`.
 
     Raises ValueError that names file and line, OSError where it cannot be read.
     """
     ids: set[str | int] = set()
     named: bool | None = None
-    plain = path.suffix.lower() == ".txt"
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            if plain:
-                yield NamedPrompt(number, Prompt(line.rstrip(b"\r\n")))
-                continue
-            item = _parse(parse_json(line, where), number, where)
-            has_id = item.id is not number
-            if named is not None and has_id != named:
-                raise ValueError(f"{where}: give every line an 'id', or none (then it is the line's number)")
-            named = has_id
-            if named:
-                if item.id in ids:
-                    raise ValueError(f"{where}: id {item.id!r} is that of an earlier line; ids must differ")
-                ids.add(item.id)
-            yield item
+    plain = ".txt" in path.suffixes
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        if plain:
+            yield NamedPrompt(number, Prompt(line.removesuffix(b"\r")))
+            continue
+        where = f"{path}:{number}"
+        value = parse_json(line, where)
+        item = _named_prompt(value, number, where)
+        if named is None:
+            named = "id" in value
+        if named != ("id" in value):
+            raise ValueError(f"{where}: give every line an 'id', or none (then it is the line's number)")
+        if named:
+            if item.id in ids:
+                raise ValueError(f"{where}: id {item.id!r} is that of an earlier line; ids must differ")
+            ids.add(item.id)
+        yield item
 
 
 def check_prompts(path: Path) -> int:
@@ -94,6 +96,10 @@ class ResultFile:
         """Beside the file: options and lock."""
         return self.path.with_name(self.path.name + ".run")
 
+    @property
+    def _settings(self) -> Path:
+        return self.directory / "options.json"
+
     def check_place(self) -> None:
         """Raise ValueError where the results cannot be written, before anything is read or made."""
         if self.path.is_dir():
@@ -102,22 +108,21 @@ class ResultFile:
             raise ValueError(f"--out {self.path}: directory {self.path.absolute().parent} does not exist")
         if self.path.suffix.lower() in (".gz", ".zst", ".xz", ".bz2"):
             raise ValueError(f"--out {self.path}: results are written uncompressed; let the name end in .jsonl")
+        if self.path.exists() and self.path.stat().st_size and not self._settings.exists():
+            raise ValueError(f"--out {self.path} holds something else ({self._settings} is missing); name another file")
 
     def open(self) -> dict[str | int, str]:
         """Digests of the finished prompts, by id; a last line that was cut off is removed."""
-        settings = self.directory / "options.json"
+        settings = self._settings
         finished: dict[str | int, str] = {}
         if self.path.exists() and self.path.stat().st_size:
-            if not settings.exists():
-                raise ValueError(f"--out {self.path} holds something else ({settings} is missing); choose another file")
             self._refuse_others(read_json(settings))
             self._cut()
-            with self.path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    row = parse_json(line, f"{self.path}:{number}")
-                    if not isinstance(row, dict) or "id" not in row:
-                        raise ValueError(f"{self.path}:{number}: not a result with an 'id'; remove the line")
-                    finished[row["id"]] = row.get("request", "")
+            for number, line in enumerate(lines(self.path), 1):
+                row = parse_json(line, f"{self.path}:{number}")
+                if not isinstance(row, dict) or not isinstance(row.get("id"), str | int):
+                    raise ValueError(f"{self.path}:{number}: not a result with an 'id'; remove the line")
+                finished[row["id"]] = str(row.get("request"))
         elif not settings.exists() or read_json(settings) != self._options:
             temporary = settings.with_suffix(".tmp")
             temporary.write_text(json.dumps(self._options, indent=1) + "\n", encoding="utf-8")
@@ -155,7 +160,7 @@ class ResultFile:
                 file.truncate(position)
 
 
-def _parse(value: Any, number: int, where: str) -> NamedPrompt:
+def _named_prompt(value: Any, number: int, where: str) -> NamedPrompt:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: a JSON object with 'prompt' is needed, got {type(value).__name__}")
     for key in value:
