@@ -158,7 +158,9 @@ TERMINAL = """
 import sys
 from bltkit.cli.writer import Writer
 writer = Writer(*eval(sys.argv[1]), patches=len(sys.argv) > 2)
-for data, opens in (("caf".encode(), [1, 0, 0]), (b"\\xc3", [1]), (b"\\xa9\\x1b]0;x\\x07\\n", [0] * 8), (b"\\xe2\\x98", [1, 0])):
+pieces = [(b"caf", "100"), (b"\\xc3", "1"), (b"\\xa9\\x1b]0;x\\x07\\n", "00000000"), (b"\\xe2\\x98", "10")]
+for data, opens in pieces:
+    opens = [flag == "1" for flag in opens]
     writer.write(data, opens)
 print("held", writer.end(), file=sys.stderr)
 """

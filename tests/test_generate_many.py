@@ -93,7 +93,7 @@ def test_patches_of_a_generation_are_those_of_the_text(lm: ByteLM) -> None:
 
 
 def test_a_bad_prompt_is_found_before_anything_is_generated(lm: ByteLM) -> None:
-    with pytest.raises(ValueError, match="one text|type str"):
+    with pytest.raises(ValueError, match="type str"):
         lm.generate_many("abc")
     with pytest.raises(ValueError, match="batch_size = 0"):
         lm.generate_many(["a"], batch_size=0)

@@ -10,6 +10,7 @@ from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import (
+    ALIASES,
     STRATEGIES,
     Auto,
     Autoregressive,
@@ -23,6 +24,7 @@ from bltkit.generate.strategies import (
 )
 
 __all__ = [
+    "ALIASES",
     "STRATEGIES",
     "Auto",
     "Autoregressive",

@@ -15,7 +15,7 @@ from typing import Any
 from bltkit.config import nearest
 from bltkit.files.compressed import lines
 from bltkit.files.structured import parse_json, read_json
-from bltkit.generate.options import Prompt
+from bltkit.generate.options import Prompt, parse_options
 
 KEYS = ("id", "prompt", "prompt_hex", "seed", "max_bytes", "stop")
 
@@ -180,6 +180,7 @@ def _named_prompt(value: Any, number: int, where: str) -> NamedPrompt:
         raise ValueError(f"{where}: prompt_hex = {text[:40]!r} is not hexadecimal, two digits a byte") from None
     options = {key: value[key] for key in ("seed", "max_bytes", "stop") if value.get(key) is not None}
     try:
+        parse_options(b"", options)
         return NamedPrompt(name, Prompt(text_or_bytes, **options))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
