@@ -131,8 +131,11 @@ class ResultFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line. Raises OSError where the disk is full: the next run removes what was written of it."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; finished results are kept", str(self.path)) from None
 
     def _refuse_others(self, before: Any) -> None:
         before = before if isinstance(before, dict) else {}
