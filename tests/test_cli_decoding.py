@@ -95,10 +95,9 @@ def test_bench_decode(blt: Blt_, models: Path, tmp_path: Path) -> None:
     assert single.keys() >= {"ours", "peer", "ratio", "command", "ledger"} and single["temperature"] == 0
     assert len(rows.read_text().splitlines()) == 5
     shown = blt(*line, "--context", "16", "--temperature", "0.5")
-    assert (
-        shown.out.startswith(b"decode ") and b"context of 16 bytes (ar, fp32 weights, temperature 0.5): " in shown.out
-    )
-    assert "round 1/1" in shown.err
+    assert shown.out.startswith(b"decode ")
+    assert b"context of 16 bytes (ar, fp32 weights, temperature 0.5): " in shown.out
+    assert not shown.err  # progress is for what takes longer than some seconds
 
 
 def test_bench_decode_draws(blt: Blt_, models: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """ByteLM: a model, what scores its text and the rule that cuts it, as one object. Python's side of the verbs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
+from bltkit.compute import device_of
 from bltkit.eval.noise import Noise, parse_noise
 from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
@@ -34,7 +35,9 @@ from bltkit.generate import (
     parse_options,
     parse_strategy,
     prompt_bytes,
+    several_prompts,
     spelled_out,
+    text_of,
     typed,
 )
 from bltkit.generate.ledger import count_parameters
@@ -89,25 +92,36 @@ class ByteLM:
 
     def __repr__(self) -> str:
         """Size, rule, device, dtype or weight form, and threads."""
-        modules = {"BLT": self.model, f"{self._score_kind()} model": self.scorer}
-        sizes = [f"{name} of {count_parameters(own):,} parameters" for name, own in modules.items() if own is not None]
-        inner = [module for own in modules.values() if own is not None for module in own.modules()]
-        formed = {module.form for module in inner if isinstance(module, FormedLinear)}
-        weights = [weight for own in modules.values() if own is not None for weight in own.parameters()]
+        named = {"BLT": self.model, f"{self._score_kind()} model": self.scorer}
+        modules = {name: module for name, module in named.items() if module is not None}
+        sizes = [f"{name} of {count_parameters(module):,} parameters" for name, module in modules.items()]
+        inner = [layer for module in modules.values() for layer in module.modules()]
+        formed = {layer.form for layer in inner if isinstance(layer, FormedLinear)}
+        weights = [weight for module in modules.values() for weight in module.parameters()]
         dtypes = sorted(formed) + sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
         device = weights[0].device
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {'+'.join(dtypes)} on {device}{threads})"
 
     @classmethod
-    def load(cls, model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Self:
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        verify: bool = False,
+    ) -> Self:
         """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
 
-        dtype: of the weights in memory, fp32 by default. Raises ValueError with the remedy if it cannot be loaded.
+        dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
+        is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
+        their sizes alone are compared (`blt check` compares everything).
+        Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
-        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device))
+        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), verify=verify))
 
     @property
     def model(self) -> Blt | None:
@@ -152,8 +166,7 @@ class ByteLM:
         forms that round nothing on this machine, about a second's work, and takes the faster.
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
-        model = self._needed_model()
-        typed("form", form, str)
+        model, form = self._needed_model(), typed("form", form, str)
         chosen = best_form(measure_forms(model, self.scorer, LOSSLESS)) if form == "auto" else parse_form(form)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
@@ -180,8 +193,7 @@ class ByteLM:
     def samples(self, prompt: str | bytes = b"", num: int = 4, **options: Unpack[Options]) -> list[Generation]:
         """`num` continuations of one prompt, which is read once; sample i is that of `seed` + i.
 
-        Options as for `stream`. The passes in their stats are shared: those made while a sample ran.
-        Raises ValueError for fewer than one.
+        Options as for `stream`. The passes in their stats are shared. Raises ValueError for fewer than one.
         """
         at_least_one("num", num)
         first, strategy = self._request(prompt, options)
@@ -200,7 +212,7 @@ class ByteLM:
 
         As `generate_iter`, but all prompts are checked before the first one is read.
         """
-        several = list(_several(prompts))
+        several = list(several_prompts(prompts))
         for prompt in several:
             self._request(prompt, options)
         results = dict(self.generate_iter(several, batch_size=batch_size, **options))
@@ -227,7 +239,7 @@ class ByteLM:
         at_least_one("batch_size", batch_size)
         _, strategy = self._request(b"", options)
         self._needed_rule()
-        return self._continued(iter(_several(prompts)), Batch(strategy), batch_size, options)
+        return self._continued(iter(several_prompts(prompts)), Batch(strategy), batch_size, options)
 
     def _continued(
         self, prompts: Iterator[str | bytes | Prompt], batch: Batch, batch_size: int, options: Options
@@ -237,7 +249,7 @@ class ByteLM:
         while True:
             for prompt in islice(prompts, batch_size - len(batch.rows)):
                 request, _ = self._request(prompt, options)
-                batch = batch.admit(self.session(_text(prompt)), [request])
+                batch = batch.admit(self.session(text_of(prompt)), [request])
             if not batch.rows:
                 return
             batch, new = batch.step()
@@ -272,7 +284,7 @@ class ByteLM:
 
     def _request(self, prompt: str | bytes | Prompt, options: Options) -> tuple[Request, Strategy]:
         own: Options = prompt.options if isinstance(prompt, Prompt) else {}
-        request, strategy = parse_options(prompt_bytes(_text(prompt)), {**options, **own})
+        request, strategy = parse_options(prompt_bytes(text_of(prompt)), {**options, **own})
         strategy.check(self._needed_model())
         return request, strategy
 
@@ -381,19 +393,8 @@ def evaluate(
     )
 
 
-def _several(prompts: Iterable[str | bytes | Prompt]) -> Iterable[str | bytes | Prompt]:
-    """The prompts. Raises ValueError for one text, whose letters would be taken for prompts, and what is no list."""
-    if isinstance(prompts, str | bytes | bytearray | Prompt | Mapping) or not isinstance(prompts, Iterable):
-        raise ValueError(
-            f"prompts are of type {type(prompts).__name__}; give a list of texts (generate takes a single prompt)"
-        )
-    return prompts
-
-
-def _text(prompt: str | bytes | Prompt) -> str | bytes:
-    return prompt.text if isinstance(prompt, Prompt) else prompt
-
-
-def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> ByteLM:
+def load(
+    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+) -> ByteLM:
     """`ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device)
+    return ByteLM.load(model, dtype=dtype, device=device, verify=verify)

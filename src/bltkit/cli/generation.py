@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import File, Json, Model, print_json, read_text, say
+from bltkit.cli.terminal import (
+    Device,
+    File,
+    Json,
+    Model,
+    Threads,
+    is_terminal,
+    print_json,
+    read_text,
+    run_on,
+    say,
+    threads_used,
+)
 
 if TYPE_CHECKING:
     from bltkit.api import Generation
@@ -27,7 +39,7 @@ def generate(
     batch: Annotated[
         int | None, typer.Option(min=1, help="--prompts: prompts side by side, which bounds memory. Default: 16.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(help="Maximum number of bytes to generate.")] = 256,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", "-n", help="Maximum number of bytes to generate.")] = 256,
     strategy: Annotated[
         str,
         typer.Option(
@@ -62,9 +74,8 @@ def generate(
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: torch's. 1 is right for a small model on a busy machine.")
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
     show_patches: Annotated[
         bool, typer.Option("--show-patches", help="On a terminal: tell patches apart by colours.")
@@ -77,20 +88,13 @@ def generate(
     Bytes go into pipes and files as they are. On a terminal the prompt is shown dim in front of them, control
     characters are escaped, and a last character that is not complete is not shown.
     """
-    import torch
-
-    from bltkit.api import BATCH_SIZE, ByteLM, Generation
-    from bltkit.cli.writer import Writer
-
-    if threads is not None:
-        torch.set_num_threads(threads)
     if prompts is None:
         for name, value in {"--out": out, "--batch": batch}.items():
             if value is not None:
                 raise ValueError(f"{name} {value} is for many prompts; add --prompts F.jsonl")
         if logprobs and not as_json:
             raise ValueError("--logprobs come as JSON; add --json")
-        if show_patches and (as_json or not sys.stdout.isatty()):
+        if show_patches and (as_json or not is_terminal(sys.stdout)):
             raise ValueError("--show-patches colours text on a terminal; `blt patch` shows the patches of a text")
     else:
         single = {"PROMPT": prompt, "--file": file, "--num": num, "--stats": stats, "--show-patches": show_patches}
@@ -117,13 +121,17 @@ def generate(
         "valid_utf8": valid_utf8,
         "logprobs": logprobs,
     }
+    place = run_on(model, device, threads, "sequence" if prompts is None else "rows")
+    from bltkit.api import ByteLM, Generation
+    from bltkit.cli.writer import Writer
+
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, weights, batch or BATCH_SIZE, options, as_json)
+        continue_prompts(prompts, out, model, place, weights, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model).with_weights(weights)
+    lm = ByteLM.load(model, device=place).with_weights(weights)
     first_byte: float | None = None
     held_back = 0
     if num is not None:
@@ -167,7 +175,7 @@ def _account(generations: "Sequence[Generation]") -> str:
     num_bytes, seconds = sum(each.bytes for each in stats), max(each.seconds for each in stats)
     speed = num_bytes / seconds if seconds > 0 else 0.0
     passes = max(each.global_passes for each in stats)
-    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global passes"
+    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global passes, {threads_used()}"
     return line + (f", {accepted}" if (accepted := _accepted(generations)) else "")
 
 

@@ -12,13 +12,20 @@ if TYPE_CHECKING:
 
 
 def continue_prompts(
-    prompts: Path, out: Path, model: str, weights: str, batch_size: int, options: dict[str, Any], as_json: bool
+    prompts: Path,
+    out: Path,
+    model: str,
+    device: Any,
+    weights: str,
+    batch_size: int | None,
+    options: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Continue every prompt that has no result yet. What has finished stays, whatever ends the run.
 
     Raises ValueError for a broken prompt file, results of other options or another request, and a second writer.
     """
-    from bltkit.api import ByteLM
+    from bltkit.api import BATCH_SIZE, ByteLM
     from bltkit.checkpoint import resolve_model
     from bltkit.checkpoint.fingerprint import fingerprint
     from bltkit.files.lock import writer_lock
@@ -56,10 +63,10 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model).with_weights(weights)
+                lm = ByteLM.load(model, device=device).with_weights(weights)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)
-                    for index, result in lm.generate_iter(left(), batch_size=batch_size, **options):
+                    for index, result in lm.generate_iter(left(), batch_size=batch_size or BATCH_SIZE, **options):
                         place.append(_row(running.pop(index), result, options))
                         done, num_bytes = done + 1, num_bytes + len(result.data)
                         progress(num_before + done, total)

@@ -4,9 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from bltkit.cli.terminal import File, Json, Model, Text, print_json, progress_bar, read_text
+from bltkit.cli.terminal import (
+    Device,
+    File,
+    Json,
+    Model,
+    Text,
+    Threads,
+    print_json,
+    print_rich,
+    print_text,
+    progress_bar,
+    read_text,
+    run_on,
+)
 
 
 def patch(
@@ -16,16 +28,19 @@ def patch(
     rule: Annotated[str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All schemes of the paper under one another.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Show how a text is cut into patches, with the entropy of every byte."""
+    data = read_text(text, file)
+    place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
     from bltkit.study.compare import compare_bundle
     from bltkit.study.pictures import write_picture
     from bltkit.study.terminal import render
 
-    data = read_text(text, file)
-    lm = ByteLM.load(model)
+    lm = ByteLM.load(model, device=place)
     lm = lm.with_patching(rule) if rule else lm
     shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
@@ -33,7 +48,7 @@ def patch(
     if as_json:
         print_json(shown.to_json())
     else:
-        Console().print(render(shown))
+        print_rich(render(shown))
 
 
 def score(
@@ -42,16 +57,19 @@ def score(
     model: Model = "bltkit:tiny",
     context: Annotated[int | None, typer.Option(help="Bytes in a window; default: the model's training row.")] = None,
     stride: Annotated[int | None, typer.Option(help="Bytes between windows; default: half a window.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of a text under a model."""
+    data = read_text(text, file)
+    place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
 
-    data = read_text(text, file)
-    with progress_bar("scoring") as progress:
-        result = ByteLM.load(model).score(data, context=context, stride=stride, progress=progress)
+    with progress_bar("scoring", "bytes") as progress:
+        result = ByteLM.load(model, device=place).score(data, context=context, stride=stride, progress=progress)
     if as_json:
         print_json(result.to_json())
     else:
         patches = "" if result.mean_patch_bytes is None else f", {result.mean_patch_bytes:.2f} bytes per patch"
-        print(f"{result.bits_per_byte:.4f} bits per byte over {result.num_bytes} bytes{patches}")
+        print_text(f"{result.bits_per_byte:.4f} bits per byte over {result.num_bytes} bytes{patches}")

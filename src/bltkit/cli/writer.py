@@ -5,18 +5,17 @@ be told apart by two styles.
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 
+from bltkit.terminal.characters import visible
+from bltkit.terminal.streams import is_terminal, write_bytes
 from bltkit.vocab import Utf8Stream
 
 DIM = "\x1b[2m"
 PATCH_STYLES = ("\x1b[34m", "\x1b[35m")
 """Blue and magenta: readable on light and dark backgrounds."""
 RESET = "\x1b[0m"
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 MAX_ECHO = 2000
 """Bytes of a long prompt that are shown: its end."""
@@ -27,7 +26,7 @@ class Writer:
 
     def __init__(self, prompt: bytes = b"", *, patches: bool = False) -> None:
         """prompt: shown in front on a terminal that has styles to set it apart; of a long one the end."""
-        self._terminal = sys.stdout.isatty()
+        self._terminal = is_terminal(sys.stdout)
         self._styled = self._terminal and os.environ.get("TERM") != "dumb"
         self._patches = patches and self._styled
         self._characters = Utf8Stream()
@@ -40,8 +39,7 @@ class Writer:
     def write(self, data: bytes, opens: Sequence[bool] = ()) -> None:
         """Hand out bytes; opens: of each, does it open a patch."""
         if not self._terminal:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            write_bytes(data)
             return
         if not self._patches:
             self._put(visible(self._characters.feed(data)))
@@ -61,10 +59,4 @@ class Writer:
         return self._characters.pending if self._terminal else 0
 
     def _put(self, text: str) -> None:
-        sys.stdout.buffer.write(text.encode(errors="replace"))
-        sys.stdout.buffer.flush()
-
-
-def visible(text: str) -> str:
-    """The text with control characters escaped (`\\x1b`), line breaks and tabs left."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        write_bytes(text.encode(errors="replace"))

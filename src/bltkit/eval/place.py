@@ -57,9 +57,8 @@ class Place:
         for directory in self.directories:
             for ending in ENDINGS:
                 path = directory / f"{name}{ending}"
-                if (
-                    path.exists() or path.is_symlink()
-                ):  # a link that leads nowhere is an error, and no reason to look on
+                # A link that leads nowhere is an error for who reads it, and no reason to look elsewhere.
+                if path.exists() or path.is_symlink():
                     return path
         return None
 
@@ -97,9 +96,7 @@ class Place:
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a `.jsonl` or `.tsv` file, compressed as well. Raises ValueError that names file and line."""
     if not unpacked_name(path).endswith(".tsv"):
-        for number, line in enumerate(lines(path), 1):
-            if line.strip():
-                yield _object(line, f"{path}, line {number}")
+        yield from (_object(line, f"{path}, line {n}") for n, line in enumerate(lines(path), 1) if line.strip())
         return
     rows = ((number, line) for number, line in read_text_lines(path) if line.strip())
     _, head = next(rows, (0, ""))

@@ -6,12 +6,14 @@ resumes from, and statistics. A result is a function of the subject, the task an
 
 import hashlib
 import json
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +26,7 @@ from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request
 from bltkit.eval.results import result_of
 from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.task import Grade, Item, Task
-from bltkit.files import read_json_object
+from bltkit.files import LOCK_FILES, read_json_object, writer_lock
 
 FORMAT = 1
 RESULTS, RUN, RECORDS = "results.json", "run.json", "records"
@@ -114,13 +116,52 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a subject on tasks.
 
-    out: a directory for results.json and an item's record each; with `resume` what it holds is not asked again.
+    out: a directory for results.json and an item's record each; with `resume` what it holds is not asked again. One
+        process at a time writes into it.
     execute: the user's consent that tasks run programs which the model wrote, in a sandbox.
 
     Raises ValueError, before anything is asked, for data that are missing or malformed, for a task twice, one that
-    needs consent and has none, and for an `out` that exists without `resume` or is of another evaluation.
+    needs consent and has none, and for an `out` that exists without `resume`, is of another evaluation, or that another
+    process (named by number and host) writes into.
     """
-    settings = settings or Settings()
+    with _held(out):
+        return _evaluate(subject, tasks, place, settings or Settings(), out, resume, execute, command, progress)
+
+
+@contextmanager
+def _held(out: Path | None) -> Iterator[None]:
+    """The lock of an evaluation's directory. One that is made for it goes again where nothing is written into it."""
+    if out is None or (os.path.lexists(out) and not (out / RUN).exists() and not _is_empty(out)):
+        yield  # `_open_out` refuses it
+        return
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with writer_lock(out, logging.getLogger(__name__).warning):
+        try:
+            yield
+        finally:
+            if out in new and _is_empty(out):
+                shutil.rmtree(out)
+                for parent in new[1:]:
+                    with suppress(OSError):  # something else came there meanwhile
+                        parent.rmdir()
+
+
+def _is_empty(out: Path) -> bool:
+    """True for a directory that holds nothing but a lock's files."""
+    return out.is_dir() and all(entry.name in LOCK_FILES for entry in out.iterdir())
+
+
+def _evaluate(
+    subject: Subject,
+    tasks: Sequence[Task],
+    place: Place,
+    settings: Settings,
+    out: Path | None,
+    resume: bool,
+    execute: bool,
+    command: str,
+    progress: Progress | None,
+) -> Evaluation:
     names = [str(task) for task in tasks]
     if not names:
         raise ValueError("no task is named; `blt eval --tasks list` shows them all")
@@ -177,7 +218,7 @@ def file_name(name: str) -> str:
 
 
 def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_empty(out):
         if not resume:
             raise ValueError(f"--out {out} exists already; say --resume to go on with it, or choose another directory")
         if not (out / RUN).is_file():

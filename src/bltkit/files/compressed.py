@@ -79,7 +79,9 @@ def lines(path: Path) -> Iterator[bytes]:
             yield from others
     if size:
         line = b"".join(rest)
-        yield line if number else _without_mark(line)
+        line = line if number else _without_mark(line)
+        if line:
+            yield line
 
 
 def read_whole(path: Path) -> bytes:

@@ -7,7 +7,6 @@ values could not follow either, and half a surrogate pair (`"\\ud800"`), which n
 
 import json
 import math
-import re
 import sys
 import tomllib
 from pathlib import Path
@@ -17,21 +16,20 @@ MAX_DEPTH = 200
 """Arrays and objects within one another. Walking a value costs up to three of Python's 1,000 stack frames a level."""
 
 _BOM = b"\xef\xbb\xbf"
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
-def parse_json(data: bytes | str, where: str, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
+def parse_json(data: bytes | str, where: str, *, finite: bool = False, surrogates: bool = False) -> Any:
     """A JSON value. `where` names its place in messages.
 
     finite: refuse `NaN` and infinities, which JSON does not know but Python's `json` writes, and 1e999.
-    escaped_bytes: also take U+DC80..U+DCFF, by which `surrogateescape` keeps bytes that are not UTF-8.
+    surrogates: also take halves of surrogate pairs: records of our own keep bytes that are not UTF-8 as U+DC80..U+DCFF
+        (`surrogateescape`).
 
     Raises ValueError.
     """
     try:
         value = (_FINITE if finite else _ANY).decode(parse_text(data))
-        _check(value, _ESCAPED_BYTE if escaped_bytes else None)
+        _check(value, surrogates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({_reason(error)})") from None
     return value
@@ -41,7 +39,7 @@ def parse_toml(data: bytes | str, where: str) -> dict[str, Any]:
     """A TOML document. `where` names its place in messages. Raises ValueError."""
     try:
         document = tomllib.loads(parse_text(data))
-        _check(document)  # also of `a.a.a = 1`, which has no brackets
+        _check(document, False)  # also of `a.a.a = 1`, which has no brackets
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, ...
         raise ValueError(f"{where} is not valid TOML: {_reason(error)}") from None
     return document
@@ -71,9 +69,9 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_json(path: Path, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
+def read_json(path: Path, *, finite: bool = False, surrogates: bool = False) -> Any:
     """The JSON value of a whole file. Raises ValueError that names the file, OSError where it cannot be read."""
-    return parse_json(path.read_bytes(), str(path), finite=finite, escaped_bytes=escaped_bytes)
+    return parse_json(path.read_bytes(), str(path), finite=finite, surrogates=surrogates)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -81,9 +79,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     return parse_toml(path.read_bytes(), str(path))
 
 
-def read_json_object(path: Path, *, finite: bool = False, escaped_bytes: bool = False) -> dict[str, Any]:
+def read_json_object(path: Path, *, finite: bool = False, surrogates: bool = False) -> dict[str, Any]:
     """The JSON object of a whole file. Raises ValueError that names the file, OSError where it cannot be read."""
-    value = read_json(path, finite=finite, escaped_bytes=escaped_bytes)
+    value = read_json(path, finite=finite, surrogates=surrogates)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is expected, not a {type(value).__name__}")
     return value
@@ -104,7 +102,7 @@ _ANY = json.JSONDecoder()
 _FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
-def _check(value: Any, allowed: re.Pattern[str] | None = None) -> None:
+def _check(value: Any, surrogates: bool) -> None:
     """Depth, and surrogates in strings and keys. One pass level by level, which costs less than to search the text."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
@@ -112,8 +110,8 @@ def _check(value: Any, allowed: re.Pattern[str] | None = None) -> None:
         for item in level:
             kind = type(item)
             if kind is str:
-                if not item.isascii():
-                    _check_characters(item, allowed)
+                if not (surrogates or item.isascii()):
+                    _check_characters(item)
             elif kind is dict:
                 inner += item
                 inner += item.values()
@@ -125,13 +123,12 @@ def _check(value: Any, allowed: re.Pattern[str] | None = None) -> None:
     raise RecursionError
 
 
-def _check_characters(text: str, allowed: re.Pattern[str] | None) -> None:
+def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = _SURROGATE.search(allowed.sub("", text) if allowed else text)
-        if half:
-            raise ValueError(f"\\u{ord(half[0]):04x} is half a surrogate pair, which is no character") from error
+        half = ord(text[error.start])
+        raise ValueError(f"\\u{half:04x} is half a surrogate pair, which is no character") from None
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,17 @@
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
-from bltkit.generate.options import Options, Prompt, at_least_one, parse_options, prompt_bytes, spelled_out, typed
+from bltkit.generate.options import (
+    Options,
+    Prompt,
+    at_least_one,
+    parse_options,
+    prompt_bytes,
+    several_prompts,
+    spelled_out,
+    text_of,
+    typed,
+)
 from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
@@ -52,8 +62,10 @@ __all__ = [
     "parse_options",
     "parse_strategy",
     "prompt_bytes",
+    "several_prompts",
     "spelled_out",
     "strategy_kind",
     "strategy_of",
+    "text_of",
     "typed",
 ]

@@ -6,7 +6,7 @@ looked up at run time (`help`, Jupyter), `parse_options` checks values and makes
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
@@ -105,6 +105,19 @@ class Prompt:
         if self.stop is not None:
             options["stop"] = self.stop
         return options
+
+
+def several_prompts(prompts: Iterable[str | bytes | Prompt]) -> Iterable[str | bytes | Prompt]:
+    """The prompts. Raises ValueError for one text, whose letters would be taken for prompts, and what is no list."""
+    if isinstance(prompts, str | bytes | bytearray | Prompt | Mapping) or not isinstance(prompts, Iterable):
+        kind = type(prompts).__name__
+        raise ValueError(f"prompts are of type {kind}; give a list of texts (generate takes a single prompt)")
+    return prompts
+
+
+def text_of(prompt: str | bytes | Prompt) -> str | bytes:
+    """What is to be continued."""
+    return prompt.text if isinstance(prompt, Prompt) else prompt
 
 
 def prompt_bytes(prompt: Any) -> bytes:

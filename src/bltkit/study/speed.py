@@ -35,9 +35,9 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises ValueError for a line that is no JSON object and for a file that cannot be read.
     """
     found: list[Row] = []
-    for number, line in enumerate(lines(Path(path)), 1):
+    for at, line in enumerate(lines(Path(path)), 1):
         if line.strip():
-            where, remedy = f"{path}, line {number}", "give a file of `blt bench --out`"
+            where, remedy = f"{path}, line {at}", "give a file of `blt bench --out`"
             try:
                 value = parse_json(line, where)
             except ValueError as error:

@@ -232,7 +232,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return parse_json(data, where, escaped_bytes=True)
+        return parse_json(data, where, surrogates=True)
     except ValueError as error:
         raise ValueError(f"{error}; run the evaluation again") from None
 
