@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Item = dict[str, Any]
+ESTIMATED = ("n", "value", "stderr", "interval", "interval_method", "chance", "better", "highest")
 DRAWS = 60
 SUBJECTS = (
     "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_physics",
@@ -128,14 +129,21 @@ def result_of(task: str, items: Sequence[Item]) -> dict[str, Any]:
         mean = sum(groups[group][main]["value"] for group in names) / len(names)
         macro = {
             "level": level,
-            main: {"n": len(items), "value": mean, "stderr": 0.02, "interval": [mean - 0.04, mean + 0.04]},
+            main: {
+                "n": len(items),
+                "value": mean,
+                "stderr": 0.02,
+                "interval": [mean - 0.04, mean + 0.04],
+                "interval_method": "wilson by group",
+                "chance": 0.25,
+            },
         }
     first = metrics[main] if macro is None else metrics[main] | macro[main]
     return {
         "task": task,
         "metric": main,
         "mean_over": "items" if macro is None else level,
-        **{key: first[key] for key in ("n", "value", "stderr", "interval", "better", "highest")},
+        **{key: first[key] for key in ESTIMATED},
         "metrics": metrics,
         "macro": macro,
         "groups": {} if level is None else {level: groups},
@@ -143,6 +151,8 @@ def result_of(task: str, items: Sequence[Item]) -> dict[str, Any]:
         "shots": 5 if task == "mmlu" else 0,
         "task_seed": 0,
         "cut_contexts": 3 if task == "mmlu" else 0,
+        "contexts": 4 * len(items),
+        "window": {"size": 2047, "unit": "bytes"},
         "seconds": 12.5,
         "bytes": 1234567,
     }
@@ -166,11 +176,15 @@ def figure(metric: str, items: Sequence[Item]) -> dict[str, Any]:
     drawn = sorted(value_of(metric, rng.choices(items, k=len(items))) for _ in range(DRAWS))
     mean = sum(drawn) / DRAWS
     error = (sum((one - mean) ** 2 for one in drawn) / DRAWS) ** 0.5
+    low, high = drawn[int(0.025 * DRAWS)], drawn[-1 - int(0.025 * DRAWS)]
+    spread = low < high
     return {
         "n": len(items),
         "value": value_of(metric, items),
-        "stderr": error,
-        "interval": [drawn[int(0.025 * DRAWS)], drawn[-1 - int(0.025 * DRAWS)]],
+        "stderr": error if spread else None,
+        "interval": [low, high] if spread else None,
+        "interval_method": "bootstrap" if spread else "no spread",
+        "chance": 0.25 if metric in ("acc", "acc_norm") else None,
     }
 
 

@@ -85,7 +85,7 @@ class Counting:
         self.trained.append((str(out), first, seen.step))
         self.now += seen.step - first
         loss = 3 - 0.1 * seen.step**0.3 + 0.01 * config.trainer.seed + config.optim.schedule.rate(1, 10) / 100
-        return Result(str(out), seen.step, loss, seen.num_bytes, 0.0, seen.unit_bytes, interrupted=dies)
+        return Result(str(out), seen.step, loss, seen.num_bytes, 0.0, seen.unit_bytes, dies, "held-out")
 
     def seen_by(self, checkpoint: Path) -> Seen:
         """As it wrote it."""

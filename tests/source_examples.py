@@ -1,6 +1,6 @@
-"""A working source of every kind: what enrols a kind in the contract tests of tests/test_sources.py.
+"""Working sources for the contract tests of tests/test_sources.py, for kinds without an `example` of their own.
 
-A new kind adds a function that writes its files into a folder and returns the source's fields without `kind`.
+A function writes the files into a folder and returns the source's fields without `kind`.
 """
 
 from __future__ import annotations

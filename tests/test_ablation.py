@@ -15,7 +15,7 @@ from bltkit.model.families import blt_params
 from bltkit.patching import PatchingRule, parse_rule
 from bltkit.study.ablation import ABLATIONS, Settings, Tools, ablation_named, run, table
 from bltkit.study.ablation.heldout import Heldout
-from bltkit.study.ablation.report import difference
+from bltkit.study.ablation.report import at_best_rates, difference
 from bltkit.study.ablation.settings import Texts
 from bltkit.study.ablation.shapes import grown
 from bltkit.study.row_file import ROWS
@@ -91,6 +91,31 @@ def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_p
     assert len(set(models)) == len(models) == len(ABLATIONS[name].variants)
     others = {config.model_dump_json(exclude={"model"}) for config in stub.configs}
     assert len(others) == 1
+
+
+def test_every_variant_tries_as_many_rates_and_the_best_trains_the_other_seeds(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """The stub's figures rise with every run: a variant's first rate is its best. Resumed after any run."""
+    ablation, out = ablation_named("optimizer"), tmp_path / "out"
+    both, stubs = settings.replace(seeds=(0, 1)), [Stub(breaks=4), Stub(breaks=9), Stub()]
+    for stub in stubs[:2]:
+        with pytest.raises(KeyboardInterrupt):
+            run(ablation, both, out, {}, tools=stub.tools)
+    rows = run(ablation, both, out, {}, tools=stubs[2].tools)
+    keys = [(row["variant"], row["seed"], row["rate"]) for row in rows]
+    assert len(set(keys)) == len(keys) == len(ablation.variants) * 4
+    bits = {key: row["bits_per_byte"] for key, row in zip(keys, rows, strict=True)}
+    best = {}
+    for variant in ablation.variants:
+        tried = {rate: bits[variant.name, 0, rate] for rate in ablation.rates}
+        best[variant.name] = min(tried, key=tried.__getitem__)
+        assert (variant.name, 1, best[variant.name]) in keys
+    for row in rows:
+        assert row["config"]["optim"]["lr"] == pytest.approx(settings.lr * row["rate"])
+    kept = at_best_rates(rows)
+    assert {(row["variant"], row["rate"]) for row in kept} == set(best.items()) and len(kept) == 12
+    assert "one seed, at lr | 0.0015 | 0.003 | 0.006 |" in table(rows)
 
 
 def test_groups_train_on_the_same_operations(settings: Settings, tmp_path: Path) -> None:

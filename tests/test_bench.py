@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from dataclasses import fields, replace
 from itertools import groupby, pairwise
@@ -24,6 +25,9 @@ from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfi
 from bltkit.model.forms import available_forms
 from bltkit.patching import SpaceRule, ThresholdRule
 from bltkit.vocab import BOS, decode
+from tests.test_cli import Blt_, blt
+
+__all__ = ["blt"]  # a fixture
 
 QUICK = bench.Limits(repeats=2, seconds=0.0)
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the peer extra")
@@ -145,6 +149,49 @@ def test_mistakes() -> None:
         bench.Limits(repeats=0)
     with pytest.raises(ValueError, match="threads = 0"), threads_of(0):
         pass
+    for temperature in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match=r"^sampling: temperature = "):
+            next(bench.decode(subject, (64,), num_bytes=4, temperature=temperature, limits=QUICK))
+        with pytest.raises(ValueError, match=r"^sampling: temperature = "):
+            next(bench.generate(subject, [b"some text"], (4,), prompts=1, max_bytes=4, temperature=temperature))
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 1e300, 86_400.5])
+def test_times_that_never_end_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"^seconds = .* must be from 0 to 86,400"):
+        bench.Limits(seconds=seconds)
+    assert bench.Limits(seconds=0).seconds == 0
+
+
+@pytest.mark.parametrize("files", [["empty.txt"], ["some.txt", "empty.txt"]])
+@pytest.mark.parametrize("what", ["weights", "decode"])
+def test_an_empty_file_is_not_replaced_by_another_text(what: str, files: list[str], tmp_path: Path, blt: Blt_) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "some.txt").write_text("Some text of some length.\n")
+    options = [word for file in files for word in ("--file", tmp_path / file)]
+    ran = blt("bench", what, "--model", "bltkit:tiny", "--json", *options)
+    assert ran.status == 2 and not ran.out
+    assert ran.err.splitlines()[-1].startswith(f"blt: --file {tmp_path / 'empty.txt'} is empty")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "prefill", "--preset", "", "--context", "64"], "no BLT preset ''"),
+        (["study", "scaling", "--dry-run", "--plan", ""], "--plan ''"),
+        (["study", "scaling", "--dry-run", "--rate", "0"], "rate = 0 GFLOP/s: must be above 0"),
+        (["study", "scaling", "--dry-run", "--rate", "nan"], "rate = nan"),
+        (["study", "scaling", "--out", "{out}", "--minutes", "nan"], "minutes = nan"),
+        (["study", "scaling", "--out", "{out}", "--minutes", "-1"], "minutes = -1"),
+        (["study", "scaling", "--out", "{out}", "--minutes", "inf"], "minutes = inf"),
+        (["study", "entropy", "--out", "{out}", "--model", ""], "no checkpoint"),
+        (["study", "efficiency", "--out", "{out}", "--device", ""], "--device"),
+    ],
+)
+def test_nothing_and_0_are_not_taken_for_left_out(arguments: list[str], said: str, tmp_path: Path, blt: Blt_) -> None:
+    out = tmp_path / "out"
+    ran = blt(*(word.format(out=out) for word in arguments))
+    assert ran.status == 2 and said in ran.err and not ran.out and not out.exists()
 
 
 def test_sides_take_turns() -> None:

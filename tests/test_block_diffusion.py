@@ -200,7 +200,7 @@ def test_a_decoder_with_a_table_of_its_own(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("kind", "override", "message"),
     [
-        ("entropy", OBJECTIVE, "model.kind = 'entropy' does not have"),
+        ("entropy", OBJECTIVE, "objective.kind = 'block-diffusion', which trains blt; use 'next-byte'"),
         ("blt", "objective={kind='block-diffusion', block=1}", "objective.block"),
         ("blt", "objective={kind='block-diffusion', weight=-1}", "objective.weight"),
         ("blt", "objective={kind='block-diffusion', blok=8}", "block"),

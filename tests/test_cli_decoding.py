@@ -159,7 +159,7 @@ BAD = [
     (("bench", "decode", "--model", "{models}/blt", "--context", "0"), "context = 0"),
     (("bench", "decode", "--model", "{models}/blt", "--context", "9", "--out", "{folder}/none/rows"), "No such file"),
     (("bench", "decode", "--peer-dtype", "int8"), "--peer-dtype"),
-    (("bench", "decode", "--preset", "tiny", "--device", "cudo", "--context", "9"), "--device cudo: "),
+    (("bench", "decode", "--preset", "tiny", "--device", "cudo", "--context", "9"), "--device = 'cudo' is no device"),
     (("bench", "dekode"), "dekode"),
 ]
 

@@ -1,14 +1,17 @@
 """The verb `eval` as a user meets it: what it prints, what it leaves, what it says of mistakes."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bltkit
 from bltkit.cli import main
+from bltkit.cli.evaluation import print_table, task_cells
 from bltkit.eval.tasks import TASKS
-from tests.eval_rows import place_of
+from tests.eval_rows import PUBLISHED, place_of
 from tests.shared import SHARED
 from tests.token_models import tiny_llama
 
@@ -24,7 +27,7 @@ def test_results_records_and_a_page(data: str, tmp_path: Path, capsys: pytest.Ca
     line = ["eval", "--tasks", "piqa,cute:spell,shots=1", "--data", data, "--out", str(out)]
     assert main(line) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["task", "n", "metric", "value", "stderr", "95", "%"]
+    assert printed.splitlines()[0].split() == ["task", "n", "metric", "value", "95", "%", "chance", "cut"]
     assert [line.split()[0] for line in printed.splitlines()[1:]] == ["piqa", "cute:spell,shots=1"]
     found = json.loads((out / "results.json").read_text())
     assert found["results"]["piqa"]["n"] == 2
@@ -34,6 +37,91 @@ def test_results_records_and_a_page(data: str, tmp_path: Path, capsys: pytest.Ca
     again = json.loads(capsys.readouterr().out)
     assert again["results"]["piqa"]["prompt_hash"] == found["results"]["piqa"]["prompt_hash"]
     assert set(json.loads(before)["results"]) == set(again["results"])
+
+
+GOLDEN = """\
+task                  n  metric           value  95 %              chance             cut
+piqa              1,838  acc_norm        0.6120  0.5895 .. 0.6340  0.5000               0
+mmlu              1,531  acc             0.2500  0.2290 .. 0.2723  0.2500  1,628 of 6,124
+cute                280  exact_match     0.0000  0.0000 .. 0.0135  0.1429               0
+bpb                  12  bpb             2.4312  2.3100 .. 2.5500       -               -
+lambada               1  acc             1.0000  one item               -               0
+translation, gap      9  bleu_char       0.0000  no spread              -               -
+paired                0  likelihood_gap       -  no items               -               -
+old                   3  acc             0.0000  -                      -               3
+"""
+
+
+def estimated(n: int, metric: str, value: float | None, ends: Any, chance: float | None, **more: int) -> dict[str, Any]:
+    interval, method = (None, ends) if isinstance(ends, str) else (ends, "wilson")
+    result = {"n": n, "metric": metric, "value": value, "interval": interval, "interval_method": method}
+    return result | {"chance": chance} | more
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    cut = {"cut_contexts": 0, "contexts": 8}
+    results = {
+        "piqa": estimated(1838, "acc_norm", 0.612, [0.5895, 0.634], 0.5, **cut),
+        "mmlu": estimated(1531, "acc", 0.25, [0.229, 0.2723], 0.25, cut_contexts=1628, contexts=6124),
+        "cute": estimated(280, "exact_match", 0.0, [0.0, 0.0135], 1 / 7, **cut),
+        "bpb": estimated(12, "bpb", 2.43117, [2.31, 2.55], None, cut_contexts=0, contexts=0),
+        "lambada": estimated(1, "acc", 1.0, "one item", None, **cut),
+        "translation, gap": estimated(9, "bleu_char", 0.0, "no spread", None),
+        "paired": estimated(0, "likelihood_gap", None, "no items", None, cut_contexts=0, contexts=0),
+        # Of an evaluation by version 0.1.0, which --resume keeps.
+        "old": {"n": 3, "metric": "acc", "value": 0.0, "stderr": 0.0, "interval": [0.0, 0.0], "cut_contexts": 3},
+    }
+    print_table([task_cells(name, result) for name, result in results.items()])
+    assert capsys.readouterr().out == GOLDEN
+
+
+def test_cut_contexts_are_told_in_one_line(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of scored choices and of prompts that are continued; the remedy is one that cuts nothing."""
+    line = ["eval", "--tasks", "piqa,cute:spell,bpb", "--data", data]
+    assert main([*line, "--context", "40", "--out", str(tmp_path / "short")]) == 0
+    captured = capsys.readouterr()
+    warnings = [one for one in captured.err.splitlines() if one.startswith("warning: ")]
+    assert [one.split(": ")[1] for one in warnings] == ["piqa", "cute:spell"]
+    assert "4 of 4 contexts lost their beginning, the model is shown 40 bytes at once; --context " in warnings[0]
+    assert "fewer shots" in warnings[1] and "fewer shots" not in warnings[0]
+    found = json.loads((tmp_path / "short/results.json").read_text())["results"]
+    assert found["piqa"]["window"] == {"size": 40, "unit": "bytes"} and found["bpb"]["contexts"] == 0
+    figures = [found["piqa"][name] for name in ("cut_contexts", "contexts", "cut_items", "n")]
+    assert figures == [4, 4, 2, 2] and "4 of 4 contexts cut" in (tmp_path / "short/report.html").read_text()
+    assert [row.split()[-3:] for row in captured.out.splitlines()[1:2]] == [["4", "of", "4"]]
+    enough = max(int(re.findall(r"--context (\d+)", one)[0]) for one in warnings)
+    assert main([*line, "--context", str(enough)]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*line, "--context", str(enough - 1)]) == 0
+    assert capsys.readouterr().err.count("warning") == 1
+
+
+def test_cut_contexts_of_pairs_are_told_for_both_sides(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"clean": "Bees make", "noisy": "Bse mkae"}) + "\n")
+    line = ["eval", "--tasks", "openbookqa", "--data", data, "--paired", str(pairs), "--context", "6"]
+    assert main(line) == 0
+    warnings = [one for one in capsys.readouterr().err.splitlines() if one.startswith("warning: ")]
+    assert [one.split(":")[1] for one in warnings] == [" openbookqa, clean", " openbookqa, noisy"]
+
+
+def test_an_evaluation_of_version_0_1_0_is_resumed(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = ["eval", "--tasks", "piqa,boolq", "--data", data, "--out", str(out)]
+    assert main(line) == 0
+    results = json.loads((out / "results.json").read_text())
+    del results["model"]["strategy"]
+    for result in results["results"].values():
+        for name in ("interval_method", "chance", "contexts", "window", "cut_items", "longest_bytes"):
+            del result[name]
+    (out / "results.json").write_text(json.dumps(results))
+    assert set(json.loads((out / "run.json").read_text())["model"]) == {"name", "kind", "fingerprint"}
+    assert main(["eval", "--tasks", "boolq", "--data", data, "--out", str(out), "--resume"]) == 0
+    found = json.loads((out / "results.json").read_text())["results"]
+    assert found["boolq"]["chance"] == 0.5 and "chance" not in found["piqa"]
+    assert main(["study", "evaluations", str(out)]) == 0
 
 
 def test_python_says_the_same(data: str) -> None:
@@ -98,7 +186,7 @@ def test_missing_data_leave_nothing_behind(tmp_path: Path, capsys: pytest.Captur
     assert not out.exists()
 
 
-EVERY = ",".join(sorted(set(TASKS) - {"paired", "bpb", "cute", "g2p", "translation", "blimp", "mmlu"}))
+EVERY = ",".join(sorted(PUBLISHED - {"cute", "g2p", "translation", "blimp", "mmlu"}))
 PARTS = "cute:spell,g2p:fre,translation:vec_Latn-eng_Latn,blimp:adjunct_island,mmlu:astronomy"
 
 
@@ -117,5 +205,5 @@ def test_every_task_runs_on_published_items(model: str, tmp_path: Path, capsys: 
     line += ["--tasks", f"{EVERY},{PARTS},bpb:udhr,max_bytes=300,paired"]
     assert main([*line, *(word for folder in folders for word in ("--data", str(folder)))]) == 0
     found = json.loads(capsys.readouterr().out)["results"]
-    assert {name.partition(":")[0] for name in found} == set(TASKS)
+    assert {name.partition(":")[0] for name in found} == PUBLISHED | {"bpb", "paired"}
     assert all(result["n"] >= 1 and result["value"] is not None for result in found.values())

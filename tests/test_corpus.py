@@ -73,6 +73,8 @@ def test_of_a_single_document_the_tail_is_held_out(text: str, fraction: float) -
     assert tail.decode() and 0 <= len(tail) - round(fraction * len(data)) <= 3
     (stats,) = corpus.stats
     assert (stats.num_documents, stats.validation_documents, stats.validation_bytes) == (2, 1, len(tail))
+    with pytest.raises(ValueError, match=r"another corpus .*of version 0\.1\.0 .* data\.validation_fraction = 0"):
+        Loader(corpus, 32, 2).restore(Loader(whole, 32, 2).state)
     assert corpus.fingerprint != whole.fingerprint and sum(b.text_bytes for b in validation_batches(corpus, 32, 2))
 
 

@@ -1,4 +1,4 @@
-"""The contract of every evaluation task: membership in `Tasks` enrols it here."""
+"""The contract of every evaluation task: its line in `TASKS` enrols it here."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ from bltkit.eval.requests import Compression, Generation, Likelihood
 from bltkit.eval.runner import Settings, evaluate
 from bltkit.eval.tasks import TASKS, Item, Task, parse_task, parse_tasks
 from tests.eval_fakes import Chance, Known, Oracle, items_of
-from tests.eval_rows import ROWS, TRUTHS, place_of
+from tests.eval_rows import PUBLISHED, ROWS, TRUTHS, place_of
 from tests.shared import SHARED
 
 GUESSED = {  # a task's choices, and does it divide by their bytes
@@ -64,15 +64,26 @@ def test_items_have_unique_ids_and_ask_the_same_twice(kind: str, place: Place) -
             assert all(task.level in item.groups for item in items)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(PUBLISHED - {"arithmetic"}))
 def test_choices_follow_a_context_without_a_space_and_begin_with_one(kind: str, place: Place) -> None:
     for item in items_of(TASKS[kind](), place):
         for request in TASKS[kind]().requests(item):
-            if isinstance(request, Likelihood) and request.context and kind != "arithmetic":
+            if isinstance(request, Likelihood) and request.context:
                 assert not request.context.endswith((b" ", b"\n"))
                 assert request.continuation.startswith(b" ")
-            elif isinstance(request, Generation):
-                assert request.max_bytes > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_are_bytes_that_ask_for_something(kind: str, place: Place) -> None:
+    for task in variants(kind):
+        for request in (request for item in items_of(task, place) for request in task.requests(item)):
+            match request:
+                case Likelihood():
+                    assert type(request.context) is type(request.continuation) is bytes and request.continuation
+                case Generation():
+                    assert type(request.context) is bytes and request.max_bytes > 0
+                case Compression():
+                    assert type(request.text) is bytes and request.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,7 +93,7 @@ def test_an_oracle_reaches_the_top_and_its_opposite_the_bottom(kind: str, place:
 
 
 @pytest.mark.skipif(SHARED is None, reason="needs the evaluation sets beside the repository")
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"bpb", "paired"}))
+@pytest.mark.parametrize("kind", sorted(PUBLISHED))
 def test_an_oracle_reaches_the_top_on_published_items(kind: str) -> None:
     assert SHARED is not None
     _top_and_bottom(TASKS[kind](), Place.of([SHARED / "data/eval", SHARED / "data/mt"]), SLICE)
@@ -127,8 +138,45 @@ def test_guessing_scores_at_chance(kind: str, per_byte: bool) -> None:
     # The main metric: a mean over items, or over groups of one size.
     deviation = (chance * (1 - chance) / len(items)) ** 0.5
     assert abs(result["value"] - chance) < 4 * deviation
+    assert result["chance"] == pytest.approx(chance)
     # That of the share that was guessed, not of chance itself; BLiMP's is that of a mean over paradigms.
     assert result["stderr"] == pytest.approx(deviation, rel=0.35)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_task_says_what_guessing_scores(kind: str, place: Place) -> None:
+    """Metric by metric, None where there is no such level; a task that asks for the likeliest of several has one."""
+    for task in variants(kind):
+        items = items_of(task, place)
+        for item in items:
+            chance = task.chance(item)
+            assert set(chance) == set(task.metrics), f"{kind}: say for each metric what guessing scores, or None"
+            for name, level in chance.items():
+                assert level is None or 0 <= level <= (task.metrics[name].highest or float("inf"))
+            requests = task.requests(item)
+            if len(requests) > 1 and all(isinstance(one, Likelihood) for one in requests):
+                assert chance[next(iter(task.metrics))] == 1 / len(requests)
+        result = evaluate(Known(), [task], place, execute=True).results[str(task)]
+        for figures in (result, *result["metrics"].values(), *(result["macro"] or {}).values()):
+            assert not isinstance(figures, dict) or "chance" in figures
+        levels = [task.chance(item)[result["metric"]] for item in items]
+        if not task.macro:
+            mean = None if None in levels else sum(level or 0 for level in levels) / len(levels)
+            assert result["chance"] == (None if mean is None else pytest.approx(mean))
+
+
+def test_chance_is_exact_for_other_numbers_of_choices_and_for_means_over_groups(place: Place, tmp_path: Path) -> None:
+    one = {"query": "Question: a?", "choices": ["a", "b", "c", "d"], "gold": 0}
+    rows = [one, one, {**one, "choices": ["a", "b"]}, {**one, "choices": ["a", "b", "c", "d", "e"]}]
+    (tmp_path / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(Known(), [parse_task("arc_easy")], Place.of([tmp_path])).results["arc_easy"]
+    assert result["chance"] == pytest.approx((1 / 4 + 1 / 4 + 1 / 2 + 1 / 5) / 4) == result["metrics"]["acc"]["chance"]
+    cute = evaluate(Known(), [parse_task("cute:spell,orth,sem,contains_char_rand")], place)
+    (result,) = cute.results.values()
+    assert result["chance"] == 3 / 8 and result["groups"]["task"]["spell"]["exact_match"]["chance"] == 0
+    assert evaluate(Known(), [parse_task("lambada")], place).results["lambada"]["chance"] is None
+    paired = evaluate(Known(), [parse_task("paired")], place).results["paired"]
+    assert (paired["chance"], paired["metrics"]["clean_likelier"]["chance"]) == (None, 0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,7 +229,7 @@ def test_an_unknown_part_is_refused(kind: str, place: Place) -> None:
         items_of(TASKS[kind](part=("nothing",)), place)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"utf8"}))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if ROWS[kind]])
 def test_missing_data_name_the_file_and_the_remedy(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(put|give|leave|say)") as error:
         items_of(TASKS[kind](), Place.of([tmp_path]))

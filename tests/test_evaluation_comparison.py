@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bltkit.cli import main
+from bltkit.eval.intervals import paired_shares, paired_shares_over_groups
 from bltkit.eval.tasks.translation import Translation
 from bltkit.study.evaluation_page import compare, differences, write_comparison, write_page
 from bltkit.study.evaluation_page.differences import DRAWS, Difference
@@ -56,6 +57,16 @@ def resampled_by_group(first: Records, other: Records) -> tuple[float, list[floa
     return float(exact), list(np.quantile(gains, [0.025, 0.975]))
 
 
+def plain_interval(first: Records, other: Records, metric: str, level: str | None) -> list[float]:
+    """Of shares, from counts of who is right."""
+    groups: dict[str, list[float]] = {}
+    for item, record in first.items():
+        if item in other:
+            gain = other[item]["metrics"][metric] - record["metrics"][metric]
+            groups.setdefault(record["groups"][level] if level else "", []).append(gain)
+    return list(paired_shares_over_groups([(g.count(1.0), g.count(-1.0), len(g)) for g in groups.values()]))
+
+
 def found(differences: Sequence[Difference], metric: str, level: str | None = None) -> Difference:
     (one,) = (one for one in differences if (one.metric, one.level) == (metric, level))
     return one
@@ -85,6 +96,10 @@ def test_paired_intervals_equal_the_plain_computation(task: str, tmp_path: Path)
     for (metric, level), (exact, interval) in cases.items():
         difference = found(pair.differences, metric, level)
         assert difference.interval is not None
+        if difference.method != "bootstrap":  # a share: see tests/test_intervals.py
+            assert difference.method == ("bonett-price" if level is None else "bonett-price by group")
+            assert all({0.0, 1.0} >= {item["metrics"][metric] for item in side.values()} for side in (a, b))
+            interval = plain_interval(a, b, metric, level)
         assert [difference.value, *difference.interval] == pytest.approx([exact, *interval], abs=1e-12)
         assert difference.n == 42
 
@@ -157,8 +172,8 @@ def test_the_page_shows_values_differences_and_disagreements(tmp_path: Path) -> 
     for at, directory in enumerate(runs):
         for task, result in json.loads((directory / "results.json").read_text())["results"].items():
             for metric, figure in result["metrics"].items():
-                rows = [n for n, row in enumerate(page.rows) if row[:2] == [task, metric] and len(row) == 5]
-                assert float(page.cells[rows[0]][2 + at]["data-v"] or "") == figure["value"]
+                rows = [n for n, row in enumerate(page.rows) if row[:2] == [task, metric] and len(row) == 6]
+                assert float(page.cells[rows[0]][3 + at]["data-v"] or "") == figure["value"]
     for pair in comparison.pairs:
         for one in pair.differences:
             assert any({one.first, one.other, one.value, one.n} <= values for values in sorted_by)
@@ -171,11 +186,21 @@ def other_data(task: str, item: Item) -> Item:
     return item | {"requests": changed} if item["id"] == "item-3" else item
 
 
+def asked_otherwise(item: Item) -> Item:
+    """As noise changes it: other prompts, the same right answers."""
+    return item | {"requests": [{**one, "continuation": one["continuation"].upper()} for one in item["requests"]]}
+
+
+def other_gold(task: str, item: Item) -> Item:
+    changed = {**item["shown"], "gold": item["shown"]["gold"] + 1}
+    return asked_otherwise(item) | ({"shown": changed} if item["id"] in ("item-3", "item-5") else {})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"noise": "drop:0.1"}, "noise differs: none and drop:0.1"),
-        ({"change": other_data}, "prompts or data differ: 1 of 120 common items were asked otherwise"),
+        ({"change": other_data}, "1 of 120 common items were asked otherwise, such as 'item-3'"),
+        ({"change": other_gold, "noise": "drop:0.1"}, "2 of 120 common items have another right answer, such as "),
         ({"change": lambda _, item: item | {"id": "x" + item["id"]}}, "no item is in both"),
     ],
 )
@@ -191,6 +216,77 @@ def test_what_is_not_comparable_is_said_and_not_compared(changes: dict[str, Any]
     assert words in page.text and [one for one in page.named("p") if one.get("class") == "warning"]
     assert "Item by item" not in page.text and "difference" not in [cell for row in page.rows for cell in row]
     assert words in comparison.summary() and comparison.to_json()["pairs"][0]["not_compared"] == list(pair.reasons)
+
+
+def test_settings_that_differ_are_named_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Noise, the limit with its items, the window and the strategy."""
+    clean = write_run(tmp_path / "clean", tasks=("hellaswag", "mmlu"))
+    noisy = write_run(
+        tmp_path / "noisy",
+        tasks=("hellaswag", "mmlu"),
+        noise="drop:0.1",
+        limit=100,
+        count=100,
+        change=lambda _, item: asked_otherwise(item),
+    )
+    for directory, strategy in ((clean, "ar"), (noisy, "speculative:draft=8")):
+        results = json.loads((directory / "results.json").read_text())
+        results["model"]["strategy"] = strategy
+        if directory is noisy:
+            results["results"]["mmlu"]["window"]["size"] = 511
+        (directory / "results.json").write_text(json.dumps(results))
+    comparison = write_comparison([clean, noisy], tmp_path / "page.html")
+    hellaswag, mmlu = comparison.pairs
+    assert not hellaswag.reasons and {one.metric for one in hellaswag.differences} == {"acc_norm", "acc"}
+    assert hellaswag.differences[0].n == 100
+    noise = "noise differs: none and drop:0.1; `blt study robustness` measures it at intensities"
+    others = (
+        "the strategy differs: ar and speculative:draft=8",
+        "100 items of both are compared, 20 and 0 are in one only (limits none and 100)",
+    )
+    assert hellaswag.settings == (noise, *others)
+    window = "the models are shown 2,047 bytes and 511 bytes at once, 3 and 3 contexts are cut"
+    assert mmlu.settings == (noise, window, *others)
+    page = read(tmp_path / "page.html").text
+    for said in mmlu.settings:
+        assert said in page and said in comparison.summary()
+    assert comparison.to_json()["pairs"][0]["settings"] == [noise, *others] and "not compared" not in page
+    assert main(["study", "evaluations", str(clean), str(noisy), "--out", str(tmp_path / "again.html")]) == 0
+    assert noise in capsys.readouterr().out
+
+
+def test_results_of_version_0_1_0_are_read_without_their_false_certainty(tmp_path: Path) -> None:
+    """They have no method, chance, window or strategy; shares at 0 have intervals without width."""
+    runs = [write_run(tmp_path / name, name=name, tasks=("cute:spell",), skill=-1.0, count=20) for name in "ab"]
+    for directory in runs:
+        results = json.loads((directory / "results.json").read_text())
+        task = results["results"]["cute:spell"]
+        for one in (task, task["metrics"]["exact_match"]):
+            del one["interval_method"], one["chance"]
+            one.update(stderr=0.0, interval=[0.0, 0.0])
+        del task["contexts"], task["window"]
+        (directory / "results.json").write_text(json.dumps(results))
+    page = check_alone(write_page(runs[0]).read_text(encoding="utf-8"))
+    assert "0.000 to 0.000" not in page.text
+    (pair,) = write_comparison(runs, tmp_path / "page.html").pairs
+    assert pair.settings == () and pair.differences[0].interval == pytest.approx(paired_shares(0, 0, 20))
+    assert "0.000 to 0.000" not in read(tmp_path / "page.html").text
+
+
+def test_one_item_and_items_that_all_differ_by_the_same_have_no_interval(tmp_path: Path) -> None:
+    def alike(task: str, item: Item) -> Item:
+        return item | {"metrics": {name: [float(name_of_run[-1]), 2.0] for name in item["metrics"]}}
+
+    for count, tasks, words in ((1, ("hellaswag",), "one item"), (9, ("g2p",), "no spread")):
+        runs = []
+        for name_of_run in ("run-1", "run-2"):
+            change = alike if tasks == ("g2p",) else lambda _, item: item
+            place = tmp_path / f"{count}-{name_of_run}"
+            runs.append(write_run(place, name=name_of_run, tasks=tasks, count=count, change=change))
+        comparison = compare(runs)
+        for one in comparison.pairs[0].differences:
+            assert (one.interval, one.method, one.statement) == (None, words, "not clear")
+        assert f", {words}, not clear, {count} item" in comparison.summary()
 
 
 def test_runs_without_a_common_task_and_hostile_names(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def test_every_number_of_the_results_is_in_the_page(tmp_path: Path) -> None:
     assert results["model"]["name"] in page.text and results["model"]["fingerprint"][:10] in page.text
     for name, task in results["results"].items():
         summary = rows_named(page, name)[0]
-        assert {task["value"], task["stderr"], task["n"], task["cut_contexts"]} <= exact(page, summary)
+        figures = {task[key] for key in ("value", "stderr", "chance", "n", "cut_contexts")} - {None}
+        assert figures <= exact(page, summary)
         assert page.rows[summary][1:4] == [name_of(task), shown(task["value"], task), between(task["interval"], task)]
         assert task["prompt_hash"][:10] in page.rows[summary][-1]
         for metric, figure in task["metrics"].items():
@@ -72,7 +73,9 @@ def shown(value: float, metric: dict[str, Any]) -> str:
     return f"{value:.1f}" if metric["highest"] == 100 else f"{value:.3f}"
 
 
-def between(ends: Sequence[float], metric: dict[str, Any]) -> str:
+def between(ends: Sequence[float] | None, metric: dict[str, Any]) -> str:
+    if ends is None:
+        return "no spread"
     return f"{shown(ends[0], metric)} to {shown(ends[1], metric)}"
 
 
@@ -205,11 +208,22 @@ def test_zero_divides_the_bars_of_margins() -> None:
     assert kinds == {"n": 2, "p": 4}
 
 
+def test_chance_is_a_line_where_there_is_one_and_cut_contexts_are_said(tmp_path: Path) -> None:
+    place = write_page(write_run(tmp_path / "run", tasks=("hellaswag", "g2p")))
+    markup = place.read_text(encoding="utf-8")
+    assert markup.count('class="z chance"') == 1 and 'x1="25%" x2="25%" y2="22" class="z chance"' in markup
+    assert re.search(r"hellaswag, acc_norm: [^<]*, chance 0.250</title>", markup)
+    assert "480 contexts cut" not in markup
+    page = read(write_run(tmp_path / "mmlu", tasks=("mmlu",)))
+    assert page.rows[rows_named(page, "mmlu")[0]][-2] == "3 of 480"
+    assert "3 of 480 contexts cut on the left, the model is shown 2,047 bytes at once" in page.text
+
+
 def test_a_value_that_is_missing_is_a_dash(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", tasks=("g2p",))
     results = json.loads((directory / "results.json").read_text())
     for one in (results["results"]["g2p"], results["results"]["g2p"]["metrics"]["exact_match"]):
-        one.update(value=None, stderr=math.nan, interval=None)
+        one.update(value=None, stderr=math.nan, interval=None, interval_method=None)
     (directory / "results.json").write_text(json.dumps(results))
     page = read(directory)
     assert page.rows[rows_named(page, "g2p")[0]][2:5] == ["—", "—", "—"]

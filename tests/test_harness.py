@@ -236,7 +236,59 @@ def test_generation_settings(settings: dict[str, Any], expected: tuple[int, tupl
     assert harness.generation_of("ü", settings, 4, 7) == Generation("ü".encode(), *expected, 7)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"until": 5}, "until = 5: give a string"),
+        ({"until": ["a", 5]}, "until = "),
+        ({"until": ["a", None]}, "until = "),
+        ({"until": [["a"]]}, "until = "),
+        ({"until": {"a": 1}}, "until = "),
+        ({"max_gen_toks": 0}, "max_gen_toks = 0: give a whole number from 1"),
+        ({"max_gen_toks": -3}, "max_gen_toks = -3"),
+        ({"max_tokens": "12"}, "max_tokens = '12'"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens = 2.5"),
+        ({"max_gen_toks": math.nan}, "max_gen_toks = nan"),
+        ({"max_gen_toks": math.inf}, "max_gen_toks = inf"),
+        ({"max_gen_toks": True}, "max_gen_toks = True"),
+        ({"max_gen_toks": [3]}, "max_gen_toks ="),
+        ({"max_gen_toks": 10**30}, "max_gen_toks ="),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"temperature": -1}, "temperature = -1"),
+        ({"do_sample": True, "temperature": math.nan}, "temperature = nan"),
+        ({"do_sample": "false"}, "do_sample = 'false'"),
+        ({"do_sample": []}, "do_sample ="),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match="generation setting") as error:
+        harness.generation_of("a", settings, 4, 0)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("until", [None, "", [], (), [""]])
+def test_no_stop_string(until: Any) -> None:
+    assert harness.generation_of("a", {"until": until, "max_gen_toks": 2.0}, 4, 0) == Generation(b"a", 8)
+
+
+def test_cut_contexts_are_told_once_a_question(caplog: pytest.LogCaptureFixture) -> None:
+    lm = harness.model_class()("bltkit:tiny", context=16)
+    lm.loglikelihood(instances("loglikelihood", [("a" * 40, " b"), ("a", " b"), ("c" * 50, " d")]))
+    lm.generate_until(instances("generate_until", [("a" * 40, {"max_gen_toks": 1})]))
+    lm.loglikelihood_rolling(instances("loglikelihood_rolling", [("a" * 40,)]))  # in windows: nothing is lost
+    said = [record.getMessage() for record in caplog.records if "lost their beginning" in record.getMessage()]
+    assert said == [
+        "loglikelihood: 2 of 3 contexts lost their beginning, the model is shown 16 bytes at once; "
+        "--model_args context=N shows more",
+        "generate_until: 1 of 1 contexts lost their beginning, the model is shown 16 bytes at once; "
+        "--model_args context=N shows more",
+    ]
+
+
 def test_mistakes() -> None:
+    for wrong in (float("nan"), float("inf"), -1):
+        with pytest.raises(ValueError, match="bytes_per_token = "):
+            harness.model_class()("bltkit:tiny", bytes_per_token=wrong)
     with pytest.raises(ValueError, match=r"top_p = 0\.9"):
         harness.generation_of("a", {"do_sample": True, "top_p": 0.9}, 4, 0)
     with pytest.raises(ValueError, match="num_beams = 4"):

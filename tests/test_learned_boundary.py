@@ -230,7 +230,7 @@ def test_the_rate_converges(place: Workplace, n: float) -> None:
     ("change", "said"),
     [
         ({"patching": {"rule": "stride:k=4"}}, "leave [patching] out"),
-        ({"model": MODELS["entropy"]}, "learns where a BLT's patches begin"),
+        ({"model": MODELS["entropy"]}, "objective.kind = 'learned-boundary', which trains blt; use 'next-byte'"),
         ({"adapt": {"lora": {"rank": 2}}, "trainer": {"max_steps": 1, "init": "x"}}, "a router is trained whole"),
         ({"objective": OBJECTIVE | {"patch_bytes": 1.0}}, "patch_bytes"),
     ],

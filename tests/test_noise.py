@@ -1,10 +1,12 @@
 """What every noise keeps: it is nothing at 0, grows with its intensity, depends on its arguments alone, and does what
 its name says and nothing else."""
 
+import itertools
 import re
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -25,6 +27,12 @@ PROSE = (
     "By the way, the modern café over there — you know which one — burned in 1998; I don't know why! Their knight's "
     "barn was little, naïve and cheerful. \"Right now,\" she wrote, 'we see four great ships from the big blue sea.'\n"
 ) * 12
+
+
+def prose(kind: str) -> str:
+    """A text that the noise has something to do to."""
+    return NOISES[kind].example or PROSE
+
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
     "abcdeimnorstuvw ABHIMNORTZ0158.,'!?-—\n éßøİıǆ かが한  ", max_size=80
@@ -57,10 +65,11 @@ def test_a_noise_is_nothing_at_0_repeatable_and_gives_characters(
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_seed_and_key_decide_what_is_drawn(kind: str) -> None:
     half = at(kind, 0.5)
-    same, key, seed = half.apply(PROSE, "a"), half.apply(PROSE, "b"), at(kind, 0.5, seed=1).apply(PROSE, "a")
-    assert len({same, key, seed, PROSE}) == 4
+    text = prose(kind)
+    same, key, seed = half.apply(text, "a"), half.apply(text, "b"), at(kind, 0.5, seed=1).apply(text, "a")
+    assert len({same, key, seed, text}) == 4
     # What follows does not matter, but for a unit that the cut divides.
-    first = half.apply(PROSE[:300], "a")
+    first = half.apply(text[:300], "a")
     assert same.startswith(first[:250])
 
 
@@ -138,11 +147,37 @@ def test_words_damaged_at_a_low_intensity_are_damaged_at_a_high_one(kind: str) -
     assert len(undamaged[0]) > len(undamaged[-1])
 
 
-@pytest.mark.parametrize("intensity", [0.1, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
+def test_more_intensity_is_more_damage_in_expectation(kind: str) -> None:
+    """Stretches of three characters that are gone, over several keys; and full strength does something."""
+
+    def damage(intensity: float) -> int:
+        text = prose(kind)[:250]
+        return sum((threes(text) - threes(at(kind, intensity).apply(text, str(key)))).total() for key in range(6))
+
+    grown = [damage(intensity) for intensity in (0.0, 0.05, 0.4, 1.0)]
+    assert grown[0] == 0 < grown[-1]
+    assert all(low <= high for low, high in itertools.pairwise(grown)), grown
+
+
+def threes(text: str) -> Counter[str]:
+    return Counter(text[at : at + 3] for at in range(len(text) - 2))
+
+
+PLACES = dict.fromkeys(("antspeak", "drop", "keyboard", "ocr", "randomcase", "repeat", "uppercase"), "e") | {
+    "diacritics": "é",
+    "homoglyphs": "a",
+    "whitespace": "\u2003",
+    "transcript": "Word ",
+    "social": "Word ",
+}
+"""Of these noises, a text each of whose copies is one place that may be damaged."""
+
+
+@pytest.mark.parametrize("intensity", [0.1, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("kind", sorted(PLACES))
 def test_the_share_of_damaged_places_is_the_intensity(kind: str, intensity: float) -> None:
-    place = {"diacritics": "é", "homoglyphs": "a", "whitespace": "\u2003", "transcript": "Word ", "social": "Word "}
-    one = place.get(kind, "e")
+    one = PLACES[kind]
     count = 4000
     after = at(kind, intensity).apply(one * count, "k")
     match kind:
@@ -318,7 +353,7 @@ def test_composed_noises_follow_one_another(text: str, key: str) -> None:
     ("text", "message"),
     [
         ("drp:0.1", "--noise: unknown noise 'drp'; did you mean 'drop'?"),
-        ("", "unknown noise ''; known: antspeak"),
+        ("", "unknown noise ''; known: "),
         ("drop:0.1+", "unknown noise ''"),
         ("drop:1.5", "--noise: drop:1.5: intensity = 1.5: Input should be less than or equal to 1"),
         ("drop:-0.1", "greater than or equal to 0"),

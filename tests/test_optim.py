@@ -18,8 +18,8 @@ from bltkit.config import parse
 from bltkit.model import Blt
 from bltkit.train import build_model
 from bltkit.train.config import ModelConfig
-from bltkit.train.optim import OptimSection, build_optimizer, learning_rate
-from bltkit.train.schedule import WsdSchedule
+from bltkit.train.optim import MuonSection, OptimSection, build_optimizer, learning_rate
+from bltkit.train.schedules import WsdSchedule
 from tests.tiny_training import MODELS
 
 TABLES = "embed.ngrams"
@@ -256,14 +256,14 @@ def own(size: int, rank: int, num: int) -> slice:
     return slice(rank * each, min(size, (rank + 1) * each))
 
 
-def in_two(rank: int, folder: Path) -> None:
+def in_two(rank: int, folder: Path, shared: OptimSection) -> None:
     """One of two processes: dense weights as FSDP shards or HSDP copies, tables as this process's rows."""
     torch.set_num_threads(1)
     dist.init_process_group("cpu:gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     for kind in KINDS:
         for shape in ((2,), (2, 1)):
             whole, model = build(kind), build(kind)
-            alone = build_optimizer(_for(kind), whole)
+            alone = build_optimizer(_for(kind, shared), whole)
             ignored = set()
             if isinstance(model, Blt):
                 size = len(model.embed.ngrams)
@@ -274,7 +274,7 @@ def in_two(rank: int, folder: Path) -> None:
             mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
             fully_shard(model, mesh=mesh, ignored_params=ignored)
             optimizer = build_optimizer(
-                _for(kind), model, sharded_by_rows={TABLES} if isinstance(model, Blt) else frozenset()
+                _for(kind, shared), model, sharded_by_rows={TABLES} if isinstance(model, Blt) else frozenset()
             )
             for step in range(3):
                 everything = gradients(whole, seed=step)
@@ -300,17 +300,21 @@ def in_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _for(kind: str) -> OptimSection:
-    return SHARED if kind == "blt" else SHARED.replace(tables_lr=None, latent_lr=None)
+def _for(kind: str, shared: OptimSection) -> OptimSection:
+    return shared if kind == "blt" else shared.replace(tables_lr=None, latent_lr=None)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_make_the_update_of_one_and_one_goes_on_from_theirs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [None, MuonSection()], ids=["adamw", "muon"])
+def test_two_processes_make_the_update_of_one_and_one_goes_on_from_theirs(
+    muon: MuonSection | None, tmp_path: Path
+) -> None:
+    shared = SHARED.replace(muon=muon)
     run: Callable[..., Any] = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-    run(in_two, (tmp_path,), nprocs=2)
+    run(in_two, (tmp_path, shared), nprocs=2)
     for kind in KINDS:
-        optimizer = build_optimizer(_for(kind), build(kind))
+        optimizer = build_optimizer(_for(kind, shared), build(kind))
         state = {key: value for key, value in optimizer.tensors().items() if TABLES not in key}
         dcp.load(state, checkpoint_id=tmp_path / kind, no_dist=True)
         expected = torch.load(tmp_path / f"{kind}.pt")

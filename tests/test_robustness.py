@@ -17,10 +17,8 @@ from bltkit.eval.json_lines import read_lines
 from bltkit.eval.noise import PAPER, parse_noise
 from bltkit.eval.place import Place
 from bltkit.eval.requests import Answer, Compression, Likelihood, Request, Scored
-from bltkit.eval.tasks import parse_task
 from bltkit.study.curves import At, Line, draw_curves, scale_of
 from bltkit.study.robustness import Measured, Plan, conditions, curves_of, page_of, retained, run, table, write_report
-from bltkit.study.robustness.measure import chance
 from tests.test_cli import Blt_, blt
 
 __all__ = ["blt"]
@@ -179,16 +177,6 @@ def test_pairs_are_held_against_the_same_items(place: Place, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="covers no item of piqa"):
         run(plan, {"a": "knowing"}, place, tmp_path / "other", {}, load=loader(Knowing()))
     assert not (tmp_path / "other").exists()
-
-
-def test_chance(place: Place) -> None:
-    assert chance(parse_task("piqa"), place) == 0.5
-    (place.directories[0] / "lambada_openai.jsonl").write_text('{"context": "a b", "continuation": "c"}\n')
-    assert chance(parse_task("lambada"), place) == 0.0
-    one = {"query": "Question: a?", "choices": ["a", "b", "c", "d"], "gold": 0}
-    two = {**one, "choices": ["a", "b"]}
-    (place.directories[0] / "arc_easy.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(two)}\n")
-    assert chance(parse_task("arc_easy"), place) == pytest.approx((1 / 4 + 1 / 2) / 2)
 
 
 @given(st.floats(0, 1), st.floats(0.3, 1), st.floats(0, 0.25))

@@ -7,16 +7,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
-from bltkit.train.schedule import ConstantSchedule, CosineSchedule, Schedule, WsdSchedule
+from bltkit.train.schedules import (
+    SCHEDULES,
+    BaseSchedule,
+    ConstantSchedule,
+    CosineSchedule,
+    Schedule,
+    WsdSchedule,
+)
 
-SCHEDULES = [
-    CosineSchedule(),
-    ConstantSchedule(),
-    WsdSchedule(),
+WSD = [
     WsdSchedule(decay_steps=0),
     WsdSchedule(decay_steps=4),
     WsdSchedule(decay_fraction=0.5, shape="1-sqrt"),
 ]
+FALLING = [CosineSchedule(), ConstantSchedule(), WsdSchedule(), *WSD]
+
+
+def examples(kind: str) -> list[BaseSchedule]:
+    """The schedule as it is, and with each field at its examples."""
+    schedule = SCHEDULES[kind]
+    fields = schedule.model_fields.items()
+    needed = {name: (field.examples or [])[0] for name, field in fields if field.is_required()}
+    changed = [schedule(**needed | {name: value}) for name, field in fields for value in field.examples or ()]
+    return [schedule(**needed), *changed]
+
+
+EVERY = [*(each for kind in SCHEDULES for each in examples(kind)), *WSD]
+"""Of every registered kind."""
+totals, warmups, leasts = st.integers(1, 60), st.integers(0, 70), st.floats(0, 1)
 
 
 def test_the_cosine_by_hand() -> None:
@@ -55,20 +74,32 @@ def test_a_trunk_never_decays_and_a_branch_leaves_it_where_its_decay_begins() ->
     assert trunk.rate(10**6, 10, 3) == 1
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@given(
-    total=st.integers(1, 60),
-    warmup=st.integers(0, 70),
-    least=st.floats(0, 1),
-)
-def test_what_holds_for_all(schedule: CosineSchedule, total: int, warmup: int, least: float) -> None:
+@pytest.mark.parametrize("schedule", EVERY, ids=repr)
+@given(total=totals, warmup=warmups, least=leasts)
+def test_the_contract_of_every_schedule(schedule: BaseSchedule, total: int, warmup: int, least: float) -> None:
+    """A function of the step: rising over the warm-up to the full rate, never above it nor below the least share."""
     rates = [schedule.rate(step, total, warmup, least) for step in range(total + 80)]
-    assert all(0 < rate <= 1 or (rate >= 0 and step >= warmup) for step, rate in enumerate(rates))
-    assert rates[:warmup] == sorted(rates[:warmup]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert all(rate >= least - 1e-12 for rate in rates[warmup:])
-    # The first update after the warm-up has the full rate; a schedule that the warm-up outlasts has nothing left.
-    if warmup < total:
+    assert rates[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+    assert all(least - 1e-12 <= rate <= 1 + 1e-12 for rate in rates[warmup:])
+    if warmup < total:  # a schedule that the warm-up outlasts may have nothing left
         assert rates[warmup] == pytest.approx(1)
+    # A run that resumes asks for later steps alone, in a process that saw no earlier ones.
+    fresh = parse(Schedule, schedule.model_dump(), "resumed")
+    assert [fresh.rate(step, total, warmup, least) for step in reversed(range(total))] == rates[:total][::-1]
+
+
+@pytest.mark.parametrize("schedule", EVERY, ids=repr)
+def test_every_schedule_is_read_back(schedule: BaseSchedule) -> None:
+    assert parse(Schedule, schedule.model_dump(mode="json"), "config") == schedule
+    if not any(field.is_required() for field in type(schedule).model_fields.values()):
+        assert parse(Schedule, schedule.kind, "config").kind == schedule.kind
+
+
+@pytest.mark.parametrize("schedule", FALLING, ids=repr)
+@given(total=totals, warmup=warmups, least=leasts)
+def test_those_that_fall_end_at_the_least_share(schedule: BaseSchedule, total: int, warmup: int, least: float) -> None:
+    rates = [schedule.rate(step, total, warmup, least) for step in range(total + 80)]
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     ends = not isinstance(schedule, ConstantSchedule) and schedule != WsdSchedule(decay_steps=0)
     never = isinstance(schedule, WsdSchedule) and schedule.decay_steps is None and total == 1  # 0.2 of one step
     if ends and not never and warmup < total:
@@ -85,7 +116,7 @@ def test_how_a_config_names_them() -> None:
     ("data", "message"),
     [
         ("cosin", "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ("step", "known: constant, cosine, wsd"),
+        ("step", "unknown schedule 'step'; known: "),
         ({"kind": "wsd", "decay": 3}, "unknown key 'decay'"),
         ({"kind": "wsd", "decay_steps": 3, "decay_fraction": 0.1}, "give one of them"),
         ({"kind": "wsd", "decay_steps": -1}, "decay_steps = -1"),

@@ -50,6 +50,8 @@ from tests.tiny import Case
 KINDS = sorted(STRATEGIES)
 EXACT = [kind for kind in KINDS if STRATEGIES[kind].exact]
 DRAFTING = [kind for kind in EXACT if kind != "ar"]
+LOCAL = ["auto", "speculative", "verified"]
+"""Those whose drafts the local model chooses, as the full model would."""
 
 
 def examples_of(kind: str) -> list[Strategy]:
@@ -157,7 +159,7 @@ def test_what_ends_inside_a_draft(kind: str) -> None:
     assert ends == {"eos", "stop", "length"}
 
 
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     """So that the tests above can fail: both happen, also across patch borders and cuts."""
     shares = []
@@ -172,7 +174,7 @@ def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     assert shares[2] < 0.9
 
 
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_drafts_are_chosen_as_the_bytes_are(kind: str) -> None:
     """With the noise of their position and the filters: where nothing that is read counts, nothing is rejected."""
     case = blurred(tempered(scored_case(example("byte")), 0.0), 0.0)
@@ -272,6 +274,24 @@ def reads_open_patch(strategy: Strategy) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_refused_in_one_line_or_served(kind: str) -> None:
+    """Of a model that fills in blocks and one that does not, with every field at its examples."""
+    plain = example("stride:k=3")
+    served = 0
+    for case in (plain, replace(plain, config=plain.config.replace(diffusion_block=4))):
+        session = start(case).extend(case.ids[:5])
+        for strategy in examples_of(kind)[:12]:
+            try:
+                strategy.check(session.model)
+            except ValueError as error:
+                assert "\n" not in str(error) and ("use" in str(error) or "train" in str(error))
+            else:
+                served += 1
+                assert list(generate(session, Request(GREEDY, 3), strategy))[-1].stats is not None
+    assert served
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_remembered_of_a_row(kind: str) -> None:
     """Is a value; a round without drafts says nothing."""
     for strategy in examples_of(kind):
@@ -320,7 +340,7 @@ def random_prompts(generator: torch.Generator, count: int = 16) -> list[list[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DRAFTING)
+@pytest.mark.parametrize("kind", LOCAL)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_thousands_of_prompts(kind: str, temperature: float) -> None:
     """In float64 there is no exception: every row of every batch, drafts of every length."""

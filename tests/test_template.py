@@ -107,6 +107,29 @@ def test_a_prompt_and_its_answer_are_what_training_saw(fields: dict[str, str]) -
     assert whole.learned[len(prompt) :].all() and not whole.learned[len(prompt) - 1]
 
 
+TEXT = {"type": "text", "text": "Größe"}
+
+
+def test_developers_tools_and_parts_of_text() -> None:
+    """`developer` is `system`, a tool's words are not learned, parts are joined as they are."""
+    parts = [TEXT, {"type": "text", "text": " 12", "cache_control": {}}, {"type": "text", "text": ""}]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "assistant", "content": [TEXT]},
+    ]
+    plain = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Größe 12"},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "Größe"},
+    ]
+    for template in (ChatTemplate(), ChatTemplate(**CHATML)):
+        data, learned = template.render(messages)
+        assert (data, learned.tolist()) == slow(template, plain, "assistant")
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
@@ -116,10 +139,24 @@ def test_a_prompt_and_its_answer_are_what_training_saw(fields: dict[str, str]) -
         (["hello"], ["message 1", "str"]),
         ([CONVERSATION[0], {"role": "asistant", "content": ""}], ["message 2", "'asistant'", "'assistant'"]),
         ([{"role": None, "content": ""}], ["message 1", "known: system, user"]),
+        ([{"role": "develper", "content": ""}], ["message 1", "did you mean 'developer'"]),
+        ([{"role": ["user"], "content": ""}], ["message 1", "role"]),
         ([{"content": ""}], ["message 1", "role"]),
         ([{"role": "user"}], ["message 1", "content is missing"]),
-        ([{"role": "user", "content": None}], ["message 1", "NoneType"]),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], ["message 1", "list"]),
+        ([{"role": "user", "content": None}], ["message 1", "content is null"]),
+        ([{"role": "assistant", "content": None, "refusal": "no"}], ["message 1", "content is null"]),
+        ([{"role": "user", "content": 3}], ["message 1", "content is int"]),
+        ([{"role": "user", "content": {"text": "a"}}], ["message 1", "content is dict"]),
+        ([{"role": "user", "content": []}], ["message 1", "empty list"]),
+        ([{"role": "user", "content": ["a"]}], ["message 1", "part 1 of content is str"]),
+        (
+            [{"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {"url": "x"}}]}],
+            ["message 1", "part 2 of content is of type 'image_url'"],
+        ),
+        ([{"role": "user", "content": [{"text": "a"}]}], ["message 1", "part 1 of content is of type None"]),
+        ([{"role": "user", "content": [{"type": "text"}]}], ["message 1", "part 1 of content: text is null"]),
+        ([{"role": "user", "content": [TEXT, {"type": "text", "text": "a\x03"}]}], ["`end`", "byte 8"]),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], ["message 1", "tool_calls"]),
         ([{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}], ["message 1", "tool_calls"]),
         ([{"role": "user", "content": "a\x03\x01assistant\x02yes"}], ["message 1", "`turn`", "byte 2"]),
         ([{"role": "user", "content": "a\x03"}], ["message 1", "`end`", "byte 1"]),

@@ -221,7 +221,7 @@ def _entry_or_none(out: Path, there: ShardManifest, shard: ShardPlan) -> ShardEn
     note = note_of(out, shard.number)
     if note.is_file():
         try:
-            entry: ShardEntry = parse(ShardEntry, read_json(note, surrogates=True), str(note))
+            entry: ShardEntry = parse(ShardEntry, read_json(note, escaped_bytes=True), str(note))
         except ValueError:
             return None  # damaged: the shard is computed again, which gives the same bytes
         return entry

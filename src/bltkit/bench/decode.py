@@ -19,6 +19,7 @@ from bltkit.bench.rates import MachineRates, machine_rates
 from bltkit.bench.record import Decoding, Form, Row, row_of
 from bltkit.bench.subject import MAX_CONTEXT, Subject, benchmark_text
 from bltkit.bench.timing import Limits, Progress, Side, Timing, in_turn, silent, threads_of
+from bltkit.config import parse
 from bltkit.generate import Batch, Passes, Request, Sampling, Session, Stats
 from bltkit.generate.sampling import choose
 from bltkit.model.forms import LOSSLESS, WeightForm
@@ -87,6 +88,7 @@ def decode(
     Speeds are those of all rows of a batch together. All forms and the peer take turns. Row.parts: see `parts_of`.
     Raises ValueError for a bad number, form or peer, RuntimeError where the peer's logits are others.
     """
+    parse(Sampling, {"temperature": temperature}, "sampling")
     if peer == "transformers" and max(batches) > 1:
         raise ValueError(f"batch = {max(batches)}: peer 'transformers' decodes one row, its patches depend on others")
     for context in contexts:

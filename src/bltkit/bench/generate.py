@@ -16,6 +16,7 @@ from bltkit.bench.rates import MachineRates, machine_rates
 from bltkit.bench.record import Decoding, Form, Row, row_of
 from bltkit.bench.subject import Subject
 from bltkit.bench.timing import Progress, Side, Timing, silent, threads_of, timed
+from bltkit.config import parse
 from bltkit.generate import (
     STRATEGIES,
     Autoregressive,
@@ -86,6 +87,7 @@ def generate(
             f"prompts = {prompts}, max_bytes = {max_bytes}, rounds = {rounds} and batch = {list(batches)}: "
             "each must be at least 1"
         )
+    parse(Sampling, {"temperature": temperature, "seed": seed}, "sampling")
     if prompts % len(texts):
         raise ValueError(f"prompts = {prompts} must be a multiple of the number of texts, {len(texts)}")
     if uneven := [batch for batch in batches if prompts % batch]:

@@ -15,6 +15,10 @@ Progress = Callable[[str], None]
 """Is told what happens, line by line."""
 
 
+MAX_SECONDS = 86_400
+"""A day: more is a mistake, since a benchmark has no rows before it ends."""
+
+
 def silent(line: str) -> None:
     """Progress that nobody sees."""
 
@@ -27,8 +31,10 @@ class Limits:
     seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.seconds < 0:
-            raise ValueError(f"repeats = {self.repeats} must be at least 1, and seconds = {self.seconds} at least 0")
+        if self.repeats < 1:
+            raise ValueError(f"repeats = {self.repeats} must be at least 1")
+        if not 0 <= self.seconds <= MAX_SECONDS:  # NaN is neither
+            raise ValueError(f"seconds = {self.seconds} must be from 0 to {MAX_SECONDS:,}; by default it is 2")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from bltkit.config import nearest
+from bltkit.files.hub import hub_or_cache
 
 EMBEDDED = "bltkit:"
 HUB = "hf:"
@@ -56,10 +57,11 @@ def _fetched(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f"{HUB}{name} needs huggingface_hub: pip install 'bltkit[hub]'") from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors alike
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    with hub_or_cache() as out_of_reach:
+        try:
+            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors alike
+            first = out_of_reach or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{HUB}{name} could not be fetched: {first} (check the name, the network and, for gated models, your login)"
         ) from None

@@ -165,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
         require_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {path.parent} is no checkpoint, or an incomplete one") from None
-    data = parse_json(path.read_bytes(), str(path), surrogates=True)
+    data = parse_json(path.read_bytes(), str(path), escaped_bytes=True)
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object")
     return data

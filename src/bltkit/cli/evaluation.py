@@ -11,8 +11,11 @@ import typer
 from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from bltkit.eval.pairs import PairedEvaluation
     from bltkit.eval.runner import Evaluation
+    from bltkit.eval.tasks import Task
 
 
 def evaluate(
@@ -65,9 +68,7 @@ def evaluate(
     from bltkit.eval.tasks import TASKS, parse_tasks
 
     if tasks == ["list"]:
-        for name, kind in TASKS.items():
-            about = (kind.__doc__ or "").partition("\n\n")[0]
-            print_text(f"{name:14} {' '.join(about.split())}")
+        print_text(TASKS.listing())
         return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
@@ -107,8 +108,11 @@ def evaluate(
             pages = [] if out is None else [out]
     if paired is not None:
         _show_pairs(pairs, as_json)
+        sides = {", clean": pairs.clean, ", noisy": pairs.noisy}
+        _warn_of_cuts({label: side for label, side in sides.items() if side is not None}, chosen)
     else:
         _show(found, as_json)
+        _warn_of_cuts({"": found}, chosen)
     if out is not None:
         from bltkit.study.evaluation_page import write_page
 
@@ -120,37 +124,65 @@ def _show(found: "Evaluation", as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        _table([[name, *_cells(result)] for name, result in found.results.items()])
+        print_table([task_cells(name, result) for name, result in found.results.items()])
 
 
 def _show_pairs(found: "PairedEvaluation", as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    lines = [[name, *_cells(result)] for name, result in found.texts.results.items()]
+    lines = [task_cells(name, result) for name, result in found.texts.results.items()]
     for name, gap in found.gaps.items():
         assert found.clean is not None and found.noisy is not None
         lines += [
-            [f"{name}, clean", *_cells(found.clean.results[name])],
-            [f"{name}, noisy", *_cells(found.noisy.results[name])],
-            [f"{name}, gap", *_cells(gap)],
+            task_cells(f"{name}, clean", found.clean.results[name]),
+            task_cells(f"{name}, noisy", found.noisy.results[name]),
+            task_cells(f"{name}, gap", gap),
         ]
-    _table(lines)
+    print_table(lines)
 
 
-def _cells(result: Any) -> list[str]:
-    value, stderr, interval = result["value"], result["stderr"], result["interval"]
+def _warn_of_cuts(evaluations: "Mapping[str, Evaluation]", tasks: "Sequence[Task]") -> None:
+    """One line on stderr for each task some of whose contexts were cut; tasks of an earlier run are left out."""
+    from bltkit.eval.results import cut_warning
+
+    for label, evaluation in evaluations.items():
+        for name in map(str, tasks):
+            if (line := cut_warning(f"{name}{label}", evaluation.results[name])) is not None:
+                say(line)
+
+
+def task_cells(name: str, result: "Mapping[str, Any]") -> list[str]:
+    """A line of the table. An interval that is missing gives its reason where the results have it."""
+    value, interval, chance = result["value"], result["interval"], result.get("chance")
+    method, contexts, cut = result.get("interval_method"), result.get("contexts"), result.get("cut_contexts")
+    if interval is not None and interval[0] == interval[1]:
+        interval = None  # of version 0.1.0, whose intervals lose their width where the items show no spread
+    ends = (method or "-") if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}"
+    whole = "" if not contexts else f" of {contexts:,}"
     return [
-        str(result["n"]),
+        name,
+        f"{result['n']:,}",
         str(result["metric"]),
         "-" if value is None else f"{value:.4f}",
-        "-" if stderr is None else f"{stderr:.4f}",
-        "-" if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}",
+        ends,
+        "-" if chance is None else f"{chance:.4f}",
+        "-" if cut is None or contexts == 0 else f"{cut:,}{whole}" if cut else "0",
     ]
 
 
-def _table(lines: list[list[str]]) -> None:
-    lines = [["task", "n", "metric", "value", "stderr", "95 %"], *lines]
-    widths = [max(len(line[at]) for line in lines) for at in range(6)]
-    for line in lines:
-        print_text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+HEADS = ("task", "n", "metric", "value", "95 %", "chance", "cut")
+RIGHT = ("n", "value", "chance", "cut")
+"""Columns of numbers, which are aligned on their right."""
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """Lines of `task_cells` under their heads."""
+    table = [list(HEADS), *lines]
+    widths = [max(len(line[at]) for line in table) for at in range(len(HEADS))]
+    for line in table:
+        cells = [
+            cell.rjust(width) if head in RIGHT else cell.ljust(width)
+            for cell, width, head in zip(line, widths, HEADS, strict=True)
+        ]
+        print_text("  ".join(cells).rstrip())

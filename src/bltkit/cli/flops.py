@@ -9,6 +9,7 @@ import typer
 from bltkit.cli.terminal import Json, print_json, print_text, say, show
 
 if TYPE_CHECKING:
+    from bltkit.data.sources import AnnotatedSource
     from bltkit.study.plan import Run
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*\s*=")
@@ -129,7 +130,7 @@ def _run_of(target: str, overrides: list[str]) -> "Run":
         raise ValueError(f"--mesh plans runs of byte models, and {target} trains a token model; leave it out")
     patching, data, trainer = config.patching, config.data, config.trainer
     # Stored starts need no scorer; nor does a rule that reads no scores.
-    stored = all(source.kind == "annotated" for source in data.sources)
+    stored = all(isinstance(source, AnnotatedSource) for source in data.sources)
     silent = patching.rule is not None and patching.rule.scores is None
     scorer = None
     if config.model.kind == "blt" and patching.model is not None and not (stored or silent):

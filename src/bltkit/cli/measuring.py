@@ -200,6 +200,9 @@ def _continue(
 
     several = benchmarks.strategies_of(strategies, _drafts(drafts))
     texts = [read_file(file) for file in files]
+    for file, data in zip(files, texts, strict=True):
+        if not data:
+            raise ValueError(f"--file {file} is empty, there is nothing to continue; give a text")
     return benchmarks.generate(_subject(source, []), texts, contexts, strategies=several, **options)
 
 
@@ -210,7 +213,11 @@ def _weights(
     from bltkit.checkpoint import Bundle, load_bundle, resolve_model
     from bltkit.eval.score import score
 
-    text = b"".join(map(read_file, files)) or benchmarks.benchmark_text(SCORED_BYTES)
+    texts = {file: read_file(file) for file in files}
+    for file, data in texts.items():
+        if not data:
+            raise ValueError(f"--file {file} is empty, there is nothing to score; give a text, or leave --file out")
+    text = b"".join(texts.values()) if texts else benchmarks.benchmark_text(SCORED_BYTES)
     subject = _subject(source, [benchmarks.row(SCORED_BYTES)])
     # Windows are as long as the model's training row, which its record says.
     record = {} if source[1] is None else load_bundle(resolve_model(source[1])).record
@@ -267,7 +274,7 @@ def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
         say(f"device: {place}")
     if model is not None:
         return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(place)
-    return benchmarks.preset_subject(preset or "69m", *rows).on(place)
+    return benchmarks.preset_subject("69m" if preset is None else preset, *rows).on(place)
 
 
 def _limits(repeats: int | None, seconds: float | None) -> Any:

@@ -13,11 +13,11 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, SupportsIndex
+from typing import Annotated, Any, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from bltkit.config import Config
 from bltkit.data import store
@@ -36,6 +36,25 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | dict | SourceConfig) else value
 
 
+class RowShape(NamedTuple):
+    """Size of the rows of a batch."""
+
+    row_bytes: int
+    row_patches: int | None
+    batch_rows: int
+
+
+class RowStage(Config):
+    """The beginning of a training on shorter rows: they teach the nearby at less cost, before long ones teach the rest.
+
+    Rows are `shorter` times shorter and as many times more, so that a step sees as much text as any other.
+    """
+
+    until: float = Field(gt=0, lt=1)
+    """Share of the schedule's steps after which the next stage begins."""
+    shorter: int = Field(ge=2)
+
+
 class DataConfig(Config):
     """The `[data]` section: what is read and how it becomes rows."""
 
@@ -51,6 +70,41 @@ class DataConfig(Config):
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
     """Share of the documents held out, by a hash of their content; of a single document, the share of its end."""
+    stages: tuple[RowStage, ...] = ()
+    """Shorter rows before those of `row_bytes`, by rising `until`."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        shares = [stage.until for stage in self.stages]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"stages: until = {shares}: each stage has to end after the one before it")
+        for stage in self.stages:
+            shape = self._shorter(stage)
+            if shape.row_bytes < MIN_ROW_BYTES or (shape.row_patches or MIN_ROW_PATCHES) < MIN_ROW_PATCHES:
+                raise ValueError(
+                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes; use at most "
+                    f"{self.row_bytes // MIN_ROW_BYTES}"
+                )
+        return self
+
+    @property
+    def last_shape(self) -> RowShape:
+        """The rows that a training ends with."""
+        return RowShape(self.row_bytes, self.row_patches, self.batch_rows)
+
+    @property
+    def shapes(self) -> tuple[RowShape, ...]:
+        """The rows of all stages, in their order."""
+        return (*map(self._shorter, self.stages), self.last_shape)
+
+    def shape_at(self, step: int, schedule_steps: int) -> RowShape:
+        """The rows of update number `step` (from 0)."""
+        running = (self._shorter(stage) for stage in self.stages if step < stage.until * schedule_steps)
+        return next(running, self.last_shape)
+
+    def _shorter(self, stage: RowStage) -> RowShape:
+        patches = None if self.row_patches is None else self.row_patches // stage.shorter
+        return RowShape(self.row_bytes // stage.shorter, patches, self.batch_rows * stage.shorter)
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,13 @@ class Loader:
         shows at the next batch).
         """
         if state["fingerprint"] != self.corpus.fingerprint:
+            single = len(self.corpus) == 2 and len(self.corpus.validation) == len(self.corpus.stats) == 1
             raise ValueError(
                 f"data.sources: the saved position belongs to another corpus ({state['fingerprint'][:12]}, "
                 f"this one is {self.corpus.fingerprint[:12]}): files, weights or validation_fraction "
                 "changed; set them back, or start a new run"
+                # Older versions held out nothing of a single document: the same text without validation.
+                + ("; for a run of version 0.1.0 on a single document, data.validation_fraction = 0" if single else "")
             )
         fields = [("row_bytes", "data.row_bytes"), ("row_patches", "data.row_patches"), ("seed", "trainer.seed")]
         for name, where in [*fields, ("part_size", "loader part_size")]:
@@ -126,6 +129,20 @@ class Loader:
         stream = None if self.workers else self._maker.stream(position)
         self.close()
         self._position, self._stream = position, stream
+
+    def follow(self, before: Loader) -> None:
+        """Continue after `before`, a loader of the same corpus, seed and part size with rows of another size.
+
+        What is left of the part that `before` is in is left out of this epoch: its rows are cut otherwise here.
+        """
+        assert (before.corpus, before.seed, before.plan.size) == (self.corpus, self.seed, self.plan.size)
+        epoch, part, row = before._position
+        if row:
+            part += 1
+            if part >= self.plan.num_parts(epoch):
+                epoch, part = epoch + 1, 0
+        self.close()
+        self._position = Position(epoch, part, 0)
 
     def close(self) -> None:
         """Ends the workers; the next batch starts them anew."""

@@ -291,7 +291,7 @@ def read_manifest(directory: Path) -> ShardManifest:
         require_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{directory} holds no {MANIFEST}; write annotated shards with `blt annotate`") from None
-    data = read_json(path, surrogates=True)
+    data = read_json(path, escaped_bytes=True)
     number = data.get("format") if isinstance(data, dict) else None
     if isinstance(number, int) and number > FORMAT:
         raise ValueError(f"{path} has format {number}, but this bltkit reads up to {FORMAT}; upgrade bltkit")
@@ -385,7 +385,8 @@ def _documents(table: Any) -> Iterator[AnnotatedDocument]:
         bits = None
         if learned is not None:
             bits = np.unpackbits(np.frombuffer(learned, dtype=np.uint8), count=len(data)).astype(np.bool_)
-        document = Document(name, data, None if metadata is None else parse_json(metadata, name, surrogates=True), bits)
+        record = None if metadata is None else parse_json(metadata, name, escaped_bytes=True)
+        document = Document(name, data, record, bits)
         yield AnnotatedDocument(document, entropies.astype(np.float32), starts, opens)
 
 

@@ -211,7 +211,7 @@ def has_checksums(folder: Path) -> bool:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     require_regular(path)
-    manifest = read_json(path, surrogates=True)
+    manifest = read_json(path, escaped_bytes=True)
     if not isinstance(manifest, dict):
         raise ValueError(f"{path} holds no JSON object")
     if not check_seal(manifest, str(path)) and "checksums" in manifest:

@@ -27,6 +27,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Who may speak. The assistant is the model."""
 
+OTHER_NAMES: Mapping[str, Role] = {"developer": "system"}
+"""Names of the same roles elsewhere: OpenAI's newer models take from `developer` what `system` said before."""
+
 Learn = Literal["assistant", "last"]
 """Whose words are targets: every turn of the assistant, or the last one only."""
 
@@ -86,13 +89,14 @@ class ChatTemplate(Config):
         """A conversation as bytes.
 
         messages: a list of `{"role": ..., "content": ...}`, from a file or a request: all of it is checked here. Other
-            keys are not looked at.
+            keys are not looked at. Role `developer` is written as `system`. Content is a string, or a list of text
+            parts `{"type": "text", "text": ...}`, which are joined as they are.
         add_generation_prompt: open a turn of the assistant behind the messages, for the model to go on with.
 
-        Raises ValueError for an unknown role, content that is no string or holds a mark, and calls of tools that are
-        not written out as content; it begins with `message N` (from 1).
+        Raises ValueError for an unknown role, content that is no text or holds a mark, parts of other types than text,
+        and calls of tools that are not written out as content; it begins with `message N` (from 1).
         """
-        turns = [(message.get("role"), self._content(message, n)) for n, message in enumerate(_checked(messages), 1)]
+        turns = [(_role(message, n), self._content(message, n)) for n, message in enumerate(_checked(messages), 1)]
         own = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
         learned_turns = set(own if learn == "assistant" else own[-1:])
         parts: list[tuple[bytes, bool]] = []
@@ -103,21 +107,16 @@ class ChatTemplate(Config):
         learned = np.repeat([is_learned for _, is_learned in parts], [len(data) for data, _ in parts])
         return Rendered(b"".join(data for data, _ in parts), learned.astype(np.bool_))
 
-    def _opening(self, role: Any) -> bytes:
+    def _opening(self, role: Role) -> bytes:
         return to_bytes(f"{self.turn}{role}{self.text}")
 
     def _content(self, message: Mapping[str, Any], number: int) -> bytes:
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or role not in ROLES:
-            hint = nearest(role, ROLES) if isinstance(role, str) else f"; known: {', '.join(ROLES)}"
-            raise ValueError(f"message {number}: role {role!r}{hint}")
         calls = [key for key in _CALLS if message.get(key)]
         if calls:
             raise ValueError(f"message {number}: {calls[0]} would be lost; write the call out as content")
-        if not isinstance(content, str):
-            found = type(content).__name__ if "content" in message else "missing"
-            raise ValueError(f"message {number}: content is {found}, a string is wanted")
-        data = to_bytes(content)
+        if "content" not in message:
+            raise ValueError(f"message {number}: content is missing, a string is wanted")
+        data = to_bytes(_text(message["content"], number))
         # With the mark behind it: content may end in what begins a mark.
         closed = data + self.stop
         for name, mark in (("turn", to_bytes(self.turn)), ("end", self.stop)):
@@ -128,6 +127,40 @@ class ChatTemplate(Config):
                     "or choose other marks"
                 )
         return data
+
+
+def _role(message: Mapping[str, Any], number: int) -> Role:
+    role = message.get("role")
+    known: dict[str, Role] = {**{name: name for name in ROLES}, **OTHER_NAMES}
+    if not isinstance(role, str) or role not in known:
+        hint = nearest(role, list(known)) if isinstance(role, str) else f"; known: {', '.join(known)}"
+        raise ValueError(f"message {number}: role {role!r}{hint}")
+    return known[role]
+
+
+def _text(content: Any, number: int) -> str:
+    """Content as one string."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError(f"message {number}: content is {_kind(content)}, a string is wanted")
+    if not content:
+        raise ValueError(f"message {number}: content is an empty list, a string or text parts are wanted")
+    texts = []
+    for place, part in enumerate(content, 1):
+        where = f"message {number}: part {place} of content"
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{where} is {_kind(part)}, an object with `type` and `text` is wanted")
+        if part.get("type") != "text":
+            raise ValueError(f"{where} is of type {part.get('type')!r:.80}; a model of bytes reads type 'text' alone")
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"{where}: text is {_kind(part.get('text'))}, a string is wanted")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 def _checked(messages: Any) -> Sequence[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ bytes each. Its word and byte perplexities need no change: they divide by the te
 """
 
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ import torch
 
 from bltkit.eval.requests import Coded, Compression, Generation, Request, Scored, Written, likelihood
 from bltkit.eval.subjects import Subject, open_subject
+from bltkit.eval.subjects.subject import window_of
 from bltkit.generate import parse_strategy
 from bltkit.terminal.progress import Progress
 from bltkit.terminal.streams import say
@@ -34,6 +36,8 @@ BYTES_PER_TOKEN = 4
 """Of English text, and a little more, for the tokenizers that the harness' tasks were written with."""
 MAX_GEN_TOKS = 256
 """The harness' own default."""
+MAX_LENGTH = 10**9
+"""Tokens of an answer: more is a mistake."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of one thing, the first given counts."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -77,8 +81,10 @@ class HarnessModel:
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not bytes_per_token > 0:
-            raise ValueError(f"bytes_per_token = {bytes_per_token}: must be above 0; {BYTES_PER_TOKEN} by default")
+        if not 0 < bytes_per_token <= MAX_LENGTH:  # NaN is neither
+            raise ValueError(
+                f"bytes_per_token = {bytes_per_token}: must be above 0 and finite; {BYTES_PER_TOKEN} by default"
+            )
         self.bytes_per_token = bytes_per_token
         self.seed = seed
         if isinstance(pretrained, str):
@@ -146,13 +152,20 @@ class HarnessModel:
         return f"{MODEL_TYPE}-text"
 
     def _answers(self, asked: Mapping[int, Request], what: str) -> Any:
-        """(key, answer) of each request, with a progress bar where there is a terminal."""
+        """(key, answer) of each request, with a progress bar where there is a terminal; a warning of cut contexts."""
         keys = list(asked)
         found = self.subject.answers(list(asked.values()))
+        cut = 0
         with Progress(what, "requests") as progress:
             for number, (at, answer) in enumerate(found, 1):
                 progress(number, len(keys))
+                cut += not isinstance(answer, Coded) and answer.cut > 0
                 yield keys[at], answer
+        if cut:
+            window = window_of(self.subject)
+            sized = "" if window is None else f", the model is shown {window} at once"
+            remedy = "; --model_args context=N shows more" if window is not None and window.unit == "bytes" else ""
+            _log.warning("%s: %d of %d contexts lost their beginning%s%s", what, cut, len(keys), sized, remedy)
 
 
 def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: float, seed: int) -> Generation:
@@ -161,16 +174,14 @@ def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: fl
     `until`: a string or several. `max_gen_toks` (and its other names): 256 by default, `bytes_per_token` bytes each.
     `do_sample` False, or neither it nor a `temperature`: greedy. Otherwise at `temperature`, which is 1 by default.
 
-    Raises ValueError for settings that would change the answer and that no subject has, such as `top_p`.
+    Raises ValueError for values of another kind, and for settings that would change the answer and that no subject has,
+    such as `top_p`.
     """
     rest = dict(settings)
-    until = rest.pop("until", None) or ()
-    lengths = [value for value in [rest.pop(name, None) for name in LENGTHS] if value is not None]
-    tokens = int(lengths[0]) if lengths else MAX_GEN_TOKS
-    sample, temperature = rest.pop("do_sample", None), rest.pop("temperature", None)
-    if sample is None:
-        sample = bool(temperature)
-    heat = (1.0 if temperature is None else float(temperature)) if sample else 0.0
+    stop = _stop_strings(rest.pop("until", None))
+    lengths = [(name, value) for name in LENGTHS if (value := rest.pop(name, None)) is not None]
+    tokens = _length(*lengths[0]) if lengths else MAX_GEN_TOKS
+    heat = _temperature(rest.pop("do_sample", None), rest.pop("temperature", None))
     for name, value in rest.items():
         if name not in NEUTRAL:
             _log.warning("generation setting %s = %r is not known here and changes nothing", name, value)
@@ -179,10 +190,37 @@ def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: fl
     return Generation(
         to_bytes(context),
         max(1, round(tokens * bytes_per_token)),
-        tuple(to_bytes(one) for one in ([until] if isinstance(until, str) else until) if one),
+        tuple(map(to_bytes, stop)),
         heat,
         seed,
     )
+
+
+def _stop_strings(until: Any) -> list[str]:
+    """Empty strings are left out: they stand in front of every byte, and no task means that."""
+    several = [] if until is None else [until] if isinstance(until, str) else until
+    if not isinstance(several, list | tuple) or not all(isinstance(one, str) for one in several):
+        raise ValueError(f"generation setting until = {until!r:.80}: give a string, or a list of strings")
+    return [one for one in several if one]
+
+
+def _length(name: str, value: Any) -> int:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not whole or not 1 <= value <= MAX_LENGTH:
+        raise ValueError(f"generation setting {name} = {value!r:.80}: give a whole number from 1 to {MAX_LENGTH:,}")
+    return int(value)
+
+
+def _temperature(sample: Any, temperature: Any) -> float:
+    """Of the engine, where 0 is greedy."""
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if temperature is not None and not (number and 0 <= temperature < math.inf):
+        raise ValueError(f"generation setting temperature = {temperature!r:.80}: give a number from 0 on")
+    if sample is not None and sample not in (0, 1):
+        raise ValueError(f"generation setting do_sample = {sample!r:.80}: give true or false")
+    if not (temperature if sample is None else sample):
+        return 0.0
+    return 1.0 if temperature is None else float(temperature)
 
 
 @cache

@@ -51,7 +51,7 @@ def data_findings(directory: Path, tell: Tell = lambda done, total: None) -> tup
 def _is_annotation(directory: Path) -> bool:
     path = directory / shards.MANIFEST
     require_regular(path)
-    manifest = read_json(path, surrogates=True)
+    manifest = read_json(path, escaped_bytes=True)
     return isinstance(manifest, dict) and "columns" not in manifest
 
 

@@ -25,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         where, remedy = f"{path}, line {number}", "remove the line, or take another directory"
         try:
-            value = parse_json(line, where, surrogates=True)
+            value = parse_json(line, where, escaped_bytes=True)
         except ValueError as error:
             raise ValueError(f"{error}; {remedy}") from None
         if not isinstance(value, dict):

@@ -10,10 +10,10 @@ from bltkit.eval.noise import Paired
 from bltkit.eval.place import Place
 from bltkit.eval.records import Journal, Record
 from bltkit.eval.runner import RECORDS, Evaluation, Progress, Settings, evaluate, file_name
-from bltkit.eval.statistics import estimate, mean_of
+from bltkit.eval.statistics import NO_ITEMS, estimate_difference, mean_of
 from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.paired import FILE, PairedTexts
-from bltkit.eval.tasks.task import Metric, Numbers, Task
+from bltkit.eval.tasks.task import Numbers, Task
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,6 @@ def _gap(task: Task, out: Path, seed: int) -> dict[str, Any]:
     name, metric = next(iter(task.metrics.items()))
     clean, noisy = (_records(out / side, task, name) for side in ("clean", "noisy"))
 
-    def difference(sums: Sequence[float]) -> float:
-        width = len(sums) // 2
-        return metric.of(sums[:width]) - metric.of(sums[width:])
-
     groups: dict[str, list[Numbers]] = {}
     for item, own in clean.items():
         if item in noisy:
@@ -81,11 +77,10 @@ def _gap(task: Task, out: Path, seed: int) -> dict[str, Any]:
             groups.setdefault(group, []).append(noisy[item].contributions[name] + own.contributions[name])
     # As the task's own result: a mean over groups where that is one.
     drawn = {
-        group: estimate(Metric(of=difference), items, (seed, zlib.crc32(group.encode())))
-        for group, items in groups.items()
+        group: estimate_difference(metric, items, (seed, zlib.crc32(group.encode()))) for group, items in groups.items()
     }
-    found = mean_of(drawn) if task.macro else drawn[""].estimate
-    return {"metric": name, **found.to_json()}
+    gap = mean_of(drawn) if task.macro else drawn[""].estimate if drawn else NO_ITEMS
+    return {"metric": name, **gap.to_json()}
 
 
 def _records(out: Path, task: Task, metric: str) -> dict[str, Record]:

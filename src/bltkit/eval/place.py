@@ -6,13 +6,14 @@ header. A folder OWNER/NAME in DIR, in the hub's layout, stands for the data set
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bltkit.files import lines, parse_json, parse_text
 from bltkit.files.compressed import SUFFIXES
+from bltkit.files.hub import hub_or_cache
 
 Row = dict[str, Any]
 
@@ -146,14 +147,14 @@ def needed(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
 def hub_configs(name: str, place: Place) -> list[str]:
     """The configurations of a data set, from the hub or a folder of its layout. Raises ValueError."""
     directory = place.find(name)
-    with _one_line(name):
+    with _one_line(name, directory):
         from datasets import get_dataset_config_names
 
         return list(get_dataset_config_names(str(directory or name)))
 
 
 def _hub_rows(hub: HubSet, directory: Path | None) -> Iterator[Row]:
-    with _one_line(hub.name):
+    with _one_line(hub.name, directory):
         import datasets
 
         revision = None if directory else hub.revision
@@ -169,8 +170,11 @@ def _hub_rows(hub: HubSet, directory: Path | None) -> Iterator[Row]:
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """What the library raises, of whatever kind, as one line; its progress bars only where somebody watches."""
+def _one_line(name: str, directory: Path | None) -> Iterator[None]:
+    """What the library raises, of whatever kind, as one line; its progress bars only where somebody watches.
+
+    directory: where the data set lies; None is the hub, or its cache where the hub does not answer.
+    """
     try:
         import datasets
     except ImportError:
@@ -178,11 +182,13 @@ def _one_line(name: str) -> Iterator[None]:
     silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
     if silence:
         datasets.disable_progress_bars()
-    try:
-        yield
-    except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError ...: no common base
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"data set {name}: {reason}; check the network, or give --data DIR") from None
-    finally:
-        if silence:
-            datasets.enable_progress_bars()
+    with ExitStack() as stack:
+        out_of_reach = None if directory is not None else stack.enter_context(hub_or_cache())
+        try:
+            yield
+        except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError ...: no common base
+            reason = out_of_reach or " ".join(str(error).split())[:300]
+            raise ValueError(f"data set {name}: {reason}; check the network, or give --data DIR") from None
+        finally:
+            if silence:
+                datasets.enable_progress_bars()

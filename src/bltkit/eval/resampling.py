@@ -1,7 +1,8 @@
-"""How sure a mean is: bootstrap over the units that were drawn (prompts), for shares and rates that are quotients.
+"""95 % intervals of quotients by a bootstrap over the units that were drawn (prompts).
 
 A unit's runs stay together, and numbers of the same unit are resampled together: what two ways of decoding make of one
-prompt is compared prompt by prompt (paired).
+prompt is compared prompt by prompt (paired). One unit has no interval, and neither have units without any spread; a
+share whose units are all at 0 or 1 has Wilson's, each unit counted once.
 """
 
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bltkit.eval.intervals import wilson
+from bltkit.eval.statistics import percentile_interval
+
 RESAMPLES = 2000
-LEVEL = 0.95
 
 Values = npt.NDArray[np.float64]
 """One number for each unit."""
@@ -18,7 +21,7 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quotient of sums and its percentile interval. None where there is nothing to divide by."""
+    """A quotient of sums and its 95 % interval; None where there is nothing to divide by, or no interval."""
 
     value: float | None
     low: float | None = None
@@ -44,32 +47,41 @@ class Resampling:
 
     def quotient(self, above: Values, below: Values) -> Estimate:
         """Sum of `above` over sum of `below`: a mean weighted by what is counted below."""
-        return self._estimate(self._quotients(above, below))
+        return self._estimate(self._quotients(above, below), below)
+
+    def share(self, above: Values, below: Values) -> Estimate:
+        """`quotient` of a share from 0 to 1, such as accepted bytes of drafted ones.
+
+        The bytes of a unit are not independent; so where each unit is at 0 or at 1, units are what is counted.
+        """
+        units = below != 0
+        shares = above[units] / below[units]
+        if len(shares) < 2 or not np.isin(shares, (0.0, 1.0)).all() or 0 < shares.mean() < 1:
+            return self.quotient(above, below)
+        low, high = wilson(float(shares.sum()), len(shares))
+        return Estimate(float(shares[0]), low, high)
 
     def ratio(self, above: Values, below: Values, other_above: Values, other_below: Values) -> Estimate:
         """One quotient over another."""
         return self._estimate(
-            _divided(self._quotients(above, below), self._quotients(other_above, other_below)),
+            _divided(self._quotients(above, below), self._quotients(other_above, other_below)), below * other_below
         )
 
     def saving(self, above: Values, below: Values, other_above: Values, other_below: Values) -> Estimate:
         """1 - `ratio`: the share of the other's cost that is saved."""
-        found = self.ratio(above, below, other_above, other_below)
-        if found.value is None or found.low is None or found.high is None:
-            return NOTHING
-        return Estimate(1 - found.value, 1 - found.high, 1 - found.low)
+        ratio = self.ratio(above, below, other_above, other_below)
+        if ratio.value is None or ratio.low is None or ratio.high is None:
+            return NOTHING if ratio.value is None else Estimate(1 - ratio.value)
+        return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
 
     def _quotients(self, above: Values, below: Values) -> Values:
         return _divided(self._weights @ above, self._weights @ below)
 
-    def _estimate(self, quotients: Values) -> Estimate:
+    def _estimate(self, quotients: Values, below: Values) -> Estimate:
         if not np.isfinite(quotients[0]):
             return NOTHING
-        drawn = quotients[1:][np.isfinite(quotients[1:])]  # a draw may hold no unit with anything to divide by
-        if not len(drawn):
-            return NOTHING
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Estimate(float(quotients[0]), float(low), float(high))
+        interval = percentile_interval(quotients[1:]) if np.count_nonzero(below) > 1 else None
+        return Estimate(float(quotients[0]), *(interval or (None, None)))
 
 
 def _divided(above: Values, below: Values) -> Values:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from bltkit.eval.place import Place
 from bltkit.eval.records import Journal, Record, hash_of, hash_of_item
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request, Scored
 from bltkit.eval.results import result_of
-from bltkit.eval.subjects.subject import Subject
+from bltkit.eval.subjects.subject import Subject, strategy_name, window_of
 from bltkit.eval.tasks.task import Grade, Item, Task
 from bltkit.files import LOCK_FILES, read_json_object, writer_lock
 
@@ -174,6 +174,7 @@ def _evaluate(
             )
         task.prepare()
     model = {"name": subject.name, "kind": subject.kind, "fingerprint": subject.fingerprint}
+    window = window_of(subject)
     work = [_work(task, place, settings) for task in tasks]
     if out is not None:
         _open_out(out, {"format": FORMAT, "model": model, **settings.to_json()}, resume)
@@ -194,14 +195,17 @@ def _evaluate(
             journal.finish(ordered)
         seconds = round(time.perf_counter() - began, 3)
         results[name] = {
-            **result_of(one.task, ordered, settings.seed),
+            **result_of(one.task, ordered, [one.task.chance(item) for item in one.items], settings.seed),
+            **_context_figures(one.requests),
+            "window": None if window is None else asdict(window),
             "left_out": one.left_out,
             "bytes": sum(_size(request) for own in one.requests for request in own),
             "seconds": seconds,
         }
         if journal is not None:
             results[name] = {**results[name], "records": f"{RECORDS}/{journal.path.name}"}
-    found = Evaluation(model, settings, results, command)
+    # The fingerprint covers the strategy, so run.json, which `--resume` compares, need not name it.
+    found = Evaluation({**model, "strategy": strategy_name(subject)}, settings, results, command)
     if out is not None:
         found = replace(found, results={**kept, **results})
         write_atomic(out / RESULTS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
@@ -370,6 +374,16 @@ def _chunks(items: Sequence[int], requests: Sequence[Sequence[Request]]) -> Iter
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _context_figures(requests: Iterable[Sequence[Request]]) -> dict[str, int]:
+    """How many requests have a context that can be cut, and the bytes that the longest needs with what follows it."""
+    asked = [one for several in requests for one in several if not isinstance(one, Compression)]
+    longest = max(
+        (len(one.context) + (one.max_bytes if isinstance(one, Generation) else len(one.continuation)) for one in asked),
+        default=0,
+    )
+    return {"contexts": len(asked), "longest_bytes": longest}
 
 
 def _size(request: Request) -> int:

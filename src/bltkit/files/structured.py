@@ -18,18 +18,18 @@ MAX_DEPTH = 200
 _BOM = b"\xef\xbb\xbf"
 
 
-def parse_json(data: bytes | str, where: str, *, finite: bool = False, surrogates: bool = False) -> Any:
+def parse_json(data: bytes | str, where: str, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
     """A JSON value. `where` names its place in messages.
 
     finite: refuse `NaN` and infinities, which JSON does not know but Python's `json` writes, and 1e999.
-    surrogates: also take halves of surrogate pairs: records of our own keep bytes that are not UTF-8 as U+DC80..U+DCFF
-        (`surrogateescape`).
+    escaped_bytes: also take halves of surrogate pairs: records of our own keep bytes that are not UTF-8 as
+        U+DC80..U+DCFF (`surrogateescape`).
 
     Raises ValueError.
     """
     try:
         value = (_FINITE if finite else _ANY).decode(parse_text(data))
-        _check(value, surrogates)
+        _check(value, escaped_bytes)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({_reason(error)})") from None
     return value
@@ -69,9 +69,9 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_json(path: Path, *, finite: bool = False, surrogates: bool = False) -> Any:
+def read_json(path: Path, *, finite: bool = False, escaped_bytes: bool = False) -> Any:
     """The JSON value of a whole file. Raises ValueError that names the file, OSError where it cannot be read."""
-    return parse_json(path.read_bytes(), str(path), finite=finite, surrogates=surrogates)
+    return parse_json(path.read_bytes(), str(path), finite=finite, escaped_bytes=escaped_bytes)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -79,9 +79,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     return parse_toml(path.read_bytes(), str(path))
 
 
-def read_json_object(path: Path, *, finite: bool = False, surrogates: bool = False) -> dict[str, Any]:
+def read_json_object(path: Path, *, finite: bool = False, escaped_bytes: bool = False) -> dict[str, Any]:
     """The JSON object of a whole file. Raises ValueError that names the file, OSError where it cannot be read."""
-    value = read_json(path, finite=finite, surrogates=surrogates)
+    value = read_json(path, finite=finite, escaped_bytes=escaped_bytes)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is expected, not a {type(value).__name__}")
     return value
@@ -102,15 +102,15 @@ _ANY = json.JSONDecoder()
 _FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
-def _check(value: Any, surrogates: bool) -> None:
-    """Depth, and surrogates in strings and keys. One pass level by level, which costs less than to search the text."""
+def _check(value: Any, escaped_bytes: bool) -> None:
+    """Depth, and halves of surrogate pairs. One pass level by level, which costs less than to search the text."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
         for item in level:
             kind = type(item)
             if kind is str:
-                if not (surrogates or item.isascii()):
+                if not (escaped_bytes or item.isascii()):
                     _check_characters(item)
             elif kind is dict:
                 inner += item

@@ -1,29 +1,30 @@
-"""The rules there are. A new rule is its own file and its name in `Rule`; the contract tests run all."""
+"""The patching rules, one line each, and their short form in text. A new rule is its own file and a line here."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeAlias, get_args
-
-from pydantic import Field
+from typing import Annotated, Any, TypeAlias
 
 from bltkit.config import nearest, parse, parse_value
-from bltkit.patching.bpe import BpeOracleRule, BpeRule
-from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
-from bltkit.patching.random import RandomRule
 from bltkit.patching.rule import PatchingRule
-from bltkit.patching.space import SpaceRule
-from bltkit.patching.stride import ByteRule, StrideRule
+from bltkit.registry import Registry
 
-Rule: TypeAlias = Annotated[
-    ThresholdRule | RiseRule | BothRule | StrideRule | ByteRule | SpaceRule | RandomRule | BpeRule | BpeOracleRule,
-    Field(discriminator="kind"),
-]
-"""Any patching rule; as the type of a config field it reads `{kind = "threshold", threshold = 1.3}`."""
-
-RULES: dict[str, type[PatchingRule]] = {
-    member.model_fields["kind"].default: member for member in get_args(get_args(Rule)[0])
-}
+RULES = Registry(
+    "patching rule",
+    PatchingRule,
+    "bltkit.patching.entropy:ThresholdRule",
+    "bltkit.patching.entropy:RiseRule",
+    "bltkit.patching.entropy:BothRule",
+    "bltkit.patching.stride:StrideRule",
+    "bltkit.patching.stride:ByteRule",
+    "bltkit.patching.space:SpaceRule",
+    "bltkit.patching.random:RandomRule",
+    "bltkit.patching.bpe:BpeRule",
+    "bltkit.patching.bpe:BpeOracleRule",
+)
 """Every rule by its kind."""
+
+Rule: TypeAlias = Annotated[PatchingRule, RULES]
+"""Any patching rule; as the type of a config field it reads `{kind = "threshold", threshold = 1.3}`."""
 
 
 def parse_rule(rule: str | Mapping[str, Any], where: str = "rule") -> PatchingRule:

@@ -7,7 +7,8 @@ from typing import Any
 from bltkit.train.config import TrainConfig
 from bltkit.train.learner import build_model
 from bltkit.train.metrics import bits_per_byte, read_metrics
-from bltkit.train.trainer import Result, train
+from bltkit.train.result import Result
+from bltkit.train.trainer import train
 
 __all__ = ["Result", "TrainConfig", "bits_per_byte", "build_model", "read_metrics", "train"]
 

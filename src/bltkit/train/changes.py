@@ -33,6 +33,8 @@ CHANGEABLE = frozenset(
         "optim.tables",
         "optim.clip",
         "optim.schedule",
+        "optim.muon.lr",  # not whether there is Muon: its momentum would be missing
+        "optim.ema",
         "optim.warmup_steps",
         "optim.min_lr_ratio",
         "optim.schedule_steps",

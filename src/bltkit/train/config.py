@@ -13,7 +13,7 @@ from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
 from bltkit.train.guard import GuardSection
-from bltkit.train.objectives import BlockDiffusion, LearnedBoundary, NextByte, NextToken, Objective, TokenBoundary
+from bltkit.train.objectives import OBJECTIVES, BlockDiffusion, LearnedBoundary, NextByte, Objective
 from bltkit.train.optim import OptimSection
 
 ModelConfig = Annotated[
@@ -44,6 +44,9 @@ class TrainerSection(Config):
     """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
     branch: str | None = None
     """Checkpoint of another run, RUN or RUN/step-XXXXXXXX, which this one goes on from with everything it held."""
+    zero_outputs: bool = False
+    """Begin with zeros in the projections that end every attention and feed-forward, so that each layer is the identity
+    at first."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"
@@ -137,26 +140,17 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check_fit(self) -> Self:
+        if self.model.kind not in self.objective.models:
+            fitting = [kind for kind, objective in OBJECTIVES.items() if self.model.kind in objective.models]
+            raise ValueError(
+                f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}, which "
+                f"trains {' or '.join(self.objective.models)}; use {' or '.join(map(repr, fitting))}"
+            )
         learned = isinstance(self.objective, LearnedBoundary)
         if learned:
             self._check_learned()
         if self.model.kind == "blt" and self.patching.model is None and self.patching.rule is None and not learned:
             raise ValueError("a BLT needs patching.model (an entropy model's checkpoint) or patching.rule")
-        if (self.model.kind == "bpe") != isinstance(self.objective, NextToken):
-            raise ValueError(
-                f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
-                "a token model (kind 'bpe') is trained with 'next-token', which [objective] may leave out, and no other"
-            )
-        if (self.model.kind == "boundary") != isinstance(self.objective, TokenBoundary):
-            raise ValueError(
-                f"model.kind = {self.model.kind!r} does not go with objective.kind = {self.objective.kind!r}: "
-                "a boundary model is trained with 'token-boundary', every other with 'next-byte'"
-            )
-        if isinstance(self.objective, BlockDiffusion) and self.model.kind != "blt":
-            raise ValueError(
-                f"objective.kind = {_BLOCKS!r} fills in blocks beside a BLT's patches, which model.kind = "
-                f"{self.model.kind!r} does not have; use 'next-byte'"
-            )
         if self.patching.where == "workers" and not self.data.workers:
             raise ValueError('patching.where = "workers", but there are none: set data.workers, or leave it out')
         if self.trainer.init is not None and self.trainer.branch is not None:
@@ -168,11 +162,6 @@ class TrainConfig(Config):
         return self
 
     def _check_learned(self) -> None:
-        if self.model.kind != "blt":
-            raise ValueError(
-                "objective.kind = 'learned-boundary' learns where a BLT's patches begin, which model.kind = "
-                f"{self.model.kind!r} does not have; use 'next-byte'"
-            )
         if self.patching != PatchingSection():
             raise ValueError(
                 "objective.kind = 'learned-boundary' makes the patches itself; leave [patching] out (the threshold and "

@@ -28,13 +28,15 @@ from bltkit.checkpoint import (
 )
 from bltkit.data import Batch, TokenBatch
 from bltkit.model import Blt, BltConfig, BoundaryModel, CnnEntropy, EntropyModel, RoutedBlt, TokenLlama
+from bltkit.model.cross import CrossAttention
 from bltkit.model.embed import NgramEmbedding
-from bltkit.model.layers import Transformer
+from bltkit.model.layers import FeedForward, SelfAttention, Transformer
 from bltkit.model.routed import without_router
 from bltkit.patches import Patches
 from bltkit.patching import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
+from bltkit.train.ema import WeightAverage
 from bltkit.train.guard import GuardState, judge
 from bltkit.train.objectives import LearnedBoundary, Losses
 from bltkit.train.optim import build_optimizer
@@ -124,6 +126,8 @@ class Learner:
         self.patcher = patcher.of(self.model)
         sharded = {TABLES} & named_weights(self.model).keys() if world.size > 1 else set()
         self.optimizer = build_optimizer(config.optim, self.model, sharded_by_rows=sharded)
+        decay = config.optim.ema
+        self.average = None if decay is None else WeightAverage(self.optimizer.weights, decay)
         self.guard = GuardState()
 
     def _build(self) -> TrainedModel:
@@ -139,6 +143,7 @@ class Learner:
             model.embed.sparse_gradients = config.optim.tables == "rows"
         if whole:
             model.reset_parameters(generator)
+            self._zero_outputs(model)
             self._take_initial(model)
         adapt(model, config.adapt, config.trainer.seed)
         self._prepare(model)
@@ -148,8 +153,19 @@ class Learner:
         if whole:
             return model.to(world.device)  # the tables, which FSDP left where they were
         materialize(model, world.device, generator)
+        self._zero_outputs(model)
         self._take_initial(model)
         return model
+
+    @torch.no_grad()
+    def _zero_outputs(self, model: TrainedModel) -> None:
+        """Begin with every layer as the identity, where the config asks for it."""
+        if self.config.trainer.zero_outputs:
+            for module in model.modules():
+                if isinstance(module, SelfAttention | CrossAttention):
+                    module.out.weight.zero_()
+                elif isinstance(module, FeedForward):
+                    module.down.weight.zero_()
 
     def _take_initial(self, model: TrainedModel) -> None:
         if self._init is not None:
@@ -192,6 +208,8 @@ class Learner:
         allowed = not self.guard.skips
         if allowed:
             self.optimizer.update(step, schedule_steps)
+            if self.average is not None:
+                self.average.update(step)
         else:
             self.optimizer.discard()
         pairs = tuple(zip(more[::2], more[1::2], strict=True))
@@ -233,9 +251,14 @@ class Learner:
         num_bytes, nats, *more = self.world.sums([count, *sums.tolist()])
         return Evaluation(nats, int(num_bytes), tuple(zip(more[::2], more[1::2], strict=True)))
 
+    def exported(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the model has the weights that are exported: their moving average, where one is kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
     def weights(self) -> dict[str, Tensor]:
-        """All weights on the CPU of the main process, adapters merged into what they adapt."""
-        return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
+        """All weights to export on the CPU of the main process, adapters merged into what they adapt."""
+        with self.exported():
+            return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
 
     def write(
         self,

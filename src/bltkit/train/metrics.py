@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from bltkit.checkpoint import write_atomic
 from bltkit.files import parse_json
+from bltkit.terminal import streams
 from bltkit.terminal.progress import Progress
 from bltkit.train.sinks import Sink, open_sinks
 
@@ -89,7 +89,7 @@ def read_metrics(out: str | Path, say: Callable[[str], None] | None = None) -> l
     path = Path(out) / METRICS
     rows, broken = _sorted_lines(path)
     if broken:
-        (say or _complain)(_passed_over(path, broken))
+        (say or streams.say)(_passed_over(path, broken))
     return [row for _, row in rows]
 
 
@@ -106,7 +106,7 @@ def forget_after(out: Path, step: int, say: Callable[[str], None] | None = None)
     if broken:
         with (out / BROKEN).open("ab") as file:
             file.writelines(line + b"\n" for _, line, _ in broken)
-        (say or _complain)(f"{_passed_over(path, broken)}; they are kept in {BROKEN}")
+        (say or streams.say)(f"{_passed_over(path, broken)}; they are kept in {BROKEN}")
     kept = b"".join(line + b"\n" for line, row in rows if row["step"] <= step)
     if kept != path.read_bytes():
         write_atomic(path, kept)
@@ -131,10 +131,6 @@ def _sorted_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[
 def _passed_over(path: Path, broken: Sequence[tuple[int, bytes, str]]) -> str:
     count = len(broken)
     return f"{path}: passed over {count} line{'s' if count > 1 else ''} that cannot be read ({broken[0][2]})"
-
-
-def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def validated(out: Path, step: int) -> bool:

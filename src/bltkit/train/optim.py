@@ -1,8 +1,9 @@
 """The optimizer as the trainer sees it (BLT 4.7, spec 8): clip the step's whole gradient, look at its norm, update.
 
-Dense weights, FSDP's shards among them, go through torch's fused AdamW; the n-gram tables, whose gradients are sparse,
-are updated row by row (`rows.py`). State has names, not numbers: `PARAMETER|moment`, so that a checkpoint can be read
-by any number of processes and by a run that trains other parts of the model.
+Dense weights, FSDP's shards among them, go through torch's fused AdamW, or the matrices among them through Muon
+(`muon.py`); the n-gram tables, whose gradients are sparse, are updated row by row (`rows.py`). State has names, not
+numbers: `PARAMETER|moment`, so that a checkpoint can be read by any number of processes and by a run that trains other
+parts of the model.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,13 +19,23 @@ from torch.distributed.tensor import DTensor
 
 from bltkit.config import Config
 from bltkit.model.embed import NgramEmbedding
+from bltkit.train.muon import Muon, matrices_of
 from bltkit.train.rows import RowAdamW
-from bltkit.train.schedule import CosineSchedule, Schedule
+from bltkit.train.schedules import CosineSchedule, Schedule
 
 LATENT = "latent."
 """What the names of the global transformer's weights begin with."""
 
 _WRAPPED = "_checkpoint_wrapped_module."
+
+
+class MuonSection(Config):
+    """Muon for the matrices between hidden vectors; embeddings, tables, norms and heads stay with AdamW."""
+
+    lr: PositiveFloat | None = None
+    """Of the matrices; by default that which AdamW would give them (`lr`, `latent_lr`), since updates are scaled to
+    AdamW's size."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
 
 
 class OptimSection(Config):
@@ -37,6 +48,11 @@ class OptimSection(Config):
     """Of the global transformer; by default `lr`."""
     betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
+    muon: MuonSection | None = None
+    """`{}` updates matrices by Muon (Jordan et al. 2024) instead of AdamW."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights per update, such as 0.997. Where it is kept, it is what is exported;
+    validation measures both."""
     weight_decay: NonNegativeFloat = 0.1
     decay: Literal["all", "matrices"] = "all"
     """What decays: `all`, as in the released models, or `matrices`: neither norms nor embeddings (tables included)."""
@@ -74,6 +90,7 @@ def build_optimizer(
     weights = {name.replace(_WRAPPED, ""): weight for name, weight in model.named_parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     tables = {id(module.ngrams) for module in model.modules() if isinstance(module, NgramEmbedding)}
+    matrices = {} if config.muon is None else matrices_of(model)
     assert set(sharded_by_rows) <= weights.keys(), "a sharded parameter has to be the model's"
     if config.tables_lr is not None and not tables:
         raise ValueError(f"optim.tables_lr = {config.tables_lr}, but this model has no n-gram tables; leave it out")
@@ -92,20 +109,27 @@ def build_optimizer(
             lr = config.latent_lr or lr
         # Norms' gains are the vectors among the weights.
         decays = config.decay == "all" or not (is_table or id(weight) in embeddings or weight.dim() < 2)
-        by_rows = is_table and config.tables == "rows"
+        update = "rows" if is_table and config.tables == "rows" else "muon" if id(weight) in matrices else "adamw"
+        if update == "muon" and config.muon is not None:
+            lr = config.muon.lr or lr
         # One fused call takes either plain tensors or DTensors.
-        key = (by_rows, isinstance(weight, DTensor), lr, decays)
+        key = (update, isinstance(weight, DTensor), lr, decays)
         options = {"params": [], "lr": lr, "initial_lr": lr, "weight_decay": config.weight_decay if decays else 0.0}
         groups.setdefault(key, options)["params"].append(weight)
     if not groups:
         raise ValueError("no weight of the model is left to train: freeze less of it")
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    dense = [group for (by_rows, *_), group in groups.items() if not by_rows]
-    sparse = [group for (by_rows, *_), group in groups.items() if by_rows]
+
+    def groups_of(update: str) -> list[dict[str, Any]]:
+        return [group for (by, *_), group in groups.items() if by == update]
+
     parts: list[torch.optim.Optimizer] = []
-    if dense:
+    if dense := groups_of("adamw"):
         parts.append(_with_state(torch.optim.AdamW(dense, fused=True, **common)))
-    if sparse:
+    if orthogonal := groups_of("muon"):
+        assert config.muon is not None
+        parts.append(Muon(orthogonal, config.lr, matrices, config.muon.momentum))
+    if sparse := groups_of("rows"):
         parts.append(RowAdamW(sparse, **common))
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
     return Optimizer(config, trained, parts, frozenset(sharded_by_rows))
@@ -226,8 +250,8 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """The state itself, no copy, complete from the start (so that a checkpoint can be read into it).
 
-        `PARAMETER|exp_avg` and `PARAMETER|exp_avg_sq` are placed like their parameter (a DTensor, own rows);
-        `PARAMETER|step` is 0-dim and the same on all processes.
+        `PARAMETER|exp_avg`, `PARAMETER|exp_avg_sq` (of Muon `PARAMETER|momentum`) are placed like their parameter (a
+        DTensor, own rows); `PARAMETER|step` is 0-dim and the same on all processes.
         """
         return {
             f"{name}|{key}": cast(Tensor, value)

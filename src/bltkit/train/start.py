@@ -31,7 +31,11 @@ def refuse_existing(run: RunDirectory, resume: bool) -> None:
         return
     if (holder := holder_of(run.path)) is not None:
         raise ValueError(f"{run.path} is in use by {holder}; wait for it, stop it, or choose another --out")
-    raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
+    raise _exists(run)
+
+
+def _exists(run: RunDirectory) -> ValueError:
+    return ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
 
 
 def starting_point(
@@ -43,7 +47,8 @@ def starting_point(
     Raises ValueError where there is none, something is in the way, or the config differs from the run's own in what
     cannot change.
     """
-    refuse_existing(run, resume)
+    if not resume and run.in_use():  # once more: now this process alone writes there
+        raise _exists(run)
     steps = run.steps() if resume else []
     if steps:
         changes = changes_of(run.path, config, say)

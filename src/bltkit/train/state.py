@@ -29,6 +29,7 @@ from bltkit.train.checksums import (
     verify_files,
     write_checksums,
 )
+from bltkit.train.ema import WeightAverage
 from bltkit.train.optim import Optimizer
 from bltkit.train.parallel import World, globally, named_weights
 from bltkit.train.tensor_reader import TensorReader
@@ -40,8 +41,8 @@ POSITION = "training.json"
 FORMAT = 2
 """Of the position. From 2 on a checkpoint has checksums; 1, of version 0.1.0, says no number."""
 
-WEIGHT, _MOMENT = "model.", "optim."
-"""What the names of weights and of the optimizer's tensors begin with."""
+WEIGHT, _MOMENT, _AVERAGE = "model.", "optim.", "ema."
+"""What the names of weights, of the optimizer's tensors and of averaged weights begin with."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,15 @@ class Position:
     """What the config names by path and the steps depend on, by key: digests of it. Empty in version 0.1.0."""
 
 
-def training_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
+def training_state(
+    model: nn.Module, optimizer: Optimizer, world: World, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     """Every tensor that the next step depends on, by its name in the checkpoint."""
     state = {WEIGHT + name: globally(name, weight.detach(), model, world) for name, weight in weights_of(model)}
     for key, value in optimizer.tensors().items():
         state[_MOMENT + key] = globally(key.partition("|")[0], value, model, world)
+    for name, value in {} if average is None else average.tensors().items():
+        state[_AVERAGE + name] = globally(name, value, model, world)
     return state
 
 
@@ -192,9 +197,12 @@ def verify(checkpoint: Path) -> bool:
     return False
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World) -> Position:
-    """Load weights and moments, whatever number of processes wrote them, and return the position.
+def restore(
+    checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World, average: WeightAverage | None = None
+) -> Position:
+    """Load weights, moments and their average, whatever number of processes wrote them, and return the position.
 
+    An average that the checkpoint does not hold begins with its weights.
     The files are taken to be sound (see `verify`). Raises ValueError for damaged ones and for a model of another shape.
     """
     position = read_position(checkpoint)
@@ -226,6 +234,9 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: Wor
                 raise ValueError(
                     f"{checkpoint} has moments of another shape for {name}; resume with the run's own config"
                 )
+    averages = {} if average is None else average.tensors()
+    kept = {name: value for name, value in averages.items() if _AVERAGE + name in sizes}
+    state |= {_AVERAGE + name: globally(name, value, model, world) for name, value in kept.items()}
     try:
         load(state, storage_reader=reader, no_dist=world.size == 1)
     except CheckpointException as error:
@@ -233,6 +244,8 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: Wor
     except Exception as error:  # of one process, whatever it ran into
         raise damaged(checkpoint, error) from None
     optimizer.load({key.removeprefix(_MOMENT): moments[key] for key in moments})
+    if average is not None and len(kept) < len(averages):
+        average.restart()
     return position
 
 

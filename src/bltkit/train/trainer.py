@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from bltkit.checkpoint import write_vocabulary
 from bltkit.checkpoint.atomic import sync_tree
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
+from bltkit.data.corpus import RowShape
 from bltkit.data.loader import Prepare
 from bltkit.data.sources.chat import chat_template
 from bltkit.data.template import RECORD_KEY
@@ -34,30 +35,13 @@ from bltkit.train.optim import learning_rate
 from bltkit.train.parallel import World, check_rows, world_of
 from bltkit.train.patcher import check_inputs, input_digests, load_patcher
 from bltkit.train.process import numerics, stop_requests
+from bltkit.train.result import Result
 from bltkit.train.run import CONFIG, CORPUS, RunDirectory
 from bltkit.train.sinks import check_reports
+from bltkit.train.stages import StagedLoader, part_size
 from bltkit.train.start import Start, refuse_existing, starting_point
 from bltkit.train.state import WEIGHT, Position, Saver, restore, training_state
 from bltkit.train.vocabulary import known_vocabulary, trained_vocabulary
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    bits_per_byte: on held-out text; on the first batch of training text where there is none, or no time for it
-        (`interrupted`). measured_on: which of the two.
-    mean_patch_bytes: of a token model, of its tokens; None for models without patches.
-    """
-
-    out: str
-    steps: int
-    bits_per_byte: float
-    bytes_seen: int
-    train_flops: float
-    mean_patch_bytes: float | None
-    interrupted: bool
-    measured_on: Literal["held-out", "training"]
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:
@@ -97,7 +81,8 @@ class _Trainer:
     ) -> None:
         self.config, self.run_directory, self.world, self.say, self.start = config, run, world, say, start
         with world.together():
-            check_rows(config.data.batch_rows, world.size)  # before a large corpus is read
+            for shape in config.data.shapes:
+                check_rows(shape.batch_rows, world.size)  # before a large corpus is read
             config.objective.check()
             check_reports(config.trainer.report)
             self.template = chat_template(config.data.sources)
@@ -106,7 +91,7 @@ class _Trainer:
             self.corpus = self._read_corpus()
             self.vocabulary = known or trained_vocabulary(config.model, self.corpus)
             self.tokenize = None if self.vocabulary is None else partial(TokenBatch.of, vocabulary=self.vocabulary)
-            self.loader = self._loader(config.data.workers)
+            self.loader = StagedLoader(config.data, partial(self._loader, config.data.workers))
             goes_on = start.checkpoint is not None
             self.inputs = input_digests(config, self.patcher)
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
@@ -132,6 +117,7 @@ class _Trainer:
         config, out, main, start = self.config.trainer, self.run_directory.path, self.world.is_main, self.start
         schedule = self.config.optim.schedule_steps or config.max_steps
         guard, tally = self.learner.guard.to_json(), Tally().to_json()
+        self.loader.move_to(0, schedule)
         position = Position(0, schedule, self.loader.state, 0, 0, 0.0, guard, tally, self.inputs)
         if start.checkpoint is not None:
             position = self._restore(start.checkpoint)
@@ -218,6 +204,7 @@ class _Trainer:
             counts = Counts(*map(int, counted))
             figures = learner.step(batches, position.step, position.schedule_steps, counts)
             tally.add(figures, config.objective.parts)
+            self.loader.move_to(position.step + 1, position.schedule_steps)
             reported = (position.step + 1) % config.trainer.log_every == 0
             reported |= position.step + 1 == config.trainer.max_steps
             position = Position(
@@ -253,7 +240,17 @@ class _Trainer:
         return position
 
     def _validate(self) -> dict[str, float]:
-        """The row of metrics; empty where there is nothing to validate on."""
+        """The row of metrics, of the weights that are exported; empty where there is nothing to validate on.
+
+        Where these are an average, `validation_raw_bits_per_byte` is that of the weights that are trained on.
+        """
+        with self.learner.exported():
+            row = self._measure()
+        if self.learner.average is not None and row:
+            row["validation_raw_bits_per_byte"] = self._measure()["validation_bits_per_byte"]
+        return row
+
+    def _measure(self) -> dict[str, float]:
         data, world = self.config.data, self.world
         batches = validation_batches(
             self.corpus,
@@ -294,7 +291,8 @@ class _Trainer:
                 sync_tree(directory)
                 run.complete(step, section.keep, section.keep_every)
 
-        state = training_state(self.learner.model, self.learner.optimizer, self.world)
+        learner = self.learner
+        state = training_state(learner.model, learner.optimizer, self.world, learner.average)
         self.saver.save(directory, state, position, beside, done)
 
     def _export(self, position: Position) -> None:
@@ -341,7 +339,8 @@ class _Trainer:
         return record
 
     def _restore(self, step: Path) -> Position:
-        position = restore(step, self.learner.model, self.learner.optimizer, self.world)
+        learner = self.learner
+        position = restore(step, learner.model, learner.optimizer, self.world, learner.average)
         if self.start.own:
             check_inputs(position.inputs, self.inputs)
         self.loader.restore(position.loader)
@@ -350,7 +349,8 @@ class _Trainer:
         if self.config.optim.schedule_steps is not None or not self.start.own:
             schedule = self.config.optim.schedule_steps or self.config.trainer.max_steps
             position = dataclasses.replace(position, schedule_steps=schedule)
-        return position
+        self.loader.move_to(position.step, position.schedule_steps)
+        return dataclasses.replace(position, loader=self.loader.state)
 
     def _train_flops(self, position: Position) -> float:
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
@@ -359,7 +359,8 @@ class _Trainer:
     def _result(self, position: Position, validation: float | None, interrupted: bool) -> Result:
         held_out = validation is not None
         if validation is None:
-            found = self.learner.evaluate([self._first_batch()])
+            with self.learner.exported():
+                found = self.learner.evaluate([self._first_batch()])
             validation = bits_per_byte(found.nats, found.num_bytes)
         patch_bytes = position.text_bytes / position.num_patches if position.num_patches else None
         return Result(
@@ -374,23 +375,23 @@ class _Trainer:
         )
 
     def _first_batch(self) -> Batch:
-        return next(self._loader(workers=0))
+        return next(self._loader(0, self.config.data.last_shape))
 
-    def _loader(self, workers: int) -> Loader:
+    def _loader(self, workers: int, shape: RowShape) -> Loader:
         """Of this process's rows, from the beginning."""
-        data = self.config.data
         prepare: Prepare | None = self.tokenize
         if isinstance(self.config.model, BltConfig) and self.config.patching.where == "workers":
             # Workers have no part of a GPU: they keep a scorer of their own.
             prepare = copy.deepcopy(self.patcher).opens if workers and self.corpus.opens is None else None
         return Loader(
             self.corpus,
-            data.row_bytes,
-            data.batch_rows,
+            shape.row_bytes,
+            shape.batch_rows,
             self.config.trainer.seed,
-            row_patches=data.row_patches,
+            row_patches=shape.row_patches,
             rank=self.world.rank,
             num_ranks=self.world.size,
             workers=workers,
             prepare=prepare,
+            part_size=part_size(self.corpus, self.config.data),
         )

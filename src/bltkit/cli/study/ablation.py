@@ -12,7 +12,9 @@ from bltkit.cli.terminal import Json, progress_bar, say
 def ablation(
     name: Annotated[
         str | None,
-        typer.Argument(help="patching, ngrams, cross-attention, local, entropy-model or scripts; --report: all."),
+        typer.Argument(
+            help="optimizer, patching, ngrams, cross-attention, local, entropy-model or scripts; --report: all."
+        ),
     ] = None,
     out: Out = Path("ablation"),
     steps: Annotated[int | None, typer.Option(help="Of every training; default: 300.")] = None,

@@ -61,7 +61,7 @@ def efficiency(
         _report(measured(out), out, as_json)
         return
     fields = {FIELDS[option]: value for option, value in given.items() if value is not None}
-    _report(_measure(fields, out, device, threads or 1), out, as_json)
+    _report(_measure(fields, out, device, 1 if threads is None else threads), out, as_json)
 
 
 def _measure(fields: dict[str, Any], out: Path, device: str, threads: int) -> list[dict[str, Any]]:

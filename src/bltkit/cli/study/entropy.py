@@ -49,7 +49,13 @@ def entropy(
         return
     fields = {"bytes": num_bytes, "primed_bytes": primed_bytes, "seed": seed}
     given = {name: value for name, value in fields.items() if value is not None}
-    _report(_measure(given, model or "bltkit:tiny", named("--text", text or []), out, tokenizer, threads), out, as_json)
+    _report(
+        _measure(
+            given, "bltkit:tiny" if model is None else model, named("--text", text or []), out, tokenizer, threads
+        ),
+        out,
+        as_json,
+    )
 
 
 def _measure(

@@ -68,7 +68,7 @@ def scaling(
     from bltkit.study.row_file import ROWS
     from bltkit.study.scaling import read_plan
 
-    parsed = read_plan(plan or "cpu", set_ or [])
+    parsed = read_plan("cpu" if plan is None else plan, set_ or [])
     if source:
         from bltkit.data import parse_source
 

@@ -1,8 +1,7 @@
 """Data sources (seam 2): where documents come from.
 
 A source is a frozen config with a `kind`, its policies and a method `documents()`; `read` gives what the policies
-let through. To add one, write its file and name it in `Source`: TOML, command line and contract tests know it from
-there.
+let through. A new source is its own file and a line in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from bltkit.config import parse, parse_value
 from bltkit.data.sources.annotated import AnnotatedSource
@@ -24,8 +23,10 @@ from bltkit.data.sources.source import Document, Fault, Faults, Input, SourceCon
 from bltkit.data.sources.stdlib import StdlibSource
 from bltkit.data.sources.text import TextSource
 from bltkit.files.compressed import SUFFIXES
+from bltkit.registry import Registry
 
 __all__ = [
+    "SOURCES",
     "AnnotatedSource",
     "BinarySource",
     "ChatSource",
@@ -47,8 +48,6 @@ __all__ = [
     "read_documents",
 ]
 
-_JSONL = (".jsonl", *(f".jsonl{suffix}" for suffix in SUFFIXES))
-_TABLES = (".parquet", ".arrow", ".feather")
 _NOT_PLAIN = (*SUFFIXES, ".zip", ".json")
 _HUB = "hf:"  # as for models
 
@@ -67,14 +66,13 @@ def _from_string(value: Any) -> Any:
     if value.startswith(_HUB):
         return {"kind": "hub", "name": value.removeprefix(_HUB)}
     name = value.lower()
-    if name.endswith(_JSONL):
-        return {"kind": "jsonl", "paths": [value]}
-    if name.endswith(_TABLES):
-        return {"kind": "parquet", "paths": [value]}
+    for kind, member in SOURCES.items():
+        if name.endswith(member.suffixes):
+            return {"kind": kind, "paths": [value]}
     if name.endswith(_NOT_PLAIN):
         # Training on the compressed bytes would work and be worthless, so it has to be asked for.
         raise ValueError(
-            f"{value!r}: only JSON lines are unpacked ({', '.join(_JSONL)}); unpack it, "
+            f"{value!r}: only JSON lines are unpacked ({', '.join(JsonlSource.suffixes)}); unpack it, "
             f'or say {{kind = "text", paths = ["{value}"]}} to take its raw bytes'
         )
     if not value.strip():
@@ -82,25 +80,28 @@ def _from_string(value: Any) -> Any:
     return {"kind": "text", "paths": [value]}
 
 
-# A new kind is named here.
-AnySource = (
-    TextSource  # one to a line
-    | JsonlSource
-    | ParquetSource
-    | HubSource
-    | BinarySource
-    | StdlibSource
-    | AnnotatedSource
-    | PromptSource
-    | ChatSource
+SOURCES = Registry(
+    "data source",
+    SourceConfig,
+    "bltkit.data.sources.text:TextSource",
+    "bltkit.data.sources.jsonl:JsonlSource",
+    "bltkit.data.sources.parquet:ParquetSource",
+    "bltkit.data.sources.hub:HubSource",
+    "bltkit.data.sources.binary:BinarySource",
+    "bltkit.data.sources.stdlib:StdlibSource",
+    "bltkit.data.sources.annotated:AnnotatedSource",
+    "bltkit.data.sources.prompts:PromptSource",
+    "bltkit.data.sources.chat:ChatSource",
 )
-Source = Annotated[Annotated[AnySource, Field(discriminator="kind")], BeforeValidator(_from_string)]
+"""Every source by its kind."""
+
+Source = Annotated[SourceConfig, SOURCES, BeforeValidator(_from_string)]
 """Every source there is: a table `{kind = "...", ...}`, also as a string, or its short form as a string."""
 
 
-def parse_source(spec: str | dict[str, Any]) -> AnySource:
+def parse_source(spec: str | dict[str, Any]) -> SourceConfig:
     """One source from its short form or its table. `ValueError`, one line, for what is not a source."""
-    source: AnySource = parse(Source, spec, "data source")
+    source: SourceConfig = parse(Source, spec, "data source")
     return source
 
 

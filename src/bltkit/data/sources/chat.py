@@ -17,7 +17,8 @@ from bltkit.data.template import ChatTemplate, Learn
 
 class ChatSource(JsonLines):
     """Lines of JSON objects whose `field` is a list of `{"role": ..., "content": ...}`, dots leading through nested
-    objects. `learn` says which turns of the assistant are targets. A conversation without one is broken.
+    objects. Content is text or a list of text parts; role `developer` is `system`. `learn` says which turns of the
+    assistant are targets. A conversation without one is broken.
     """
 
     kind: Literal["chat"] = "chat"

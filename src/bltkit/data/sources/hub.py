@@ -19,6 +19,7 @@ from pydantic import Field
 
 from bltkit.data.sources.columns import BATCH_ROWS, TableSource
 from bltkit.data.sources.source import Document, Faults, Input, stat_inputs
+from bltkit.files.hub import hub_or_cache
 
 
 class HubSource(TableSource):
@@ -82,10 +83,27 @@ class HubSource(TableSource):
             raise ValueError(
                 f"data source hub: {name} is neither a directory (relative to {Path.cwd()}) nor OWNER/NAME"
             )
-        with _quiet():
+        with _quiet(), self._within_reach():
             return datasets.load_dataset(
                 name, self.config, split=self.split, streaming=self.streaming, revision=self.revision
             )
+
+    @contextmanager
+    def _within_reach(self) -> Iterator[None]:
+        """The hub, or its cache where it does not answer; a directory needs neither."""
+        if self._directory is not None:
+            yield
+            return
+        with hub_or_cache() as out_of_reach:
+            try:
+                yield
+            except Exception as error:
+                if out_of_reach is None:
+                    raise
+                raise ValueError(
+                    f"data source {self.label}: {out_of_reach}, and no copy is cached; check the network, or name a "
+                    "directory"
+                ) from error
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bltkit.data.sources.paths import FileSource, expand
 from bltkit.data.sources.records import Metadata, choose_metadata, find, text_bytes
 from bltkit.data.sources.source import Document, Faults
 from bltkit.files import BrokenFile, lines, parse_json
+from bltkit.files.compressed import SUFFIXES
 
 
 class JsonLines(FileSource):
@@ -49,6 +50,8 @@ class JsonlSource(JsonLines):
     """Lines of JSON objects. `field` is the key of the text, with dots through nested objects (`doc.text`);
     `metadata` names the fields to carry along, or is "all".
     """
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", *(f".jsonl{suffix}" for suffix in SUFFIXES))
 
     kind: Literal["jsonl"] = "jsonl"
     field: str = "text"

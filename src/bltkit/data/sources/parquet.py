@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bltkit.data.sources.columns import BATCH_ROWS, TableSource
 from bltkit.data.sources.paths import FileSource, expand
@@ -27,6 +27,8 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # Arrow columnar format, "IPC streami
 
 class ParquetSource(FileSource, TableSource):
     """Rows of .parquet, .arrow and .feather files."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".arrow", ".feather")
 
     kind: Literal["parquet"] = "parquet"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -25,7 +25,19 @@ Paths = Annotated[
 class FileSource(SourceConfig):
     """What sources that read files share."""
 
+    example_files: ClassVar[Mapping[str, bytes]] = {}
+    """A small data set, for the contract tests: file name -> content."""
+
     paths: Paths
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """A source of the `example_files`."""
+        if not cls.example_files:
+            return super().example(folder)
+        for name, data in cls.example_files.items():
+            (folder / name).write_bytes(data)
+        return cls(paths=tuple(str(folder / name) for name in cls.example_files))
 
     @property
     def label(self) -> str:

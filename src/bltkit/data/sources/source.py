@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,13 @@ class SourceConfig(Config):
 
     is_text: ClassVar[bool] = True
     """False where documents are no text by design: `not_utf8` is not judged then."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of file names, in lower case, that the short form of a source takes for this kind."""
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """A small working source whose files are written into `folder`, for the contract tests."""
+        raise NotImplementedError(f"{cls.__name__} has no example(folder), which its contract tests read")
 
     @abstractmethod
     def documents(self, faults: Faults | None = None) -> Iterator[Document]:

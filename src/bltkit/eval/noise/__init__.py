@@ -1,19 +1,13 @@
-"""The noises there are. A new noise is a class of its family's file and its name in `AnyDamage`; the tests run all."""
+"""Noises (seam 7) and their short form in text. A new noise is its own file and a line in `NOISES`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_args
-
-from pydantic import Field
+from typing import Annotated, Any, TypeAlias
 
 from bltkit.config import nearest, parse, parse_value
-from bltkit.eval.noise.characters import AntSpeak, Drop, RandomCase, Repeat, UpperCase
-from bltkit.eval.noise.keys import Keyboard, Whitespace
-from bltkit.eval.noise.looks import Diacritics, Homoglyphs, Ocr
 from bltkit.eval.noise.noise import Damage, Noise
 from bltkit.eval.noise.paired import Paired, read_pairs
-from bltkit.eval.noise.social import Social
-from bltkit.eval.noise.speech import Transcript
+from bltkit.registry import Registry
 
 __all__ = [
     "NOISES",
@@ -27,27 +21,26 @@ __all__ = [
     "read_pairs",
 ]
 
-AnyDamage: TypeAlias = Annotated[
-    AntSpeak
-    | Drop
-    | RandomCase
-    | Repeat
-    | UpperCase
-    | Ocr
-    | Keyboard
-    | Diacritics
-    | Homoglyphs
-    | Whitespace
-    | Transcript
-    | Social,
-    Field(discriminator="kind"),
-]
-"""Any noise that draws."""
+NOISES = Registry(
+    "noise",
+    Damage,
+    "bltkit.eval.noise.characters:AntSpeak",
+    "bltkit.eval.noise.characters:Drop",
+    "bltkit.eval.noise.characters:RandomCase",
+    "bltkit.eval.noise.characters:Repeat",
+    "bltkit.eval.noise.characters:UpperCase",
+    "bltkit.eval.noise.looks:Ocr",
+    "bltkit.eval.noise.keys:Keyboard",
+    "bltkit.eval.noise.looks:Diacritics",
+    "bltkit.eval.noise.looks:Homoglyphs",
+    "bltkit.eval.noise.keys:Whitespace",
+    "bltkit.eval.noise.speech:Transcript",
+    "bltkit.eval.noise.social:Social",
+)
+"""Every noise that draws, by its kind."""
 
-NOISES: dict[str, type[Damage]] = {
-    member.model_fields["kind"].default: member for member in get_args(get_args(AnyDamage)[0])
-}
-"""Every noise by its kind."""
+AnyDamage: TypeAlias = Annotated[Damage, NOISES]
+"""Any noise that draws; as the type of a config field it reads `{kind = "drop", intensity = 0.1}`."""
 
 PAPER = ("antspeak", "drop", "randomcase", "repeat", "uppercase")
 """Those of the paper; without an intensity they are what it measured."""

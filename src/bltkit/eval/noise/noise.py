@@ -44,6 +44,8 @@ class Damage(Config):
 
     usual: ClassVar[float] = 1.0
     """The intensity where none is given; for the five of the paper, the paper's."""
+    example: ClassVar[str | None] = None
+    """A text of some length that it damages, for the contract tests; None: English prose."""
 
     kind: str
     intensity: float = Field(ge=0, le=1)

@@ -15,6 +15,7 @@ from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
 from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
+from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.generate import Autoregressive, Batch, Chunk, Sampling, Session, Strategy
 from bltkit.generate import Request as EngineRequest
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
@@ -77,6 +78,11 @@ class ByteModel:
         found = cls(bundle, name, fingerprint(directory, more=settings), context, strategy, batch_bytes)
         found.start()
         return found
+
+    @property
+    def window(self) -> ContextWindow:
+        """`context`, as every subject says it."""
+        return ContextWindow(self.context, "bytes")
 
     def start(self) -> Session:
         """A session behind BOS. Raises ValueError for a bundle or a strategy that cannot be evaluated."""

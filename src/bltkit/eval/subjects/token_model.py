@@ -19,6 +19,7 @@ from bltkit.checkpoint import resolve_model
 from bltkit.checkpoint.fingerprint import CHECKPOINT, fingerprint
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import DEFAULT_CONTEXT
+from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.eval.subjects.token_text import TextTokenizer, Tokens, spans
 from bltkit.eval.subjects.token_writing import Prompt, write
 
@@ -93,6 +94,11 @@ class TokenModel:
             context,
             batch_tokens,
         )
+
+    @property
+    def window(self) -> ContextWindow | None:
+        """`positions`, as every subject says it."""
+        return None if self.positions is None else ContextWindow(self.positions, "tokens")
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """See `Subject.answers`. Raises ValueError for a continuation that its tokenizer drops, and broken weights."""

@@ -1,59 +1,41 @@
-"""Evaluation tasks (seam 5), and the one line that registers each: its place in `Tasks`."""
+"""Evaluation tasks (seam 6). A new task is its own file and a line in `TASKS`."""
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
-
-from pydantic import Field
+from typing import Annotated, Any
 
 from bltkit.config import nearest, parse, parse_value
-from bltkit.eval.tasks.arc import ArcChallenge, ArcEasy
-from bltkit.eval.tasks.arithmetic import Arithmetic
-from bltkit.eval.tasks.blimp import Blimp
-from bltkit.eval.tasks.boolq import BoolQ
-from bltkit.eval.tasks.bpb import BitsPerByte
-from bltkit.eval.tasks.cute import Cute
-from bltkit.eval.tasks.g2p import G2p
-from bltkit.eval.tasks.gsm8k import Gsm8k
-from bltkit.eval.tasks.hellaswag import HellaSwag
-from bltkit.eval.tasks.humaneval import HumanEval
-from bltkit.eval.tasks.lambada import Lambada
-from bltkit.eval.tasks.mbpp import Mbpp
-from bltkit.eval.tasks.mmlu import Mmlu
-from bltkit.eval.tasks.openbookqa import OpenBookQa
-from bltkit.eval.tasks.paired import PairedTexts
-from bltkit.eval.tasks.piqa import Piqa
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
-from bltkit.eval.tasks.translation import Translation
-from bltkit.eval.tasks.utf8 import Utf8
-from bltkit.eval.tasks.winogrande import Winogrande
+from bltkit.registry import Registry
 
-Tasks = Annotated[
-    ArcEasy
-    | ArcChallenge
-    | Piqa
-    | OpenBookQa
-    | HellaSwag
-    | Winogrande
-    | BoolQ
-    | Mmlu
-    | Lambada
-    | Blimp
-    | Gsm8k
-    | HumanEval
-    | Mbpp
-    | Cute
-    | G2p
-    | Translation
-    | Arithmetic
-    | Utf8
-    | BitsPerByte
-    | PairedTexts,
-    Field(discriminator="kind"),
-]
+TASKS = Registry(
+    "task",
+    Task,
+    "bltkit.eval.tasks.arc:ArcEasy",
+    "bltkit.eval.tasks.arc:ArcChallenge",
+    "bltkit.eval.tasks.piqa:Piqa",
+    "bltkit.eval.tasks.openbookqa:OpenBookQa",
+    "bltkit.eval.tasks.hellaswag:HellaSwag",
+    "bltkit.eval.tasks.winogrande:Winogrande",
+    "bltkit.eval.tasks.boolq:BoolQ",
+    "bltkit.eval.tasks.mmlu:Mmlu",
+    "bltkit.eval.tasks.lambada:Lambada",
+    "bltkit.eval.tasks.blimp:Blimp",
+    "bltkit.eval.tasks.gsm8k:Gsm8k",
+    "bltkit.eval.tasks.humaneval:HumanEval",
+    "bltkit.eval.tasks.mbpp:Mbpp",
+    "bltkit.eval.tasks.cute:Cute",
+    "bltkit.eval.tasks.g2p:G2p",
+    "bltkit.eval.tasks.translation:Translation",
+    "bltkit.eval.tasks.arithmetic:Arithmetic",
+    "bltkit.eval.tasks.utf8:Utf8",
+    "bltkit.eval.tasks.bpb:BitsPerByte",
+    "bltkit.eval.tasks.paired:PairedTexts",
+)
+"""Every task by its kind."""
 
-TASKS: dict[str, type[Task]] = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Tasks)[0])}
-"""By name."""
+Tasks = Annotated[Task, TASKS]
+"""Any task; as the type of a config field it reads `{kind = "hellaswag", shots = 5}`."""
 
 
 def parse_task(text: str) -> Task:

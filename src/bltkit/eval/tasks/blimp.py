@@ -50,3 +50,6 @@ class Blimp(Task):
         # Equal scores: nothing tells the good one from the bad one, so the item is not won by standing first.
         right = first_best(scores) == 0 and scores[0] > scores[1]
         return Grade({"acc": float(right)}, {"gold": 0, "chosen": int(not right), "logprobs": scores})
+
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        return {"acc": 1 / 2}

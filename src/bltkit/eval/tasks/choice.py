@@ -64,6 +64,9 @@ class Choice(Task):
             {"gold": gold, "chosen": best, "chosen_norm": best_norm, "logprobs": scores},
         )
 
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        return dict.fromkeys(self.metrics, 1 / len(self.choices(item)))
+
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)

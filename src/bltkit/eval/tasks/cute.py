@@ -23,6 +23,9 @@ PARTS = (*TASKS, *(f"{name}_rand" for name in RANDOM))
 OF_WORDS = ("contains_word", "sem", "ins_word", "del_word", "sub_word", "swap_word")
 """The other eight are about characters."""
 
+OF_TWO = ("contains_char", "contains_word", "orth", "sem")
+"""The answer is one of two that the prompt names."""
+
 SHOTS = 4
 
 SLACK = 16
@@ -82,6 +85,10 @@ class Cute(Task):
         found, label = up_to_quote(written(answers).text), item["label"]
         right = found.casefold() == label.casefold()
         return Grade({"exact_match": float(right)}, {"gold": label, "read": found})
+
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        """1/2 where the prompt names the two answers. The others are open: 0, so that their mean has a level."""
+        return {"exact_match": 1 / 2 if item.groups["task"].removesuffix("_rand") in OF_TWO else 0.0}
 
 
 def kind_of(name: str) -> str:

@@ -82,6 +82,9 @@ class PairedTexts(Task):
             {"bits_clean": clean, "bits_noisy": noisy},
         )
 
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        return {**super().chance(item), "clean_likelier": 1 / 2}
+
 
 def _bits(answer: Answer) -> tuple[float, float]:
     assert isinstance(answer, Coded), answer

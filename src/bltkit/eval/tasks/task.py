@@ -1,4 +1,4 @@
-"""What an evaluation task is (seam 5): items, what is asked about each, and how the answers are graded.
+"""What an evaluation task is (seam 6): items, what is asked about each, and how the answers are graded.
 
 A task is a frozen config. Its docstring names its source, the normalisation, and where it is known to differ from the
 published protocol. Everything else (batching, noise, statistics, records, resuming) is the runner's and the same for
@@ -124,6 +124,24 @@ class Task(Config):
     @abstractmethod
     def grade(self, item: Item, answers: Sequence[Answer]) -> Grade:
         """What the answers to `requests(item)`, in their order, are worth. A function of its arguments alone."""
+
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        """What guessing scores on the item, by metric: 1 / number of choices where the answer is one of several.
+
+        None for a metric without such a level; that is every metric of a task whose answers are open.
+        """
+        return dict.fromkeys(self.metrics)
+
+    @classmethod
+    def example(cls) -> Mapping[str, str]:
+        """A few rows in the task's local format, for the contract tests: file name -> content. Empty for a task that
+        makes its items itself."""
+        return {}
+
+    def truths(self, item: Item) -> Sequence[bool | str]:
+        """The right answers to `requests(item)`, for the contract tests: what a generation writes, and whether a
+        continuation is the right one; by default each is."""
+        return (True,) * len(self.requests(item))
 
     def __str__(self) -> str:
         """As `parse_task` reads it; fields at their defaults are left out."""

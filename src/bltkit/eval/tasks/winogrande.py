@@ -38,6 +38,9 @@ class Winogrande(Task):
         shown = {"gold": item["gold"], "chosen": best, "logprobs": scores}
         return Grade({"acc": float(best == item["gold"])}, shown)
 
+    def chance(self, item: Item) -> Mapping[str, float | None]:
+        return {"acc": 1 / len(item["context_options"])}
+
 
 def _from_hub(row: Row) -> dict[str, Any]:
     before, _, after = row["sentence"].partition("_")

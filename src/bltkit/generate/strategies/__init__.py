@@ -1,8 +1,6 @@
-"""Decoding strategies, and the one line that registers each: its place in `Strategies`."""
+"""Decoding strategies (seam 5). A new strategy is its own file and a line in `STRATEGIES`."""
 
-from typing import Annotated, get_args
-
-from pydantic import Field
+from typing import Annotated
 
 from bltkit.config import nearest, parse, parse_value
 from bltkit.generate.strategies.ar import Autoregressive
@@ -11,13 +9,21 @@ from bltkit.generate.strategies.diffusion import Diffusion
 from bltkit.generate.strategies.speculative import Speculative
 from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
 from bltkit.generate.strategies.verified import Verified
+from bltkit.registry import Registry
 
-Strategies = Annotated[Autoregressive | Speculative | Diffusion | Verified | Auto, Field(discriminator="kind")]
+STRATEGIES = Registry(
+    "strategy",
+    Strategy,
+    "bltkit.generate.strategies.ar:Autoregressive",
+    "bltkit.generate.strategies.speculative:Speculative",
+    "bltkit.generate.strategies.diffusion:Diffusion",
+    "bltkit.generate.strategies.verified:Verified",
+    "bltkit.generate.strategies.auto:Auto",
+)
+"""Every strategy by its kind."""
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Strategies)[0])
-}
-"""By name."""
+Strategies = Annotated[Strategy, STRATEGIES]
+"""Any strategy; as the type of a config field it reads `{kind = "speculative", draft = 8}`."""
 
 ALIASES = {"blt": "ar", "blt-s": "speculative", "blt-d": "diffusion", "blt-dv": "verified", "blt-h": "verified"}
 """Names of the papers; BLT-H is what some call BLT-DV."""

@@ -1,4 +1,4 @@
-"""What a decoding strategy is (seam 4): a frozen config that proposes bytes.
+"""What a decoding strategy is (seam 5): a frozen config that proposes bytes.
 
 The engine reads every proposal with the full model, chooses for itself at each place and keeps what agrees. So a
 strategy gives the bytes of plain autoregressive decoding, and exactness is tested once for all; but for those whose

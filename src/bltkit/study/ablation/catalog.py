@@ -43,6 +43,9 @@ class Ablation:
     """Cut everything at the rate of the rule `space`, which cannot be told one."""
     same_flops: bool = False
     """Train every variant of a group with as many operations as its first takes for its steps."""
+    rates: tuple[float, ...] = (1.0,)
+    """Learning rates, as multiples of the common one. With several, the first seed of a variant tries all of them, and
+    the best on held-out text is what the other seeds train at."""
     needs_texts: bool = False
     """By --text, since what every Python has does not answer it."""
 
@@ -76,8 +79,26 @@ def _local() -> tuple[Variant, ...]:
     return tuple(found)
 
 
+_LEVERS: dict[str, dict[str, Any]] = {
+    "Muon": {"optim.muon": {}},
+    "average of weights": {"optim.ema": 0.997},
+    "zero outputs": {"trainer.zero_outputs": True},
+    "short rows first": {"data.stages": [{"until": 0.2, "shorter": 4}, {"until": 0.5, "shorter": 2}]},
+}
+
+
 def _all() -> tuple[Ablation, ...]:
     return (
+        Ablation(
+            "optimizer",
+            "What are Muon, an average of the weights, zero outputs and short rows first worth, alone and together?",
+            (
+                Variant("AdamW"),
+                *(Variant(name, changes) for name, changes in _LEVERS.items()),
+                Variant("all four", {key: value for changes in _LEVERS.values() for key, value in changes.items()}),
+            ),
+            rates=(0.5, 1.0, 2.0),
+        ),
         Ablation(
             "patching",
             "Which borders are worth most at the same rate?",

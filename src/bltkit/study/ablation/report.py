@@ -12,6 +12,7 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.ablation.catalog import ABLATIONS
+from bltkit.study.ablation.runs import best_rate, rate_of
 from bltkit.study.chart import COLOURS
 from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
 
@@ -56,19 +57,48 @@ def table(rows: Sequence[Row]) -> str:
         raise ValueError("there are no rows of `blt study ablation` to report; run it without --report first")
     lines = ["# Ablations"]
     for name in _names(rows):
-        own = [row for row in rows if row["ablation"] == name]
+        every = [row for row in rows if row["ablation"] == name]
+        own = at_best_rates(every)
         texts = list(dict.fromkeys(text for row in own for text in row["by_text"]))
         more = [f"{text}: bits (bytes)" for text in texts] if len(texts) > 1 else []
         head = [*_HEAD, *more]
         lines += ["", f"## {name}", "", _question(name), "", _about(own), "", _line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(variant, own, texts if more else [])) for variant in _variants(own)]
+        lines += _rates(every)
     return "\n".join(lines) + "\n"
+
+
+def at_best_rates(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each variant at the learning rate that served it best with the first seed."""
+    chosen = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        tried = [row for row in rows if row["variant"] == variant]
+        first = min(row["seed"] for row in tried)
+        chosen[variant] = best_rate([row for row in tried if row["seed"] == first])
+    return [row for row in rows if rate_of(row) == chosen[row["variant"]]]
+
+
+def _rates(rows: Sequence[Row]) -> list[str]:
+    """Markdown: what each learning rate gave with the first seed, where several were tried."""
+    rates = sorted({rate_of(row) for row in rows})
+    if len(rates) < 2:
+        return []
+    first = min(row["seed"] for row in rows)
+    bits = {(row["variant"], rate_of(row)): row["bits_per_byte"] for row in rows if row["seed"] == first}
+    of_rate = {rate_of(row): row["config"]["optim"]["lr"] for row in rows}
+    head = ["bits per byte, one seed, at lr", *(f"{of_rate[rate]:g}" for rate in rates)]
+    table = [head, ["---"] * len(head)]
+    for variant in _variants(rows):
+        at_rates = [bits.get((variant, rate)) for rate in rates]
+        table.append([variant, *("" if value is None else f"{value:.3f}" for value in at_rates)])
+    return ["", *map(_line, table)]
 
 
 def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] | None:
     """Bits per byte more than the first variant of the group, mean over seeds, and half of its 95 % interval.
 
-    None for the first variant itself, and without a common seed. The half is None where no variant has two seeds.
+    None for the first variant itself, and without a common seed. The half is None where no variant has two seeds, or
+    where nothing is left of bits per byte but those effects: no spread is no certainty.
     """
     cells = {(row["variant"], row["seed"]): row["bits_per_byte"] for row in rows}
     group = next(row["group"] for row in rows if row["variant"] == variant)
@@ -78,7 +108,7 @@ def difference(variant: str, rows: Sequence[Row]) -> tuple[float, float | None] 
     if variant == first or not both:
         return None
     variance, freedom = _noise(rows)
-    if not freedom:
+    if not freedom or not variance:
         return fmean(both), None
     t = _STUDENT[min(freedom, len(_STUDENT)) - 1]
     return fmean(both), t * (2 * variance / len(both)) ** 0.5
@@ -108,7 +138,7 @@ def _noise(rows: Sequence[Row]) -> tuple[float, int]:
 def picture(name: str, rows: Sequence[Row]) -> Scatter:
     """Bits per byte over operations per byte: a point for each run, a panel for each group, the same colour for what is
     the same in all of them."""
-    own = [row for row in rows if row["ablation"] == name]
+    own = at_best_rates([row for row in rows if row["ablation"] == name])
     names = {variant: variant.partition(": ")[2] or variant for variant in _variants(own)}
     if not any(row["group"] for row in own):
         names = {variant: variant for variant in names}
@@ -159,7 +189,7 @@ def _about(rows: Sequence[Row]) -> str:
 def _cells(variant: str, rows: Sequence[Row], texts: Sequence[str]) -> list[str]:
     own = [row for row in rows if row["variant"] == variant]
     bits = [row["bits_per_byte"] for row in own]
-    spread = f" ± {stdev(bits):.3f}" if len(bits) > 1 else ""
+    spread = f" ± {stdev(bits):.3f}" if len(set(bits)) > 1 else ""
     units = [row["unit_bytes"] for row in own if row["unit_bytes"]]
     found = difference(variant, rows)
     against = "" if found is None else f"{found[0]:+.3f}" + ("" if found[1] is None else f" ± {found[1]:.3f}")

@@ -31,6 +31,16 @@ WHAT = "ablation"
 Row = dict[str, Any]
 
 
+def rate_of(row: Mapping[str, Any]) -> float:
+    """The learning rate of a row, as a multiple of the ablation's; rows of old have the common one."""
+    return float(row.get("rate", 1.0))
+
+
+def best_rate(rows: Sequence[Mapping[str, Any]]) -> float:
+    """That of the row with the fewest bits per byte."""
+    return rate_of(min(rows, key=lambda row: row["bits_per_byte"]))
+
+
 @dataclass(frozen=True)
 class Tools:
     """What trains and measures; tests put something quick in its place."""
@@ -72,7 +82,8 @@ def run(
     ]
     for number, (seed, variant) in enumerate(todo):
         progress(number, len(todo))
-        study.row(variant, seed, circumstances)
+        for rate in study.rates(variant, seed):
+            study.row(variant, seed, rate, circumstances)
     progress(len(todo), len(todo))
     return study.rows()
 
@@ -94,29 +105,41 @@ class _Study:
         assert len(self.texts.corpus)
         for variant in self.ablation.variants:
             if not only or variant.name in only:
-                self._config(variant, 0, Cut({} if variant.rule is None else {"rule": "stride:k=4"}), 1)
+                self._config(variant, 0, 1.0, Cut({} if variant.rule is None else {"rule": "stride:k=4"}), 1)
 
     def rows(self) -> list[Row]:
         return [row for row in self.file.read() if row["ablation"] == self.ablation.name]
 
-    def row(self, variant: Variant, seed: int, circumstances: Mapping[str, Any]) -> None:
+    def rates(self, variant: Variant, seed: int) -> tuple[float, ...]:
+        """Learning rates to train at: all with the first seed, then the best of them, once all are there."""
+        rates, first = self.ablation.rates, self.settings.seeds[0]
+        if len(rates) == 1 or seed == first:
+            return rates
+        tried = [row for row in self.rows() if (row["variant"], row["seed"]) == (variant.name, first)]
+        if len(tried) < len(rates):
+            self.say(f"{self.ablation.name}: {variant.name}: another process still tries its learning rates; skipping")
+            return ()
+        return (best_rate(tried),)
+
+    def row(self, variant: Variant, seed: int, rate: float, circumstances: Mapping[str, Any]) -> None:
         """Make it, where it is not there and nobody else is at it."""
         cut = self.cuts.of(variant)
-        config = self._config(variant, seed, cut, self._steps(variant, cut))
+        config = self._config(variant, seed, rate, cut, self._steps(variant, cut))
         place = self.out / "runs" / digest(config, cut.scorer)
         place.parent.mkdir(exist_ok=True)
         try:
             with FileLock(place.with_suffix(".lock"), timeout=0):
-                if not self._known(variant, seed, place.name):
-                    self.say(f"{self.ablation.name}: {variant.name}, seed {seed}")
-                    self.file.add(self._make(variant, seed, cut, config, place) | dict(circumstances))
+                if not self._known(variant, seed, rate, place.name):
+                    self.say(f"{self.ablation.name}: {variant.name}, seed {seed}, lr {config.optim.lr:g}")
+                    row = self._make(variant, seed, cut, config, place) | {"rate": rate}
+                    self.file.add(row | dict(circumstances))
         except Timeout:
             self.say(f"{self.ablation.name}: {variant.name}, seed {seed}: another process is at it")
 
-    def _known(self, variant: Variant, seed: int, basis: str) -> bool:
+    def _known(self, variant: Variant, seed: int, rate: float, basis: str) -> bool:
         """Raises ValueError for a row that was made otherwise."""
         for row in self.rows():
-            if (row["variant"], row["seed"]) == (variant.name, seed):
+            if (row["variant"], row["seed"], rate_of(row)) == (variant.name, seed, rate):
                 if row["basis"] != basis:
                     raise ValueError(
                         f"{self.out} holds a row of {variant.name!r}, seed {seed}, that was made otherwise (steps, "
@@ -172,11 +195,12 @@ class _Study:
 
     def _flops(self, variant: Variant, cut: Cut) -> float:
         """Of a byte of training at the common rate."""
-        return self._config(variant, 0, cut, 1).train_flops(1.0, self.cuts.patch_bytes) + cut.scorer_flops
+        return self._config(variant, 0, 1.0, cut, 1).train_flops(1.0, self.cuts.patch_bytes) + cut.scorer_flops
 
-    def _config(self, variant: Variant, seed: int, cut: Cut, steps: int) -> TrainConfig:
+    def _config(self, variant: Variant, seed: int, rate: float, cut: Cut, steps: int) -> TrainConfig:
         """A variant's whole training."""
         fields = self.texts.sections(BASE, steps, seed) | {"patching": dict(cut.fields)}
+        fields["optim"]["lr"] *= rate
         if variant.learned:
             fields["objective"] = {"kind": "learned-boundary", "patch_bytes": self.cuts.patch_bytes}
         for name, value in variant.changes.items():

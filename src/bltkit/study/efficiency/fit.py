@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from bltkit.eval.statistics import percentile_interval
 from bltkit.study.efficiency.cost import PHASES
 
 Row = Mapping[str, Any]
@@ -39,7 +42,7 @@ class Fit:
     r2_proportional: float
     """The same of the line of slope 1; below 0 where it is worse than the mean."""
     interval: tuple[float, float] | None
-    """95 % of r2 over rounds drawn anew."""
+    """95 % of r2 over rounds drawn anew; None with a single round, or where all draws agree."""
     residuals: tuple[float, ...]
     """Measured over fitted time, one for each of the rows of the phase."""
 
@@ -127,8 +130,7 @@ def _interval(rows: Sequence[Row], x: Sequence[float]) -> tuple[float, float] | 
         fitted = line(x, y)
         if fitted is not None:
             found.append(fitted[2])
-    found.sort()
-    return (found[round(0.025 * (len(found) - 1))], found[round(0.975 * (len(found) - 1))]) if found else None
+    return percentile_interval(np.array(found, dtype=np.float64))
 
 
 def _group(row: Row) -> tuple[Any, ...]:

@@ -6,7 +6,8 @@ Neighbouring bytes are alike, so bytes are not what was drawn independently: the
 import numpy as np
 import numpy.typing as npt
 
-from bltkit.eval.resampling import LEVEL, NOTHING, Estimate
+from bltkit.eval.resampling import NOTHING, Estimate
+from bltkit.eval.statistics import percentile_interval
 
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -29,7 +30,7 @@ def spearman_interval(
     """`spearman` with the percentile interval of a bootstrap over blocks of `block` neighbouring values.
 
     A block that is drawn twice counts twice; values are ranked anew in every draw. No interval with fewer than two
-    blocks.
+    blocks, or where all draws agree.
     """
     value = spearman(first, second)
     if value is None:
@@ -41,11 +42,8 @@ def spearman_interval(
         return Estimate(value)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = [_correlation(*levels, times[own_block].astype(np.float64)) for times in draws]
-    found = [one for one in drawn if one is not None]
-    if not found:
-        return Estimate(value)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
+    interval = percentile_interval(np.array([one for one in drawn if one is not None], dtype=np.float64))
+    return Estimate(value, *(interval or (None, None)))
 
 
 def _levels(values: Numbers) -> Integers:

@@ -251,6 +251,8 @@ def _interval(found: Mapping[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "–"
     low_high = found["interval"]
+    if low_high is not None and low_high[0] == low_high[1]:  # in rows of version 0.1.0, where the draws agree
+        low_high = None
     return f"{found['value']:.3f}" + ("" if low_high is None else f" [{low_high[0]:.3f}, {low_high[1]:.3f}]")
 
 

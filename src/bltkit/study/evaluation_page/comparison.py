@@ -15,6 +15,7 @@ from bltkit.study.evaluation_page.words import (
     about,
     cell,
     counted,
+    ends_of,
     interval,
     main_figure,
     main_metric,
@@ -45,6 +46,7 @@ def comparison_page(comparison: Comparison, amount: Amount) -> str:
         tag("p", f"{comparison.labels[0]} is what the others are compared with.", class_="quiet"),
         _runs(comparison),
         _warnings(comparison, comparison.pairs),
+        _settings(comparison, comparison.pairs),
         tag("h2", "Results"),
         _legend(comparison),
         _overview(comparison),
@@ -89,6 +91,20 @@ def _warnings(comparison: Comparison, pairs: Sequence[Pair]) -> Html:
     return join(*lines)
 
 
+def _settings(comparison: Comparison, pairs: Sequence[Pair]) -> Html:
+    """One line for each setting that differs between two runs that are compared all the same."""
+    named: dict[tuple[int, str], list[str]] = {}
+    for pair in pairs:
+        for setting in pair.settings:
+            named.setdefault((pair.other, setting), []).append(pair.task)
+    first = comparison.labels[0]
+    lines = [
+        tag("p", tag("strong", f"{comparison.labels[other]} and {first}: "), f"{setting} ({_listed(tasks)}).")
+        for (other, setting), tasks in named.items()
+    ]
+    return join(*lines)
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
@@ -112,7 +128,8 @@ def _overview(comparison: Comparison) -> Html:
             marks = [Mark(one.value, one.interval, at) for at, one in found if one.value is not None]
             titles = [about(comparison.labels[at], main_figure(one), highest) for at, one in found]
             name = (task, tag("span", f" {main_metric(found[0][1])}", class_="quiet small"))
-            rows.append(plot_line(name, lane(axis, marks, f"{task}: {'; '.join(titles)}")))
+            drawing = lane(axis, marks, f"{task}: {'; '.join(titles)}", _chance(comparison, task, None, None))
+            rows.append(plot_line(name, drawing))
     return tag("figure", tag("div", rows, class_="plot"))
 
 
@@ -135,13 +152,26 @@ def _values(comparison: Comparison) -> Html:
         for name, level in lines:
             highest = next(one.metrics[name].highest for one in found.values() if name in one.metrics)
             cells = [_value(found.get(at), name, level, highest) for at in range(len(comparison.runs))]
-            rows.append((task, _named(name, level), *cells))
+            rows.append((task, _named(name, level), cell(_chance(comparison, task, name, level), highest), *cells))
     heads = [join(symbol(at), label) for at, label in enumerate(comparison.labels)]
-    return table(("task", "metric", *heads), rows, texts=2, sortable=True, label="values of all runs")
+    return table(("task", "metric", "chance", *heads), rows, texts=2, sortable=True, label="values of all runs")
 
 
 def _named(metric: str, level: str | None) -> str:
     return metric if level is None else f"{metric} by {level}"
+
+
+def _chance(comparison: Comparison, task: str, metric: str | None, level: str | None) -> float | None:
+    """What guessing scores, as the first run that knows it has it. metric: None is the main one."""
+    for _, result in _results(comparison, task):
+        figure: Figure | None = main_figure(result)
+        if metric is not None and level is None:
+            figure = result.metrics.get(metric)
+        elif metric is not None:
+            figure = None if result.macro is None else result.macro.metrics.get(metric)
+        if figure is not None and figure.chance is not None:
+            return figure.chance
+    return None
 
 
 def _value(task: TaskResult | None, name: str, level: str | None, highest: float | None) -> Cell:
@@ -152,7 +182,7 @@ def _value(task: TaskResult | None, name: str, level: str | None, highest: float
         figure = task.macro.metrics.get(name)
     if figure is None or figure.value is None:
         return Cell(NOTHING)
-    ends = None if figure.interval is None else tag("div", interval(figure.interval, highest), class_="quiet small")
+    ends = tag("div", ends_of(figure, highest), class_="quiet small")
     return Cell(join(number(figure.value, highest), ends), figure.value)
 
 
@@ -164,6 +194,7 @@ def _against(comparison: Comparison, other: int, amount: Amount) -> Html:
         "section",
         tag("h2", symbol(other), f"{label} against {first}"),
         _warnings(comparison, pairs),
+        _settings(comparison, pairs),
         None if pairs else tag("p", "The two have no task in common.", class_="warning"),
         _differences(comparison, other, compared) if compared else None,
         _agreement(comparison, other, compared) if compared else None,
@@ -192,8 +223,9 @@ def _differences(comparison: Comparison, other: int, pairs: Sequence[Pair]) -> H
         table(heads, rows, texts=2, label=f"differences of {label} to {first}"),
         tag(
             "p",
-            f"{label} less {first} on the items that both answered, and 95 % intervals of {DRAWS:,} paired bootstraps "
-            "over items. Better or worse is said where the interval excludes 0.",
+            f"{label} less {first} on the items that both answered, and 95 % intervals: of shares those of Bonett and "
+            f"Price, of other metrics of {DRAWS:,} paired bootstraps over items. Better or worse is said where the "
+            "interval excludes 0.",
             f" No difference can be worked out for {_listed(unknown)}." if unknown else None,
             class_="quiet small",
         ),
@@ -201,7 +233,7 @@ def _differences(comparison: Comparison, other: int, pairs: Sequence[Pair]) -> H
 
 
 def _line(axis: Axis, task: str, one: Difference, other: int) -> tuple[Node | Cell, ...]:
-    ends = interval(one.interval, one.highest, sign=True)
+    ends = one.method if one.interval is None else interval(one.interval, one.highest, sign=True)
     drawing = lane(
         axis, [Mark(one.value, one.interval, other)], f"{task}, {one.metric}: {signed(one.value, one.highest)}, {ends}"
     )

@@ -1,7 +1,9 @@
-"""Differences of two runs' metrics on the items of both, with intervals from paired bootstraps.
+"""Differences of two runs' metrics on the items of both, with 95 % intervals that keep an item's two answers together.
 
-A draw takes as many items as there are, with replacement, and the same ones of both runs; so what makes an item hard
-for both does not blur the difference.
+Of shares the interval of Bonett and Price, which keeps its width where the runs answer alike; of other metrics that of
+a paired bootstrap: a draw takes as many items as there are, with replacement, and the same ones of both runs. So what
+makes an item hard for both does not blur the difference. One item has no interval, and neither have items that all
+differ by the same.
 """
 
 import re
@@ -11,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bltkit.eval.intervals import Interval
+from bltkit.eval.statistics import Method, interval_over_groups, is_share, paired_share, percentile_interval
 from bltkit.eval.tasks import TASKS
 from bltkit.eval.tasks.task import quotient
 from bltkit.study.evaluation_page.runs import Entry, MetricFigure, TaskResult
 
 DRAWS = 1000
-LEVEL = 0.95
 SEED = 0
 _BLOCK = 64
 """Draws at a time: their weights take _BLOCK x items numbers."""
@@ -29,7 +32,8 @@ Of = Callable[[Sequence[float]], float]
 class Difference:
     """Of a metric, on the common items: the other run's value less the first one's, with its paired interval.
 
-    level: of the groups that weigh the same (macro mean); None where all items do.
+    level: of the groups that weigh the same (macro mean); None where all items do. method: how the interval is
+    computed, or why there is none.
     """
 
     metric: str
@@ -37,7 +41,8 @@ class Difference:
     n: int
     first: float
     other: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
+    method: Method
     better: str
     highest: float | None
 
@@ -73,16 +78,13 @@ def paired(
         if name not in metrics or len(sizes) != 1 or (of is None and sizes - {1, 2}):
             continue
         both = [np.array([one if isinstance(one, tuple) else (one, 1.0) for one in run]) for run in given]
-        values = _resampled(of or quotient, both)
-        found.append(_difference(name, None, result.metrics[name], len(known), values))
+        found.append(_difference(of or quotient, name, None, result.metrics[name], [both]))
         if result.macro is not None and name in result.macro.metrics:
             groups: dict[str, list[int]] = {}
             for at, item in enumerate(known):
                 groups.setdefault(mine[item].groups.get(result.macro.level, ""), []).append(at)
-            drawn = [_resampled(of or quotient, [run[places] for run in both]) for places in groups.values()]
-            there = [one for one in drawn if np.isfinite(one[0]).all()]
-            values = np.mean(there, axis=0) if there else np.full((1, 2), np.nan)
-            found.append(_difference(name, result.macro.level, result.metrics[name], len(known), values))
+            members = [[run[places] for run in both] for places in groups.values()]
+            found.append(_difference(of or quotient, name, result.macro.level, result.metrics[name], members))
     return tuple(one for one in found if one is not None)
 
 
@@ -115,15 +117,33 @@ def _apply(of: Of, sums: Numbers) -> Numbers:
     return np.array([of(row.tolist()) for row in sums])
 
 
-def _difference(name: str, level: str | None, metric: MetricFigure, count: int, values: Numbers) -> Difference | None:
-    """None where a value is not defined. values: (1 + DRAWS, 2)."""
-    if not np.isfinite(values[0]).all():
+def _difference(
+    of: Of, name: str, level: str | None, metric: MetricFigure, groups: Sequence[Sequence[Numbers]]
+) -> Difference | None:
+    """The difference of the means over groups, which is one group for a metric over all items; None where no group has
+    both values. groups: (items, sums) of both runs."""
+    drawn = [(both, _resampled(of, both)) for both in groups]
+    drawn = [(both, values) for both, values in drawn if np.isfinite(values[0]).all()]
+    if not drawn:
         return None
-    gains = values[1:, 1] - values[1:, 0]
-    gains = gains[np.isfinite(gains)]  # a draw may hold no item with anything to divide by
-    ends = None
-    if len(gains):
-        low, high = np.quantile(gains, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        ends = (float(low), float(high))
+    values = np.mean([one for _, one in drawn], axis=0)
     first, other = map(float, values[0])
-    return Difference(name, level, count, first, other, ends, metric.better, metric.highest)
+    interval, method = _interval(of, drawn, values[1:, 1] - values[1:, 0])
+    count = sum(len(both[0]) for both in groups)
+    return Difference(name, level, count, first, other, interval, method, metric.better, metric.highest)
+
+
+def _interval(
+    of: Of, drawn: Sequence[tuple[Sequence[Numbers], Numbers]], gains: Numbers
+) -> tuple[Interval | None, Method]:
+    """drawn: runs and (1 + DRAWS, 2) values of each group. gains: (DRAWS,), of the mean over groups."""
+    sizes = [len(both[0]) for both, _ in drawn]
+    if sum(sizes) == 1:
+        return None, "one item"
+    if of is quotient and all(is_share(run) for both, _ in drawn for run in both):
+        counts = [paired_share(both[0][:, 0], both[1][:, 0]) for both, _ in drawn]
+        return (counts[0].interval, "bonett-price") if len(counts) == 1 else interval_over_groups(counts)
+    if min(sizes) == 1:  # its draws are all the same, as if its difference were exact
+        return None, "one item in a group"
+    interval = percentile_interval(gains)
+    return interval, "no spread" if interval is None else "bootstrap"

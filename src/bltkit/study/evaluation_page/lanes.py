@@ -70,13 +70,19 @@ def centred(values: Sequence[float]) -> Axis:
     return axis((-reach, reach))
 
 
-def lane(scale: Axis, marks: Sequence[Mark], title: str) -> Html:
-    """The marks, one below the other, over the scale's lines; a line at 0 is stronger where there is less than 0."""
+def lane(scale: Axis, marks: Sequence[Mark], title: str, chance: float | None = None) -> Html:
+    """The marks, one below the other, over the scale's lines; a line at 0 is stronger where there is less than 0.
+
+    chance: a dashed line, at what guessing scores.
+    """
     height = _ROOM + _STEP * len(marks)
     lines = [
         tag("line", x1=scale.at(tick), x2=scale.at(tick), y2=height, class_="z" if scale.low < 0 and not tick else "g")
         for tick in scale.ticks
     ]
+    if chance is not None and math.isfinite(chance):
+        at_chance = scale.at(chance)
+        lines.append(tag("line", x1=at_chance, x2=at_chance, y2=height, class_="z chance", stroke_dasharray="3 3"))
     shapes = []
     for at, mark in enumerate(marks):
         if not math.isfinite(mark.value):

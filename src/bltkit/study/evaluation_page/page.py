@@ -14,8 +14,9 @@ from bltkit.study.evaluation_page.words import (
     cell,
     circumstances,
     counted,
+    cut,
     direction,
-    interval,
+    ends_of,
     main_figure,
     main_metric,
     number,
@@ -68,8 +69,9 @@ def evaluation_page(run: Run, amount: Amount) -> str:
         summary(tasks),
         tag(
             "p",
-            "Dots are main metrics, lines their intervals: 95 % of the values that bootstraps over items give. A "
-            "metric by a level is the mean over its groups, each weighing the same.",
+            "Dots are main metrics, lines their 95 % intervals: Wilson's of shares, of other metrics that of a "
+            "bootstrap over items. A dashed line is what guessing scores. A metric by a level is the mean over its "
+            "groups, each weighing the same.",
             class_="quiet small",
         ),
         [section(run, name, amount) for name in tasks],
@@ -97,7 +99,8 @@ def _plot(tasks: Mapping[str, TaskResult], names: Sequence[str]) -> list[Node]:
     for name, figure in figures.items():
         task = tasks[name]
         mark = [] if figure.value is None else [Mark(figure.value, figure.interval)]
-        drawing = lane(axis, mark, about(f"{name}, {main_metric(task)}", figure, task.highest))
+        title = about(f"{name}, {main_metric(task)}", figure, task.highest)
+        drawing = lane(axis, mark, title, figure.chance)
         link = tag("a", name, href=f"#{anchor(name)}")
         rows.append(plot_line(link, drawing, number(figure.value, task.highest)))
     return rows
@@ -110,16 +113,28 @@ def summary(tasks: Mapping[str, TaskResult]) -> Html:
             tag("a", name, href=f"#{anchor(name)}"),
             main_metric(task),
             cell(task.value, task.highest),
-            interval(task.interval, task.highest),
+            ends_of(task, task.highest),
             cell(task.stderr, task.highest),
+            cell(task.chance, task.highest),
             Cell(f"{task.n:,}", task.n),
             NOTHING if task.shots is None else task.shots,
-            Cell(f"{task.cut_contexts:,}", task.cut_contexts, "bad" if task.cut_contexts else None),
+            Cell(cut(task), task.cut_contexts, "bad" if task.cut_contexts else None),
             short(task.prompt_hash),
         )
         for name, task in tasks.items()
     ]
-    head_ = ("task", "metric", "value", "95 % interval", "std. error", "items", "shots", "contexts cut", "prompt")
+    head_ = (
+        "task",
+        "metric",
+        "value",
+        "95 % interval",
+        "std. error",
+        "chance",
+        "items",
+        "shots",
+        "contexts cut",
+        "prompt",
+    )
     return table(head_, rows, texts=2, sortable=True, label="results of all tasks")
 
 
@@ -143,7 +158,7 @@ def _said(task: TaskResult) -> Html:
     parts: list[Node] = [
         counted(task.n, "item"),
         None if task.shots is None else counted(task.shots, "shot"),
-        None if not task.cut_contexts else f"{counted(task.cut_contexts, 'context')} cut on the left",
+        _cut(task),
         None if not task.left_out else f"{counted(task.left_out, 'item')} left out, which the noise does not cover",
         None if task.seconds is None else f"{task.seconds:,.1f} s",
         None if task.bytes is None else counted(task.bytes, "byte"),
@@ -151,6 +166,13 @@ def _said(task: TaskResult) -> Html:
     ]
     there = [part for part in parts if part is not None]
     return join(" · ".join(map(str, there)), " · prompt ", short(task.prompt_hash))
+
+
+def _cut(task: TaskResult) -> str | None:
+    if not task.cut_contexts:
+        return None
+    window = "" if task.window is None else f", the model is shown {task.window.size:,} {task.window.unit} at once"
+    return f"{cut(task)} {'context' if cut(task) == '1' else 'contexts'} cut on the left{window}"
 
 
 def _metrics(task: TaskResult) -> Html:
@@ -167,13 +189,14 @@ def _metrics(task: TaskResult) -> Html:
                 (
                     name if what else f"{name} by {level}",
                     cell(figure.value, metric.highest),
-                    interval(figure.interval, metric.highest),
+                    ends_of(figure, metric.highest),
                     cell(figure.stderr, metric.highest),
+                    cell(figure.chance, metric.highest),
                     Cell(f"{figure.n:,}", figure.n),
                     Cell(direction(metric), kind="t quiet"),
                 )
             )
-    return table(("metric", "value", "95 % interval", "std. error", "n", ""), rows, label="metrics")
+    return table(("metric", "value", "95 % interval", "std. error", "chance", "n", ""), rows, label="metrics")
 
 
 def _groups(task: TaskResult, level: str) -> Html:
@@ -200,9 +223,9 @@ def _groups(task: TaskResult, level: str) -> Html:
         rows.append(
             (
                 name,
-                Cell(lane(axis, marks, about(name, figure, highest)), kind="lane"),
+                Cell(lane(axis, marks, about(name, figure, highest), figure.chance), kind="lane"),
                 cell(figure.value, highest),
-                interval(figure.interval, highest),
+                ends_of(figure, highest),
                 Cell(f"{figure.n:,}", figure.n),
                 *(
                     cell(

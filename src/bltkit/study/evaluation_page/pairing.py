@@ -1,6 +1,8 @@
 """Runs compared item by item: how much better one is than another on what both answered, and how sure that is.
 
-Only what was asked the same is compared: where prompts, noise or data differ, there is a reason instead of a number.
+Items are compared where they are the same question with the same right answer. Settings that differ on purpose (noise,
+shots, the limit, the model's window, the strategy) are named beside the difference; items that were asked otherwise
+without such a setting, or whose right answers differ, are refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ class Pair:
     """A task in the first run and in another.
 
     reasons: why the two are not compared; then nothing else is known but how many items are common.
+    settings: what differs between the two runs by setting, and does not keep them from being compared.
     unknown: metrics of both without a difference, because nobody here knows what value their sums make.
     first_better, other_better: ids of items, by the main metric; alike: how many are neither, and both_right of these.
     """
@@ -30,6 +33,7 @@ class Pair:
     only_first: int
     only_other: int
     reasons: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     differences: tuple[Difference, ...] = ()
     unknown: tuple[str, ...] = ()
     first_better: tuple[str, ...] = ()
@@ -57,9 +61,10 @@ class Comparison:
         for pair in self.pairs:
             where = f"{pair.task}, {self.labels[pair.other]} less {self.labels[0]}"
             lines += [f"{where}: not compared, {reason}" for reason in pair.reasons]
+            lines += [f"{where}: {setting}" for setting in pair.settings]
             for one in pair.differences:
                 name = one.metric if one.level is None else f"{one.metric} by {one.level}"
-                ends = interval(one.interval, one.highest, sign=True)
+                ends = one.method if one.interval is None else interval(one.interval, one.highest, sign=True)
                 gain = signed(one.value, one.highest)
                 lines.append(f"{where}: {name} {gain}, {ends}, {one.statement}, {counted(one.n, 'item')}")
         return "".join(f"{line}\n" for line in lines).replace("\u2212", "-")
@@ -78,6 +83,7 @@ class Comparison:
                     "other": self.labels[pair.other],
                     "common": pair.common,
                     "not_compared": list(pair.reasons),
+                    "settings": list(pair.settings),
                     "first_better": len(pair.first_better),
                     "other_better": len(pair.other_better),
                     "alike": pair.alike,
@@ -91,6 +97,7 @@ class Comparison:
                             "other": one.other,
                             "difference": one.value,
                             "interval": None if one.interval is None else list(one.interval),
+                            "interval_method": one.method,
                             "statement": one.statement,
                         }
                         for one in pair.differences
@@ -140,9 +147,11 @@ def _pair(first: Run, other: Run, task: str, at: int) -> Pair:
     mine, theirs = first.entries[task], other.entries[task]
     ids = [item for item in mine if item in theirs]
     counts = (len(ids), len(mine) - len(ids), len(theirs) - len(ids))
-    reasons = _reasons(first, other, one, two) or _asked(mine, theirs, ids)
+    asked_alike = _noise(first) == _noise(other) and one.shots == two.shots
+    reasons = _refused(mine, theirs, ids, asked_alike)
     if reasons:
         return Pair(task, at, *counts, reasons)
+    settings = _settings(first, other, one, two, counts)
     differences = paired(one, mine, theirs, ids, two.metrics)
     sign = 1 if one.better == "higher" else -1
     values = [(item, _value(mine, item, one.metric), _value(theirs, item, one.metric)) for item in ids]
@@ -152,6 +161,7 @@ def _pair(first: Run, other: Run, task: str, at: int) -> Pair:
         task,
         at,
         *counts,
+        settings=settings,
         differences=differences,
         unknown=tuple(
             name for name in one.metrics if name in two.metrics and name not in {done.metric for done in differences}
@@ -167,25 +177,58 @@ def _value(entries: Mapping[str, Entry], item: str, metric: str) -> float | None
     return item_value(entries[item].metrics.get(metric))
 
 
-def _reasons(first: Run, other: Run, one: TaskResult, two: TaskResult) -> tuple[str, ...]:
-    """What was set differently, as far as the results say."""
-    noises = [
-        (run.results.noise or "none") + (f" (items covered by {run.results.covered})" if run.results.covered else "")
-        for run in (first, other)
-    ]
-    reasons = []
+def _settings(
+    first: Run, other: Run, one: TaskResult, two: TaskResult, counts: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """What was set differently, as far as the results say; results of version 0.1.0 name no window and no strategy."""
+    said = []
+    noises = _noise(first), _noise(other)
     if noises[0] != noises[1]:
-        reasons.append(f"noise differs: {noises[0]} and {noises[1]}")
+        said.append(f"noise differs: {noises[0]} and {noises[1]}; `blt study robustness` measures it at intensities")
     if one.shots != two.shots:
-        reasons.append(f"shots differ: {one.shots} and {two.shots}")
-    return tuple(reasons)
+        said.append(f"shots differ: {one.shots} and {two.shots}")
+    windows = [None if task.window is None else f"{task.window.size:,} {task.window.unit}" for task in (one, two)]
+    if windows[0] != windows[1] and None not in windows:
+        cuts = f"{one.cut_contexts:,} and {two.cut_contexts:,} contexts are cut"
+        said.append(f"the models are shown {windows[0]} and {windows[1]} at once, {cuts}")
+    strategies = first.results.model.strategy, other.results.model.strategy
+    if strategies[0] != strategies[1] and None not in strategies:
+        said.append(f"the strategy differs: {strategies[0]} and {strategies[1]}")
+    common, *only = counts
+    if any(only):
+        limits = ["none" if run.results.limit is None else f"{run.results.limit:,}" for run in (first, other)]
+        why = f" (limits {limits[0]} and {limits[1]})" if limits[0] != limits[1] else ""
+        said.append(f"{counted(common, 'item')} of both are compared, {only[0]:,} and {only[1]:,} are in one only{why}")
+    return tuple(said)
 
 
-def _asked(mine: Mapping[str, Entry], theirs: Mapping[str, Entry], ids: Sequence[str]) -> tuple[str, ...]:
-    """Whether the common items are the same ones, by what was asked; runs of other items have another prompt hash."""
+def _noise(run: Run) -> str:
+    covered = f" (items covered by {run.results.covered})" if run.results.covered else ""
+    return (run.results.noise or "none") + covered
+
+
+def _refused(
+    mine: Mapping[str, Entry], theirs: Mapping[str, Entry], ids: Sequence[str], asked_alike: bool
+) -> tuple[str, ...]:
+    """Why the common items are not the same ones. asked_alike: no setting explains that a prompt differs."""
     if not ids:
         return ("no item is in both",)
-    changed = sum(mine[item].asked != theirs[item].asked for item in ids)
-    if not changed:
-        return ()
-    return (f"prompts or data differ: {changed:,} of {len(ids):,} common items were asked otherwise",)
+    other_prompts = [item for item in ids if mine[item].asked != theirs[item].asked]
+    if asked_alike and other_prompts:
+        return (
+            f"prompts or data differ: {len(other_prompts):,} of {len(ids):,} common items were asked otherwise, "
+            f"such as {_named(other_prompts)}",
+        )
+    # A changed prompt is expected then; a changed answer shows that the item is another one.
+    other_gold = [item for item in other_prompts if mine[item].gold != theirs[item].gold]
+    if other_gold:
+        return (
+            f"data differ: {len(other_gold):,} of {len(ids):,} common items have another right answer, "
+            f"such as {_named(other_gold)}",
+        )
+    return ()
+
+
+def _named(items: Sequence[str]) -> str:
+    """The first few items, by name."""
+    return ", ".join(repr(item)[:60] for item in items[:3])

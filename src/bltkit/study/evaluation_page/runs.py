@@ -4,6 +4,8 @@ Records hold every prompt, many megabytes of them; of an item only what is count
 read from its place in the file again.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,13 +32,33 @@ class _Read(Config):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
 
 
-class Figure(_Read):
-    """A value and how sure it is."""
+class _Estimated(_Read):
+    """A value, how sure it is, and what guessing scores.
+
+    interval_method: how the interval is computed, or why there is none; None in results of version 0.1.0, as `chance`.
+    """
 
     n: int
     value: float | None
     stderr: float | None = None
     interval: tuple[float, float] | None = None
+    interval_method: str | None = None
+    chance: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_false_certainty(cls, data: Any) -> Any:
+        """Version 0.1.0 wrote an interval without width, and no error, where the items show no spread."""
+        if not isinstance(data, Mapping) or data.get("interval_method") is not None:
+            return data
+        ends = data.get("interval")
+        if isinstance(ends, list | tuple) and len(ends) == 2 and ends[0] == ends[1]:
+            return {**data, "stderr": None, "interval": None}
+        return data
+
+
+class Figure(_Estimated):
+    """An estimate of a metric over some items."""
 
 
 class MetricFigure(Figure):
@@ -60,15 +82,18 @@ class Macro(_Read):
         return {"level": data.get("level"), "metrics": {name: one for name, one in data.items() if name != "level"}}
 
 
-class TaskResult(_Read):
-    """All about one task."""
+class ContextWindow(_Read):
+    """How much of a text the model is shown at once."""
+
+    size: int
+    unit: str
+
+
+class TaskResult(_Estimated):
+    """All about one task; the estimate is that of its main metric."""
 
     task: str
-    n: int
     metric: str
-    value: float | None
-    stderr: float | None = None
-    interval: tuple[float, float] | None = None
     mean_over: str = "items"
     better: str = "higher"
     highest: float | None = None
@@ -79,6 +104,8 @@ class TaskResult(_Read):
     shots: int | None = None
     task_seed: int | None = None
     cut_contexts: int = 0
+    contexts: int | None = None
+    window: ContextWindow | None = None
     left_out: int = 0
     seconds: float | None = None
     bytes: int | None = None
@@ -97,6 +124,7 @@ class Model(_Read):
     name: str
     kind: str
     fingerprint: str
+    strategy: str | None = None
 
 
 class Results(_Read):
@@ -115,11 +143,16 @@ class Results(_Read):
 
 @dataclass(frozen=True)
 class Entry:
-    """What is counted of an item. asked: SHA-256 of its requests; margin: gold above the best other, in nats."""
+    """What is counted of an item.
+
+    asked: SHA-256 of its requests. gold: of its right answer, None where the record shows none. margin: gold above the
+    best other, in nats.
+    """
 
     metrics: Mapping[str, Contribution]
     groups: Mapping[str, str]
     asked: str
+    gold: bytes | None
     margin: float | None
     start: int
     size: int
@@ -232,7 +265,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _parse(data: bytes, where: str) -> Any:
     try:
-        return parse_json(data, where, surrogates=True)
+        return parse_json(data, where, escaped_bytes=True)
     except ValueError as error:
         raise ValueError(f"{error}; run the evaluation again") from None
 
@@ -251,7 +284,9 @@ def _contribution(value: Any) -> Contribution:
 
 
 def _entry(record: Record, start: int, size: int) -> Entry:
-    return Entry(record.metrics, record.groups, record.asked, _margin(record.shown), start, size)
+    gold = record.shown.get("gold")
+    digest = None if gold is None else hashlib.sha256(json.dumps(gold, sort_keys=True).encode()).digest()
+    return Entry(record.metrics, record.groups, record.asked, digest, _margin(record.shown), start, size)
 
 
 def _margin(shown: Mapping[str, Any]) -> float | None:

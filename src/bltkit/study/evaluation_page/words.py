@@ -32,6 +32,19 @@ def interval(ends: tuple[float, float] | None, highest: float | None = 1.0, *, s
     return f"{show(ends[0], highest)} to {show(ends[1], highest)}"
 
 
+def ends_of(figure: Figure | TaskResult, highest: float | None = 1.0) -> str:
+    """A figure's interval, or why it has none."""
+    if figure.interval is None and figure.interval_method is not None:
+        return figure.interval_method
+    return interval(figure.interval, highest)
+
+
+def cut(task: TaskResult) -> str:
+    """How many contexts lost their beginning, of how many where the results say it."""
+    whole = "" if not task.cut_contexts or task.contexts is None else f" of {task.contexts:,}"
+    return f"{task.cut_contexts:,}{whole}"
+
+
 def cell(value: float | None, highest: float | None = 1.0) -> Cell:
     """A value in a table, which is sorted by it exactly."""
     return Cell(number(value, highest), value if value is None or math.isfinite(value) else None)
@@ -55,19 +68,28 @@ def direction(metric: MetricFigure | TaskResult) -> str:
 
 def main_figure(task: TaskResult) -> Figure:
     """A task's main result as a figure."""
-    return Figure(n=task.n, value=task.value, stderr=task.stderr, interval=task.interval)
+    return Figure(
+        n=task.n,
+        value=task.value,
+        stderr=task.stderr,
+        interval=task.interval,
+        interval_method=task.interval_method,
+        chance=task.chance,
+    )
 
 
 def about(name: str, figure: Figure, highest: float | None) -> str:
     """A drawing's title."""
     ends = "" if figure.interval is None else f", 95 % interval {interval(figure.interval, highest)}"
-    return f"{name}: {number(figure.value, highest)}{ends}"
+    level = "" if figure.chance is None else f", chance {number(figure.chance, highest)}"
+    return f"{name}: {number(figure.value, highest)}{ends}{level}"
 
 
 def scale(highest: float | None, figures: list[Figure]) -> Axis:
     """An axis for figures of one metric."""
     ends = [end for one in figures if one.interval is not None for end in one.interval]
-    return axis([*ends, *(one.value for one in figures if one.value is not None)], highest)
+    levels = [level for one in figures for level in (one.value, one.chance) if level is not None]
+    return axis([*ends, *levels], highest)
 
 
 def short(fingerprint: str) -> Html:
@@ -80,6 +102,7 @@ def circumstances(results: Results) -> Html:
     pairs: dict[str, Node] = {
         "kind": {"bltkit": "byte model", "token": "token model"}.get(results.model.kind, results.model.kind),
         "fingerprint": short(results.model.fingerprint),
+        "strategy": results.model.strategy,
         "noise": results.noise or "none",
         "items covered by": results.covered,
         "limit": "none" if results.limit is None else f"first {results.limit:,} of a group",

@@ -208,9 +208,10 @@ def _about(rows: Sequence[Row]) -> Iterator[str]:
     yield f"{_circumstances(rows)}; {'; '.join(versions)}."
     yield ""
     yield (
-        "In brackets: 95 % of a bootstrap over prompts. GB: mean of a continuation. As ar: positions with the byte "
-        "that ar has there. Repeated: bytes in a 16-gram that occurs again. Python: prompt and continuation, cut to "
-        "whole lines, may be the beginning of a program; of those whose prompt is one."
+        "In brackets: 95 % of a bootstrap over prompts, or Wilson's interval over prompts for a share at 0 or 1 in all "
+        "of them. GB: mean of a continuation. As ar: positions with the byte that ar has there. Repeated: bytes in a "
+        "16-gram that occurs again. Python: prompt and continuation, cut to whole lines, may be the beginning of a "
+        "program; of those whose prompt is one."
     )
 
 
@@ -245,7 +246,7 @@ def _against(row: Row | None, plain: Row | None) -> str:
 
 def _cells(row: Row) -> list[str]:
     share = ("acceptance", "agreement", "repeated_share", "valid_utf8", "valid_python")
-    kept, agreed, repeated, utf8, python = (_percent(row[name]) for name in share)
+    kept, agreed, repeated, utf8, python = (_share(row, name) for name in share)
     time, paper, read = (_percent(row[name], 0) for name in ("time_saved", "paper_gb_saved", "gb_saved"))
     passes = [_number(row[f"{name}_passes_per_byte"], 2) for name in ("decoder", "encoder", "global", "entropy")]
     return [
@@ -268,9 +269,19 @@ def _cells(row: Row) -> list[str]:
 
 
 def _with_interval(row: Row, name: str, digits: int) -> str:
-    interval = row["intervals"].get(name)
-    found = _number(row[name], digits)
-    return found if interval is None else f"{found} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    interval, value = _interval(row, name), _number(row[name], digits)
+    return value if interval is None else f"{value} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def _share(row: Row, name: str) -> str:
+    interval, value = _interval(row, name), _percent(row[name])
+    return value if interval is None else f"{value} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _interval(row: Row, name: str) -> Sequence[float] | None:
+    """None too for one without width, which version 0.1.0 wrote where prompts show no spread."""
+    interval: Sequence[float] | None = row["intervals"].get(name)
+    return None if interval is None or interval[0] == interval[1] else interval
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -102,7 +102,7 @@ def setting_rows(
         are python_judged; None for text that is not code.
     bits_per_byte: of the text made, under the model's autoregressive pass at temperature 1; bits_against_ar: times
         those of the text that `ar` makes.
-    intervals: of each of them, low and high.
+    intervals: of each of them that has one, low and high: none from one prompt, nor where prompts show no spread.
     """
     resampling = Resampling(max(group.prompts) + 1)
     columns = _Columns(group, repeated_share)
@@ -179,6 +179,8 @@ _QUOTIENTS = {
     "valid_python": ("python", "python_judged"),
     "bits_per_byte": ("bits", "bytes"),
 }
+_SHARES = ("acceptance", "agreement", "repeated_share", "valid_utf8", "valid_python")
+"""Quotients between 0 and 1."""
 _RATIOS = ("against_ar", "bits_against_ar")
 _SAVINGS = {"time_saved": "seconds", "gb_saved": "gb_read", "paper_gb_saved": "paper_gb"}
 
@@ -186,7 +188,10 @@ _SAVINGS = {"time_saved": "seconds", "gb_saved": "gb_read", "paper_gb_saved": "p
 def _row(
     setting: Setting, own: Mapping[str, Values], ar: Mapping[str, Values], resampling: Resampling, runs: int
 ) -> dict[str, Any]:
-    found = {name: resampling.quotient(own[above], own[below]) for name, (above, below) in _QUOTIENTS.items()}
+    found = {
+        name: (resampling.share if name in _SHARES else resampling.quotient)(own[above], own[below])
+        for name, (above, below) in _QUOTIENTS.items()
+    }
     found["against_ar"] = resampling.ratio(own["bytes"], own["seconds"], ar["bytes"], ar["seconds"])
     found["bits_against_ar"] = resampling.ratio(own["bits"], own["bytes"], ar["bits"], ar["bytes"])
     if not setting.strategy.exact:
@@ -194,7 +199,7 @@ def _row(
     for name, cost in _SAVINGS.items():
         found[name] = resampling.saving(own[cost], own["bytes"], ar[cost], ar["bytes"])
     if setting.name == AR:
-        found |= dict.fromkeys(_SAVINGS, Estimate(0.0)) | dict.fromkeys(_RATIOS, Estimate(1.0))
+        found |= dict.fromkeys(_SAVINGS, Estimate(0.0)) | dict.fromkeys((*_RATIOS, "agreement"), Estimate(1.0))
     return {
         "setting": setting.name,
         "strategy": setting.fields,

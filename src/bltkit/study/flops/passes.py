@@ -103,7 +103,7 @@ _STATS = ("bytes", "entropy_passes", "encoder_passes", "global_passes", "decoder
 def read_stats(path: str | Path) -> dict[str, Any]:
     """The `stats` of a file that `blt generate --json` wrote. Raises ValueError for another one."""
     try:
-        data = read_json(Path(path), surrogates=True)
+        data = read_json(Path(path), escaped_bytes=True)
     except ValueError as error:
         raise ValueError(f"{error}; write it with blt generate ... --json > FILE") from None
     stats = data.get("stats", data) if isinstance(data, dict) else None

@@ -13,15 +13,18 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """A score at an intensity. own: the one that the noise was named with. retained: share, low, high."""
+    """A score at an intensity, its 95 % interval where there is one. own: the one that the noise was named with.
+
+    retained: share, low, high; the ends are None without an interval.
+    """
 
     intensity: float
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     n: int
     left_out: int = 0
     own: bool = False
-    retained: tuple[float, float, float] | None = None
+    retained: tuple[float, float | None, float | None] | None = None
     noise: str | None = None
 
 
@@ -67,7 +70,7 @@ def curves_of(rows: Sequence[Row]) -> tuple[Curve, ...]:
 
 def retained(value: float, clean: Measured, chance: float | None, better: str) -> float | None:
     """The share of the clean score above chance; None where there is none, or no such thing."""
-    if chance is None or better != "higher" or clean.interval[0] <= chance:
+    if chance is None or better != "higher" or clean.interval is None or clean.interval[0] <= chance:
         return None
     return (value - chance) / (clean.value - chance)
 
@@ -97,12 +100,15 @@ def _curve(rows: Sequence[Row], noise: str) -> Curve | None:
 
 
 def _measured(row: Row, clean: Measured | None) -> Measured:
-    low, high = row["interval"] or (row["value"], row["value"])
+    interval = None if row["interval"] is None else (row["interval"][0], row["interval"][1])
+    if interval is not None and interval[0] == interval[1]:
+        interval = None  # version 0.1.0 wrote one without width where the items show no spread
     shares = None
     if clean is not None:
-        found = [retained(value, clean, row["chance"], row["better"]) for value in (row["value"], low, high)]
-        if found[0] is not None and found[1] is not None and found[2] is not None:
-            shares = (found[0], found[1], found[2])
+        share = retained(row["value"], clean, row["chance"], row["better"])
+        ends = (None, None) if interval is None else interval
+        low, high = (None if end is None else retained(end, clean, row["chance"], row["better"]) for end in ends)
+        shares = None if share is None else (share, low, high)
     return Measured(
-        row["intensity"], row["value"], (low, high), row["n"], row["left_out"], row["own"], shares, row["noise"]
+        row["intensity"], row["value"], interval, row["n"], row["left_out"], row["own"], shares, row["noise"]
     )

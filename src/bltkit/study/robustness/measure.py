@@ -5,7 +5,6 @@ over, and within a task the evaluation's own journal goes on; what is in the dir
 """
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from bltkit.config import Config
 from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.noise import Composed, Damage, Noise, Paired, parse_noise
 from bltkit.eval.place import Place
-from bltkit.eval.requests import Likelihood
+from bltkit.eval.results import cut_warning
 from bltkit.eval.runner import Evaluation, Settings, evaluate, file_name
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
@@ -25,8 +24,6 @@ from bltkit.study.row_file import ROWS
 
 RUNS = "runs"
 """Below it the evaluations themselves, each with its items' records."""
-_ITEMS = 2000
-"""From which the level of chance is taken."""
 _TICKS = 1000
 """Of progress, in a task."""
 
@@ -154,6 +151,8 @@ def run(
         if not task.damaged:
             raise ValueError(f"task {task} names no field that noise is applied to; leave it out")
     subjects = {name: load(source) for name, source in models.items()}
+    for task in tasks:
+        next(iter(task.items(place)), None)  # missing data are refused before anything is written
     rows = read_lines(out / ROWS)
     known = {_key(row): row for row in rows}
     fitting = _fitting(tasks, asked, place, say)
@@ -161,7 +160,6 @@ def run(
     for name, task, condition in work:
         if (row := known.get((name, str(task), *condition.key))) is not None:
             _agree(row, subjects[name], condition, out)
-    chances = {str(task): chance(task, place) for task in tasks}
     for at, (name, task, condition) in enumerate(work):
         progress(at * _TICKS, len(work) * _TICKS)
         if (name, str(task), *condition.key) in known:
@@ -178,21 +176,13 @@ def run(
             command=str(circumstances.get("command", "")),
             progress=_inside(progress, at, len(work)),
         )
-        row = _row(name, models[name], str(task), condition, plan, found, chances[str(task)])
+        row = _row(name, models[name], str(task), condition, plan, found)
+        if (line := cut_warning(f"{task}, {condition.key[0] or 'clean'}", found.results[str(task)])) is not None:
+            say(line)
         rows.append(row | dict(circumstances))
         append_lines(out / ROWS, rows[-1:])
     progress(len(work) * _TICKS, len(work) * _TICKS)
     return rows
-
-
-def chance(task: Task, place: Place) -> float:
-    """What guessing scores: of items that ask for the likeliest of several, the mean of 1 / how many; 0 of others."""
-    shares = []
-    for item in itertools.islice(task.items(place), _ITEMS):
-        requests = task.requests(item)
-        several = len(requests) > 1 and all(isinstance(request, Likelihood) for request in requests)
-        shares.append(1 / len(requests) if several else 0.0)
-    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _fitting(
@@ -259,9 +249,7 @@ def _agree(row: Row, subject: Subject, condition: Condition, out: Path) -> None:
             )
 
 
-def _row(
-    name: str, source: str, task: str, condition: Condition, plan: Plan, found: Evaluation, by_chance: float
-) -> Row:
+def _row(name: str, source: str, task: str, condition: Condition, plan: Plan, found: Evaluation) -> Row:
     result = found.results[task]  # beside it are those of tasks measured before
     noise, covered = condition.key
     return {
@@ -279,8 +267,9 @@ def _row(
         "pairs": condition.pairs,
         "limit": plan.limit,
         "seed": plan.seed,
-        "chance": by_chance if result["better"] == "higher" and result["highest"] else None,
-        **{key: result[key] for key in ("metric", "better", "highest", "n", "value", "stderr")},
+        # Open answers are right by chance about never.
+        "chance": (result["chance"] or 0.0) if result["better"] == "higher" and result["highest"] else None,
+        **{key: result[key] for key in ("metric", "better", "highest", "n", "value", "stderr", "interval_method")},
         "interval": None if result["interval"] is None else list(result["interval"]),
         **{key: result[key] for key in ("left_out", "cut_contexts", "shots", "prompt_hash", "seconds")},
     }

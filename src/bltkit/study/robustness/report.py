@@ -171,7 +171,7 @@ def _cells(curves: Sequence[Curve]) -> list[list[str]]:
             curve.model,
             f"{point.intensity:g}",
             _number(point.value),
-            f"{_number(point.interval[0])} to {_number(point.interval[1])}",
+            _DASH if point.interval is None else _between(point.interval),
             _signed(point.value - curve.clean.value) if point.noise else _DASH,
             _share(point),
             f"{point.n} ({point.left_out} left out)" if point.left_out else str(point.n),
@@ -188,7 +188,7 @@ def _values(curves: Sequence[Curve]) -> list[list[float | None]]:
             None,
             point.intensity,
             point.value,
-            point.interval[0],
+            point.interval[0] if point.interval else None,
             point.value - curve.clean.value,
             point.retained[0] if point.retained else None,
             float(point.n),
@@ -219,14 +219,18 @@ def _named(point: Measured) -> str:
 
 
 def _of(point: Measured) -> str:
-    return f"{_number(point.value)} ({_number(point.interval[0])} to {_number(point.interval[1])})"
+    return _number(point.value) + ("" if point.interval is None else f" ({_between(point.interval)})")
+
+
+def _between(ends: tuple[float, float]) -> str:
+    return f"{_number(ends[0])} to {_number(ends[1])}"
 
 
 def _share(point: Measured) -> str:
     if point.retained is None:
         return _DASH
     share, low, high = point.retained
-    return f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
+    return _percent(share) + ("" if low is None or high is None else f" ({_percent(low)} to {_percent(high)})")
 
 
 def _percent(share: float) -> str:

@@ -78,7 +78,7 @@ class Crossover:
 
 
 def noise_of(points: Sequence[Point]) -> Noise:
-    """Pooled over all cells of several seeds. Raises TooFew where no cell has two.
+    """Pooled over all cells of several seeds. Raises TooFew where no cell has two, or all agree.
 
     The budgets of a family and size share a trunk, so they add no degrees of freedom to one another.
     """
@@ -94,6 +94,8 @@ def noise_of(points: Sequence[Point]) -> Noise:
             freedom += own
     if not freedom:
         raise TooFew("no family, size and budget has two seeds: there is no noise to tell a difference from")
+    if not squares:
+        raise TooFew("the seeds of every family, size and budget agree exactly: they show no noise")
     return Noise(math.sqrt(squares / freedom), freedom)
 
 

@@ -3,6 +3,7 @@
 Patches and tokens are assumed to be as large as they are meant to be; a run counts its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,12 +78,14 @@ class PlanCost:
 def cost_of(plan: Plan, units: Sequence[Unit] | None = None, rate: float | None = None) -> PlanCost:
     """The cost of a plan, or of some of its units.
 
-    rate: training FLOPs a second of all sizes, in place of the plan's.
+    rate: training FLOPs a second of all sizes, in place of the plan's. Raises ValueError unless it is above 0.
     """
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"rate = {rate / 1e9:g} GFLOP/s: must be above 0 and finite; leave it out for the plan's")
     chosen = plan.units() if units is None else units
     scorer, own = _scorer(plan)
     found = tuple(_unit(plan, unit, scorer, rate) for unit in chosen)
-    hours = sum(one.hours for one in found) + own / (rate or plan.rate) / 3600
+    hours = sum(one.hours for one in found) + own / (plan.rate if rate is None else rate) / 3600
     flops = sum(one.spent for one in found) + own
     return PlanCost(plan.name, plan.budgets, found, own, flops, hours, plan.processes, len(chosen) * len(plan.budgets))
 
@@ -105,7 +108,7 @@ def _unit(plan: Plan, unit: Unit, scorer: EntropyConfig | None, rate: float | No
         tuple(num_bytes),
         tuple(round(one / (plan.row_bytes * plan.batch_rows)) for one in num_bytes),
         spent,
-        spent / (rate or plan.rate_of(unit)) / 3600,
+        spent / (plan.rate_of(unit) if rate is None else rate) / 3600,
     )
 
 

@@ -7,6 +7,7 @@ exact: a run ends at the step whose cost comes nearest to the budget.
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +84,8 @@ def run(
             f"plan {plan.name!r} trains on {plan.processes} processes, which the study does not start: "
             "--dry-run tells its cost; say --set processes=1 to run it on one"
         )
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise ValueError(f"minutes = {minutes}: must be 0 or more and finite; leave it out for no limit")
     units, deadline = plan.chosen(only), None if minutes is None else tools.clock() + 60 * minutes
     rows = RowFile(out, WHAT)
     out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ FLOOR = 1e-3
 class BlockDiffusion(BaseObjective):
     """Next byte plus the masked bytes of one block a patch."""
 
+    models: ClassVar[tuple[str, ...]] = ("blt",)
+
     kind: Literal["block-diffusion"] = "block-diffusion"
     parts: ClassVar[tuple[str, ...]] = ("masked",)
     block: int = Field(default=8, ge=2, le=64)

@@ -7,7 +7,7 @@ few, and which of them go is what the next byte's part decides (`model/routed.py
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -23,6 +23,9 @@ from bltkit.vocab import OFFSET
 
 class LearnedBoundary(BaseObjective):
     """Next byte, with a router beside the BLT that decides where patches begin."""
+
+    models: ClassVar[tuple[str, ...]] = ("blt",)
+    per_row: ClassVar[bool] = False
 
     kind: Literal["learned-boundary"] = "learned-boundary"
     patch_bytes: float = Field(default=4.5, gt=1)

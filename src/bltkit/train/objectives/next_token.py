@@ -1,6 +1,6 @@
 """The next token, which a token model learns. Its figures are in bits per byte of text, as everybody's."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +12,8 @@ from bltkit.train.objectives.objective import BaseObjective, Losses
 
 class NextToken(BaseObjective):
     """Cross-entropy of the next token; EOS is learned and, as with bytes, left out of the text's bits."""
+
+    models: ClassVar[tuple[str, ...]] = ("bpe",)
 
     kind: Literal["next-token"] = "next-token"
 

@@ -27,6 +27,12 @@ class Losses(NamedTuple):
 class BaseObjective(Config):
     """Base of every objective."""
 
+    models: ClassVar[tuple[str, ...]] = ("blt", "entropy", "cnn")
+    """Values of `model.kind` that it trains."""
+    per_row: ClassVar[bool] = True
+    """The loss of a batch is the sum of its rows' losses. Several processes, or accumulated batches, then give the same
+    gradient as one large batch."""
+
     kind: str
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of what a loss is made up of, each reported in bits a byte."""

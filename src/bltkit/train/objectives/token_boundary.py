@@ -1,7 +1,7 @@
 """Does a token of a byte-level BPE end after this byte: what the boundary model of rule `bpe` learns."""
 
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +14,8 @@ from bltkit.train.objectives.objective import BaseObjective, Losses
 
 class TokenBoundary(BaseObjective):
     """Binary cross-entropy at the positions that have a next byte; all of them count as text."""
+
+    models: ClassVar[tuple[str, ...]] = ("boundary",)
 
     kind: Literal["token-boundary"] = "token-boundary"
     tokenizer: str
