@@ -337,17 +337,17 @@ def test_a_row_of_decoding_says_how() -> None:
     assert "repeated_share" not in data
     line = found.summary()
     for words in (
-        "at 64 x 2 (speculative k = 8, bf16)",
-        "1.50 times ar, 3 of 4 as ar, 2 of 4 as fp32, 75.0% of the drafts kept",
-        "3.0 GB/s read",
-        "13.0 in fp32",
-        "copy 30.0",
+        "context of 64 bytes, 2 rows side by side (speculative drafting 8 bytes, bf16 weights, greedy): 32.0 bytes/s",
+        "1.50 times the speed of ar, 3 of 4 texts equal ar's, 2 of 4 texts equal those of fp32 weights",
+        "75.0% of drafted bytes accepted",
+        "reads 3.0 of 30.0 GB/s (10% of what this machine copies)",
+        "products alone: 13.0 GB/s with fp32 weights",
     ):
         assert words in line
     assert "\n" not in line
     plain = replace(found, decoding=bench.Decoding())
     assert plain.to_json().keys().isdisjoint({"ledger", "machine_rates", "draft", "peer_dtype", "decoding"})
-    assert plain.summary().endswith("ratio 0.73")
+    assert plain.summary().endswith("ours is 0.73 times as fast")
 
 
 def test_rows_of_other_kinds_stay_as_they_are() -> None:

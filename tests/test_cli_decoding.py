@@ -23,7 +23,8 @@ def test_drafting_gives_the_same_bytes(blt: Blt_, models: Path) -> None:
     assert "drafted" not in plain.err
     stats = blt(*line, "--strategy", "speculative", "--draft", "3", "--json").json()["stats"]
     assert stats["drafted"] > 0
-    assert drafted.err.endswith(f"{stats['accepted']} of {stats['drafted']} drafted bytes accepted\n")
+    kept, all_drafted = stats["accepted"], stats["drafted"]
+    assert drafted.err.endswith(f"{kept} of {all_drafted} drafted bytes accepted ({kept / all_drafted:.0%})\n")
     assert drafted.err.count("\n") == 1
 
 
@@ -94,7 +95,8 @@ def test_bench_decode(blt: Blt_, models: Path, tmp_path: Path) -> None:
     assert single.keys() >= {"ours", "peer", "ratio", "command", "ledger"} and single["temperature"] == 0
     assert len(rows.read_text().splitlines()) == 5
     shown = blt(*line, "--context", "16", "--temperature", "0.5")
-    assert shown.out.startswith(b"decode ") and b"at 16 (ar, fp32, temperature 0.5)" in shown.out
+    assert shown.out.startswith(b"decode ")
+    assert b"context of 16 bytes (ar, fp32 weights, temperature 0.5): " in shown.out
     assert not shown.err  # progress is for what takes longer than some seconds
 
 
@@ -119,7 +121,7 @@ def test_bench_decode_continues_prompts(blt: Blt_, models: Path, tmp_path: Path)
     assert [row.get("identical") for row in found] == [None, 2, 2]
     assert {row["prompts"] for row in found} == {2} and {row["peer_dtype"] for row in found} == {"bfloat16"}
     shown = blt(*line, "--repeats", "2", "--threads", "1")
-    assert shown.out.count(b"\n") == 3 and b"4 of 4 as ar" in shown.out
+    assert shown.out.count(b"\n") == 3 and b"4 of 4 texts equal ar's" in shown.out
 
 
 def test_bench_weights(blt: Blt_, models: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("out"))
     shutil.copy(ROOT / "README.md", path)
     named = (path / "configs" / "mixture-entropy.toml").read_text(encoding="utf-8")
+    (path / "prompts.jsonl").write_text('{"id": "a", "prompt": "def read("}\n', encoding="utf-8")
     (path / "texts").mkdir()
     for name in re.findall(r"texts/\w+\.jsonl", named):
         lines = (json.dumps({"text": f"{name} {number}\n" + README[number * 50 :][:1000]}) for number in range(60))

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bltkit.api import ByteLM, Generation, evaluate, load
+    from bltkit.generate.options import Prompt
     from bltkit.patches import Patches
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "TrainConfig", "evaluate", "load", "train"]
+__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "evaluate", "load", "train"]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
     "Generation": "bltkit.api",
     "Patches": "bltkit.patches",
+    "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",

@@ -28,10 +28,13 @@ def to_bytes(text: str | bytes) -> bytes:
     """UTF-8 bytes of `text`; bytes pass unchanged.
 
     Escaped bytes (`surrogateescape`, as in file names and arguments) become the bytes they stand for, and any
-    other lone surrogate becomes its three-byte form: nothing is dropped.
+    other lone surrogate becomes its three-byte form: nothing is dropped. Raises ValueError for what is neither text
+    nor bytes.
     """
     if isinstance(text, bytes):
         return text
+    if not isinstance(text, str):
+        raise ValueError(f"text is of type {type(text).__name__}; give text or bytes")
     # Three-byte forms of U+DC80..U+DCFF, which no valid UTF-8 holds, are the escaped bytes.
     return re.sub(rb"\xed([\xb2\xb3])([\x80-\xbf])", _unescape, text.encode("utf-8", "surrogatepass"))
 
@@ -72,6 +75,11 @@ class Utf8Stream:
     def feed(self, data: bytes) -> str:
         """The characters that `data` completes."""
         return self._decoder.decode(data)
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a character that has begun."""
+        return len(self._decoder.getstate()[0])
 
     def end(self) -> str:
         """What is left: U+FFFD for a character cut short."""

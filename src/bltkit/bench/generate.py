@@ -27,6 +27,7 @@ from bltkit.generate import (
     Session,
     Stats,
     Strategy,
+    strategy_kind,
     strategy_of,
 )
 from bltkit.model.forms import WeightForm
@@ -41,7 +42,8 @@ def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tu
 
     Raises ValueError for an unknown strategy, and for drafts where none of them drafts.
     """
-    drafting = [kind for kind in kinds if "draft" in getattr(STRATEGIES.get(kind), "model_fields", {})]
+    kinds = [strategy_kind(name) for name in kinds]
+    drafting = [kind for kind in kinds if "draft" in STRATEGIES[kind].model_fields]
     found: list[Strategy] = []
     for kind in dict.fromkeys(kinds):
         own = (drafts or (None,)) if kind in drafting else (None,)

@@ -101,37 +101,39 @@ class Decoding:
 
     def summary(self) -> str:
         """What precedes a speed, for people."""
-        draft = "" if self.draft is None else f" k = {self.draft}"
-        temperature = f", temperature {self.temperature:g}" if self.temperature else ""
-        return f"{self.strategy}{draft}, {self.form}{temperature}"
+        draft = "" if self.draft is None else f" drafting {self.draft} bytes"
+        temperature = f"temperature {self.temperature:g}" if self.temperature else "greedy"
+        return f"{self.strategy}{draft}, {self.form} weights, {temperature}"
 
     def findings(self) -> list[str]:
         """What follows a speed, for people."""
         found = []
         if self.against_ar is not None:
-            found.append(f"{self.against_ar:.2f} times ar")
+            found.append(f"{self.against_ar:.2f} times the speed of ar")
         if self.identical is not None:
-            found.append(f"{self.identical} of {self.prompts} as ar")
+            found.append(f"{self.identical} of {self.prompts} texts equal ar's")
         if self.identical_to_fp32 is not None:
-            found.append(f"{self.identical_to_fp32} of {self.prompts} as fp32")
+            found.append(f"{self.identical_to_fp32} of {self.prompts} texts equal those of fp32 weights")
         if self.agreement is not None:
-            found.append(f"{self.agreement:.1%} as fp32")
+            found.append(f"the likeliest byte is that of fp32 weights at {self.agreement:.1%} of bytes")
         if self.acceptance is not None:
-            found.append(f"{self.acceptance:.1%} of the drafts kept")
+            found.append(f"{self.acceptance:.1%} of drafted bytes accepted")
         if self.repeated_share is not None:
-            found.append(f"{self.repeated_share:.1%} repeated")
+            found.append(f"{self.repeated_share:.1%} of bytes in a repeated 16-gram")
         return found
 
     def bandwidth(self) -> str | None:
         """The one achieved beside the machine's own."""
         if self.gb_per_second is None:
             return None
-        rates = self.machine_rates
-        line = f"{self.gb_per_second:.1f} GB/s read"
-        if rates is None:
-            return line
-        products = ", ".join(f"{rate:.1f} in {form}" for form, rate in rates.product_gb_per_second.items())
-        return f"{line}; the machine: one-row products {products}, copy {rates.copy_gb_per_second:.1f}"
+        if self.machine_rates is None:
+            return f"reads {self.gb_per_second:.1f} GB/s"
+        copy = self.machine_rates.copy_gb_per_second
+        share = f"{self.gb_per_second / copy:.0%} of what this machine copies"
+        products = self.machine_rates.product_gb_per_second.items()
+        best = ", ".join(f"{rate:.1f} GB/s with {form} weights" for form, rate in products)
+        line = f"reads {self.gb_per_second:.1f} of {copy:.1f} GB/s ({share})"
+        return f"{line}; matrix-vector products alone: {best}" if best else line
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,14 @@ class Row:
 
     def summary(self) -> str:
         """One line for people."""
+        rows = f", {self.batch} rows side by side" if self.batch > 1 else ""
         how = "" if self.decoding is None else f" ({self.decoding.summary()})"
-        rows = f" x {self.batch}" if self.batch > 1 else ""
-        line = f"{self.what} {self.preset} at {self.context}{rows}{how}: {self.ours.bytes_per_second:.1f} bytes/s"
+        line = f"{self.what} {self.preset}, context of {self.context} bytes{rows}{how}: "
+        line += f"{self.ours.bytes_per_second:.1f} bytes/s"
         if self.peer is not None:
-            line += f", {self.peer_name} {self.peer.bytes_per_second:.2f}, ratio {self.ratio:.2f}"
+            line += (
+                f"; {self.peer_name} {self.peer.bytes_per_second:.2f} bytes/s, ours is {self.ratio:.2f} times as fast"
+            )
         if self.training is not None:
             return f"{line}; {self.training.summary()}"
         if self.decoding is None:

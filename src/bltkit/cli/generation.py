@@ -1,8 +1,9 @@
-"""The verb `generate`: one continuation as it comes, or several of one prompt."""
+"""The verb `generate`: one continuation as it comes, several of one prompt, or those of a file of prompts."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,28 +16,36 @@ from bltkit.cli.terminal import (
     Threads,
     is_terminal,
     print_json,
-    print_text,
     read_text,
     run_on,
     say,
     threads_used,
-    write_bytes,
 )
 
 if TYPE_CHECKING:
-    from bltkit.api import ByteLM, Generation
+    from bltkit.api import Generation
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads bytes from stdin.")] = None,
     file: File = None,
     model: Model = "bltkit:tiny",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Continue a file of prompts: JSON lines with `prompt`, or .txt lines.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="--prompts: add results to this file of JSON lines; a rerun continues it.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="--prompts: prompts side by side, which bounds memory. Default: 16.")
+    ] = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", "-n", help="Maximum number of bytes to generate.")] = 256,
     strategy: Annotated[
         str,
         typer.Option(
             help="ar: one byte after another; speculative: the same bytes, drafted (BLT-S); verified: the same, from "
-            "blocks (BLT-DV); auto: the same, by whichever way is faster; diffusion: blocks as they are (BLT-D)."
+            "blocks (BLT-DV); auto: the same, by whichever way is faster; diffusion: blocks as they are (BLT-D). "
+            "Or a paper's name: blt-s, blt-dv, blt-d."
         ),
     ] = "ar",
     draft: Annotated[
@@ -67,12 +76,33 @@ def generate(
     ] = "fp32",
     device: Device = "auto",
     threads: Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
+    show_patches: Annotated[
+        bool, typer.Option("--show-patches", help="On a terminal: tell patches apart by colours.")
+    ] = False,
+    no_echo: Annotated[bool, typer.Option("--no-echo", help="On a terminal: leave the dim prompt out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, streaming. Several samples come one after another, with a line on stderr in front of each."""
-    if logprobs and not as_json:
-        raise ValueError("--logprobs come as JSON; add --json")
-    data = b"" if prompt is None and file is None else read_text(prompt, file)
+    """Continue a prompt, streaming. Several samples come one after another, with a line on stderr in front of each.
+
+    Bytes go into pipes and files as they are. On a terminal the prompt is shown dim in front of them, control
+    characters are escaped, and a last character that is not complete is not shown.
+    """
+    if prompts is None:
+        for name, value in {"--out": out, "--batch": batch}.items():
+            if value is not None:
+                raise ValueError(f"{name} {value} is for many prompts; add --prompts F.jsonl")
+        if logprobs and not as_json:
+            raise ValueError("--logprobs come as JSON; add --json")
+        if show_patches and (as_json or not is_terminal(sys.stdout)):
+            raise ValueError("--show-patches colours text on a terminal; `blt patch` shows the patches of a text")
+    else:
+        single = {"PROMPT": prompt, "--file": file, "--num": num, "--stats": stats, "--show-patches": show_patches}
+        for name, given in single.items():
+            if given is not None and given is not False:
+                raise ValueError(f"{name} is for a single prompt; leave it out with --prompts")
+        if out is None:
+            raise ValueError(f"--prompts {prompts} needs a file for the results; add --out results.jsonl")
     options: dict[str, Any] = {
         "max_bytes": max_bytes,
         "strategy": strategy,
@@ -91,56 +121,47 @@ def generate(
         "valid_utf8": valid_utf8,
         "logprobs": logprobs,
     }
-    place = run_on(model, device, threads, "sequence")
-    from bltkit.api import ByteLM
+    place = run_on(model, device, threads, "sequence" if prompts is None else "rows")
+    from bltkit.api import ByteLM, Generation
+    from bltkit.cli.writer import Writer
 
-    lm = ByteLM.load(model, device=place).with_weights(weights)
-    if num is not None:
-        made = lm.samples(data, num, **options)
-    else:
-        made = [lm.generate(data, **options) if as_json else _stream(lm, data, options)]
-    if as_json:
-        samples = [_json(one, logprobs) | {"seed": seed + i} for i, one in enumerate(made)]
-        print_json(_json(made[0], logprobs) | ({} if num is None else {"samples": samples}))
+    if prompts is not None and out is not None:
+        from bltkit.cli.prompt_job import continue_prompts
+
+        continue_prompts(prompts, out, model, place, weights, batch, options, as_json)
         return
+    data = b"" if prompt is None and file is None else read_text(prompt, file)
+    lm = ByteLM.load(model, device=place).with_weights(weights)
+    first_byte: float | None = None
+    held_back = 0
     if num is not None:
-        for i, one in enumerate(made):
+        generations = lm.samples(data, num, **options)
+        for i, sample in enumerate([] if as_json else generations):
             say(f"sample {i + 1} of {num}, seed {seed + i}:")
-            with _stdout() as write:
-                write(one.data)
-    say(_account(made))
-
-
-def _stream(lm: "ByteLM", prompt: bytes, options: dict[str, Any]) -> "Generation":
-    """Hands bytes out as they come."""
-    from bltkit.api import Generation
-
-    chunks = []
-    with _stdout() as write:
-        for chunk in lm.stream(prompt, **options):
-            chunks.append(chunk)
-            write(chunk.data)
-    return Generation.of(chunks)
-
-
-@contextmanager
-def _stdout() -> Iterator[Any]:
-    """Writes bytes as they are, a line's end behind them; to a terminal only whole characters."""
-    from bltkit.vocab import Utf8Stream
-
-    terminal, characters = is_terminal(sys.stdout), Utf8Stream()
-
-    def write(data: bytes) -> None:
-        if terminal:
-            print_text(characters.feed(data), end="", flush=True)
-        else:
-            write_bytes(data)
-
-    yield write
-    if terminal:
-        print_text(characters.end(), flush=True)
+            writer = Writer(b"" if no_echo else data, patches=show_patches)
+            writer.write(sample.data, sample.opens)
+            held_back = writer.end()
+    elif as_json:
+        generations = [lm.generate(data, **options)]
     else:
-        write_bytes(b"\n")
+        began, chunks = time.perf_counter(), []
+        writer = Writer(b"" if no_echo else data, patches=show_patches)
+        for chunk in lm.stream(data, **options):
+            chunks.append(chunk)
+            if chunk.data and first_byte is None:
+                first_byte = time.perf_counter() - began
+            writer.write(chunk.data, chunk.opens)
+        held_back = writer.end()
+        generations = [Generation.of(chunks)]
+    if as_json:
+        samples = [_json(sample, logprobs) | {"seed": seed + i} for i, sample in enumerate(generations)]
+        print_json(_json(generations[0], logprobs) | ({} if num is None else {"samples": samples}))
+    else:
+        say(_account(generations) + _unfinished(held_back))
+    if stats:
+        assert lm.model is not None
+        for line in _stats(generations, first_byte, lm.model.embed.bytes.weight.device):
+            say(line)
 
 
 def _json(made: "Generation", logprobs: bool) -> dict[str, Any]:
@@ -148,12 +169,49 @@ def _json(made: "Generation", logprobs: bool) -> dict[str, Any]:
     return found | ({"logprobs": list(made.logprobs)} if logprobs else {})
 
 
-def _account(made: "Sequence[Generation]") -> str:
+def _account(generations: "Sequence[Generation]") -> str:
     """One line. Samples run side by side from one beginning: the longest was there for every pass."""
-    stats = [one.stats for one in made]
-    num_bytes, seconds = sum(one.bytes for one in stats), max(one.seconds for one in stats)
-    drafted, accepted = sum(one.drafted for one in stats), sum(one.accepted for one in stats)
+    stats = [generation.stats for generation in generations]
+    num_bytes, seconds = sum(each.bytes for each in stats), max(each.seconds for each in stats)
     speed = num_bytes / seconds if seconds > 0 else 0.0
-    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {max(one.global_passes for one in stats)} global passes"
-    line += f", {threads_used()}"
-    return line + (f", {accepted} of {drafted} drafted bytes accepted" if drafted else "")
+    passes = max(each.global_passes for each in stats)
+    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global passes, {threads_used()}"
+    return line + (f", {accepted}" if (accepted := _accepted(generations)) else "")
+
+
+def _accepted(generations: "Sequence[Generation]") -> str:
+    drafted = sum(generation.stats.drafted for generation in generations)
+    accepted = sum(generation.stats.accepted for generation in generations)
+    if not drafted:
+        return ""
+    return f"{accepted} of {drafted} drafted bytes accepted ({accepted / drafted:.0%})"
+
+
+def _unfinished(num_bytes: int) -> str:
+    return f"; the last {num_bytes} bytes begin a character and are not shown" if num_bytes else ""
+
+
+def _stats(generations: "Sequence[Generation]", first_byte: float | None, device: Any) -> list[str]:
+    """What it cost, and the memory traffic beside what this machine does at best (measured here, about a second)."""
+    from bltkit.bench.rates import machine_rates
+
+    # Samples run side by side: the one that ran longest was there for every pass.
+    longest = max((generation.stats for generation in generations), key=lambda each: each.seconds)
+    num_bytes = sum(generation.stats.bytes for generation in generations)
+    patches = sum(sum(generation.opens) for generation in generations)
+    lines = [] if first_byte is None else [f"first byte: after {first_byte * 1000:.0f} ms, prompt included"]
+    speed = num_bytes / longest.seconds if longest.seconds > 0 else 0.0
+    lines.append(f"speed: {speed:.0f} bytes/s, {num_bytes} bytes in {longest.seconds:.2f} s")
+    if patches:
+        lines.append(f"patches: {patches}, {num_bytes / patches:.2f} bytes each")
+    lines.append(
+        f"passes: {longest.decoder_passes} decoder, {longest.encoder_passes} encoder, "
+        f"{longest.global_passes} global, {longest.entropy_passes} entropy model"
+    )
+    if accepted := _accepted(generations):
+        lines.append(f"drafts: {accepted}")
+    if longest.seconds > 0:
+        rate = machine_rates(device, ()).copy_gb_per_second
+        used = longest.gb_per_second
+        lines.append(f"memory: {used:.1f} of {rate:.1f} GB/s ({used / rate:.0%} of what this machine copies)")
+    return lines

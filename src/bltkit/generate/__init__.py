@@ -3,12 +3,24 @@
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
 from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.options import (
+    Options,
+    Prompt,
+    at_least_one,
+    parse_options,
+    prompt_bytes,
+    several_prompts,
+    spelled_out,
+    text_of,
+    typed,
+)
 from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import (
+    ALIASES,
     STRATEGIES,
     Auto,
     Autoregressive,
@@ -17,10 +29,12 @@ from bltkit.generate.strategies import (
     Strategy,
     Verified,
     parse_strategy,
+    strategy_kind,
     strategy_of,
 )
 
 __all__ = [
+    "ALIASES",
     "STRATEGIES",
     "Auto",
     "Autoregressive",
@@ -29,7 +43,9 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Options",
     "Passes",
+    "Prompt",
     "Reading",
     "Request",
     "Sampling",
@@ -40,8 +56,16 @@ __all__ = [
     "Strategy",
     "Utf8",
     "Verified",
+    "at_least_one",
     "generate",
     "generate_rows",
+    "parse_options",
     "parse_strategy",
+    "prompt_bytes",
+    "several_prompts",
+    "spelled_out",
+    "strategy_kind",
     "strategy_of",
+    "text_of",
+    "typed",
 ]

@@ -48,15 +48,16 @@ class Row:
     drafted: int = 0
     accepted: int = 0
     logprobs: tuple[float, ...] = ()
-    """Of bytes held back."""
+    opens: tuple[bool, ...] = ()
+    """Of bytes held back, as the log-probabilities."""
 
 
 @dataclass(frozen=True)
 class Found:
     """What a round found for a row."""
 
-    taken: Sequence[tuple[int, float]]
-    """Ids, with their log-probabilities where these are asked for."""
+    taken: Sequence[tuple[int, float, bool]]
+    """Ids, with their log-probabilities where these are asked for; does each open a patch."""
     chosen: int | None
     entropy: float | None = None
     outcome: Outcome | None = None
@@ -137,8 +138,11 @@ class Batch:
         """The first id of rows that just came in; what their prompt predicts is known."""
         choice = self._choose(session.logits[:, None], session.positions, ((),) * len(self.rows))
         withheld = self.strategy.withholds
+        opens = session.opens
         return [
-            self._found(choice, at, 0 if withheld else 1, 0) if new else Found((), row.chosen, row.entropy)
+            self._found(choice, at, 0 if withheld else 1, 0, opens[at : at + 1])
+            if new
+            else Found((), row.chosen, row.entropy)
             for at, (row, new) in enumerate(zip(self.rows, fresh, strict=True))
         ]
 
@@ -166,7 +170,9 @@ class Batch:
             counts.append(agreed if withheld else agreed + 1)
             way = proposal.ways[row] if proposal.ways else ""
             outcome = Outcome(len(drafts[row]), min(agreed, len(drafts[row])), way)
-            found.append(replace(self._found(choice, row, counts[-1], agreed), outcome=outcome))
+            # A pass says of each id that it reads whether the next one opens a patch.
+            opens = (session.opens[row], *reading.opens[row]) if withheld else reading.opens[row]
+            found.append(replace(self._found(choice, row, counts[-1], agreed, opens), outcome=outcome))
         return reading.keep(counts), found, self.passes + reading.cost + proposal.passes
 
     def _pending(self, row: Row) -> Pending:
@@ -200,12 +206,15 @@ class Batch:
             decided=drafts if trusted else (),
         )
 
-    def _found(self, choice: Choice, row: int, count: int, last: int) -> Found:
-        """The first `count` ids of a row's choice are taken; that of column `last` is to be read next."""
+    def _found(self, choice: Choice, row: int, count: int, last: int, opens: Sequence[bool]) -> Found:
+        """The first `count` ids of a row's choice are taken; that of column `last` is to be read next.
+
+        opens: of each column, does the id chosen there open a patch.
+        """
         ids = choice.ids[row][:count]
         logprobs = choice.logprobs[row] if choice.logprobs else [0.0] * count
         entropy = None if choice.certainty is None else float(choice.certainty.entropy[row, last])
-        return Found(tuple(zip(ids, logprobs, strict=False)), choice.ids[row][last], entropy)
+        return Found(tuple(zip(ids, logprobs, opens, strict=False)), choice.ids[row][last], entropy)
 
     def _allowed(self, drafts: Sequence[Sequence[int]], size: int) -> Bool[Tensor, "R S V"] | None:
         if all(row.constraint is None for row in self.rows):
@@ -227,7 +236,7 @@ class Batch:
         for row, text, own in zip(self.rows, self.session.texts, drafts, strict=True):
             window = row.request.sampling.repetition_window
             handed_out = row.chosen is not None and not self.strategy.withholds
-            before = [*text.tail(window), *([_chosen(row)] if handed_out else [])]
+            before = [*text.latest(window), *([_chosen(row)] if handed_out else [])]
             mask = seen_along(before, own, window)
             masks.append(torch.cat((mask, mask[-1:].expand(size - len(mask), -1))))
         return torch.stack(masks)
@@ -280,16 +289,17 @@ def _take(row: Row, found: Found, strategy: Strategy) -> tuple[Row, Chunk]:
     """The row with its new ids, and what became certain; ids behind an end do not count."""
     data = b""
     finish: Finish | None = None
-    constraint, stop, made, logprobs, taken = row.constraint, row.stop, row.made, row.logprobs, 0
+    constraint, stop, made, taken = row.constraint, row.stop, row.made, 0
+    logprobs, opens = row.logprobs, row.opens
     if made >= row.request.max_bytes:
         finish = "length"
-    for value, logprob in found.taken:
+    for value, logprob, opening in found.taken:
         taken += 1
         if value == EOS:
             finish = "eos"
             break
         certain, stop = stop.feed(bytes([value - OFFSET]))
-        data, made, logprobs = data + certain, made + 1, (*logprobs, logprob)
+        data, made, logprobs, opens = data + certain, made + 1, (*logprobs, logprob), (*opens, opening)
         if stop.found:
             finish = "stop"
             break
@@ -312,6 +322,8 @@ def _take(row: Row, found: Found, strategy: Strategy) -> tuple[Row, Chunk]:
         drafted=row.drafted + outcome.drafted,
         accepted=row.accepted + outcome.accepted,
         logprobs=logprobs[len(data) :],
+        opens=opens[len(data) :],
         state=row.state if found.outcome is None else strategy.next_state(row.state, outcome),
     )
-    return moved, Chunk(data, finish, None, logprobs[: len(data)] if row.request.logprobs else ())
+    chunk = Chunk(data, finish, None, logprobs[: len(data)] if row.request.logprobs else (), opens[: len(data)])
+    return moved, chunk

@@ -157,8 +157,10 @@ def paper_passes(
 def paper_params(model: Blt) -> tuple[int, int]:
     """P_dec and P_enc + P_glob. A byte table that the decoder has of its own is looked up, as the encoder's tables
     are: none of them counts."""
-    decoder = _count(model.decoder) - (0 if model.decoder.bytes is None else _count(model.decoder.bytes))
-    return decoder, _count(model.encoder) + _count(model.latent)
+    decoder = count_parameters(model.decoder) - (
+        0 if model.decoder.bytes is None else count_parameters(model.decoder.bytes)
+    )
+    return decoder, count_parameters(model.encoder) + count_parameters(model.latent)
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,8 @@ def _row(table: Tensor) -> int:
     return table.shape[1] * table.element_size()
 
 
-def _count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of a module, those of weights in another form included."""
     formed = (inner for inner in module.modules() if isinstance(inner, FormedLinear))
     return sum(weight.numel() for weight in module.parameters()) + sum(
         one.in_features * one.out_features for one in formed

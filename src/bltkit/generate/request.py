@@ -11,6 +11,10 @@ Finish = Literal["eos", "stop", "length"]
 """Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""
 
 
+MAX_BYTES = 10**9
+"""More than memory holds the state of."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a row is to become.
@@ -21,7 +25,7 @@ class Request:
     logprobs: hand out the log-probability of every byte: the model's own, read from left to right, however the byte
         was found.
 
-    Raises ValueError for a negative max_bytes or an empty stop string.
+    Raises ValueError for max_bytes outside 0 to `MAX_BYTES` or an empty stop string.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -33,6 +37,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes = {self.max_bytes}: must be 0 or more")
+        if self.max_bytes > MAX_BYTES:
+            raise ValueError(f"max_bytes is too large: at most {MAX_BYTES:,} bytes")
         if b"" in self.stop:
             raise ValueError("stop = b'': a stop string must hold at least one byte")
 
@@ -46,3 +52,5 @@ class Chunk:
     stats: Stats | None = None
     logprobs: tuple[float, ...] = ()
     """Natural logarithm of each byte's probability, where asked for."""
+    opens: tuple[bool, ...] = ()
+    """Does each byte open a patch."""

@@ -206,7 +206,7 @@ def _filter(rows: Sequence[Sampling], scores: Float64[np.ndarray, "N V"]) -> Flo
     weights = np.exp(ascending)[:, ::-1]
     kept = np.full(num_lines, num_ids)
     if any(row.top_k is not None for row in rows):
-        kept = np.minimum(kept, _spread([row.top_k or num_ids for row in rows], scores)[:, 0])
+        kept = np.minimum(kept, _spread([min(row.top_k or num_ids, num_ids) for row in rows], scores)[:, 0])
     if any(row.top_p is not None for row in rows):
         mass = weights.cumsum(-1)
         # 1 keeps everything, whatever rounding does to the sum.

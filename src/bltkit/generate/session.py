@@ -42,9 +42,13 @@ class Text:
         items.extend(more)
         return Text(items, self.length + len(more))
 
+    def latest(self, count: int) -> list[int]:
+        """The last `count` ids, or all there are."""
+        return self.items[max(0, self.length - count) : self.length]
+
     def tail(self, count: int, documents: bool = False) -> list[int]:
         """The last `count` ids, PAD in front of the row and, with `documents`, of the document."""
-        found = self.items[max(0, self.length - count) : self.length]
+        found = self.latest(count)
         if documents and BOS in found:
             found = found[len(found) - 1 - found[::-1].index(BOS) :]
         return [PAD] * (count - len(found)) + found

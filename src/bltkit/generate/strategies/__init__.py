@@ -25,14 +25,27 @@ STRATEGIES = Registry(
 Strategies = Annotated[Strategy, STRATEGIES]
 """Any strategy; as the type of a config field it reads `{kind = "speculative", draft = 8}`."""
 
+ALIASES = {"blt": "ar", "blt-s": "speculative", "blt-d": "diffusion", "blt-dv": "verified", "blt-h": "verified"}
+"""Names of the papers; BLT-H is what some call BLT-DV."""
+
+
+def strategy_kind(name: str) -> str:
+    """The package's name of a strategy, given by it or by a paper's name in any case (`BLT-S`).
+
+    Raises ValueError that names the nearest one.
+    """
+    kind = ALIASES.get(name.lower(), name)
+    if kind not in STRATEGIES:
+        raise ValueError(f"no strategy {name!r}{nearest(name.lower(), [*STRATEGIES, *ALIASES])}")
+    return kind
+
 
 def strategy_of(kind: str, **fields: object) -> Strategy:
-    """The strategy called `kind`; fields that are None count as not given.
+    """The strategy called `kind`, or by a paper's name; fields that are None count as not given.
 
     Raises ValueError that names the nearest one, or the fields that it has.
     """
-    if kind not in STRATEGIES:
-        raise ValueError(f"no strategy {kind!r}{nearest(kind, list(STRATEGIES))}")
+    kind = strategy_kind(kind)
     given = {name: value for name, value in fields.items() if value is not None}
     found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
     return found
@@ -54,6 +67,7 @@ def parse_strategy(text: str, where: str = "strategy") -> Strategy:
 
 
 __all__ = [
+    "ALIASES",
     "STRATEGIES",
     "Auto",
     "Autoregressive",
@@ -66,5 +80,6 @@ __all__ = [
     "Strategy",
     "Verified",
     "parse_strategy",
+    "strategy_kind",
     "strategy_of",
 ]

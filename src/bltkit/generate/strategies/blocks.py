@@ -19,7 +19,7 @@ from torch import Tensor
 from bltkit.generate.constraint import follow
 from bltkit.generate.ledger import Passes
 from bltkit.generate.sampling import Certainty, choose, seen_along
-from bltkit.generate.session import Session
+from bltkit.generate.session import Session, Text
 from bltkit.generate.strategies.strategy import Pending, Strategy
 from bltkit.model import Blt
 from bltkit.model.decoder import PatchKV
@@ -252,7 +252,7 @@ class _Filling:
         found = []
         for text, pending, own, held in zip(self.session.texts, self.rows, self.ids.tolist(), self.hidden, strict=True):
             window = pending.sampling.repetition_window
-            found.append(seen_along(text.tail(window + held)[:window], own[:-1], window))
+            found.append(seen_along(_before(text, window, held), own[:-1], window))
         return torch.stack(found)
 
     def _open_kv(self) -> PatchKV:
@@ -282,3 +282,9 @@ class _Filling:
 def _open_bytes(session: Session, row: int) -> int:
     """Bytes of the row's open patch."""
     return sum(part[0].shape[1] for part in session.open_patches[row])
+
+
+def _before(text: Text, window: int, held: int) -> list[int]:
+    """The last `window` ids in front of the text's last `held` ones."""
+    ids = text.latest(window + held)
+    return ids[: len(ids) - held]

@@ -132,6 +132,6 @@ class _Drafting:
         if all(row.sampling.repetition_penalty == 1 for row in self.rows):
             return None
         windows = [row.sampling.repetition_window for row in self.rows]
-        texts = [text.tail(window) for text, window in zip(self.session.texts, windows, strict=True)]
+        texts = [text.latest(window) for text, window in zip(self.session.texts, windows, strict=True)]
         pieces = zip(texts, self.rows, self.drafts, windows, strict=True)
         return torch.stack([seen_along([*text, row.chosen, *drafts], (), n) for text, row, drafts, n in pieces])
