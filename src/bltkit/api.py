@@ -126,7 +126,11 @@ class ByteLM:
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
         model = self._needed_model()
-        chosen = best_form(measure_forms(model, self.scorer, LOSSLESS)) if form == "auto" else parse_form(form)
+        if form == "auto":
+            sizes = {} if self.bundle.mean_patch_bytes is None else {"patch_bytes": self.bundle.mean_patch_bytes[0]}
+            chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, **sizes))
+        else:
+            chosen = parse_form(form)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
 

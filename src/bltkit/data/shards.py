@@ -24,6 +24,7 @@ from bltkit.checkpoint.atomic import write_atomic
 from bltkit.config import Config, parse
 from bltkit.data.sources.source import Document
 from bltkit.patching import PatchingRule, patch
+from bltkit.patching.finite import check_finite
 from bltkit.vocab import BOS, OFFSET, PAD
 
 FORMAT = 1
@@ -217,7 +218,9 @@ class ShardFile:
             table = self._file.read_row_group(number)
         except (OSError, ValueError) as error:
             raise self._damaged(error) from None
-        yield from _documents(table)
+        for document in _documents(table):
+            check_finite(document.entropies, "entropy", f"stored in {self.path}, document {document.document.name}")
+            yield document
 
     def documents(self) -> Iterator[AnnotatedDocument]:
         """All documents, in order."""

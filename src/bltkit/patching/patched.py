@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bltkit.patching.calibrate import tuned_field
 from bltkit.patching.engine import patch
+from bltkit.patching.finite import check_finite
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.vocab import encode
 
@@ -112,13 +113,16 @@ def patch_text(
         a picture can show them beside any rule.
     score_kind: what `scores_of` gives; by default what the rule reads, and entropies for a rule that reads none.
 
-    Raises ValueError where the rule reads a score and there is none, or one of the other kind.
+    Raises ValueError where the rule reads a score and there is none, or one of the other kind, and where a score is
+    not finite, whether the rule reads it or not.
     """
     kind = score_kind or rule.scores or "entropy"
     if scores_of is not None and rule.scores not in (None, kind):
         raise ValueError(f"rule {rule.kind!r} reads the {rule.scores} score of every byte, not the {kind} score")
     ids = encode(data)[None]
     scores = None if scores_of is None else scores_of(ids).float().cpu()
+    if scores is not None:
+        check_finite(scores, kind)
     starts = patch(rule, ids, scores).starts[0]
     values: list[float] | None = None if scores is None else scores[0].tolist()
     return PatchedText(

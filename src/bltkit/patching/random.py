@@ -28,6 +28,13 @@ class RandomRule(PatchingRule):
 
     lookback: ClassVar[int] = 7
 
+    @property
+    def mean_patch_bytes(self) -> float:
+        """k; with `max_patch_bytes` = m what cuts after every m bytes leave of it, k (1 - (1 - 1/k)^m)."""
+        if self.max_patch_bytes is None:
+            return self.k
+        return self.k * (1 - (1 - 1 / self.k) ** self.max_patch_bytes)
+
     def opens(
         self,
         ids: Int64[Tensor, "B W"],

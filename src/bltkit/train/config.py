@@ -117,11 +117,17 @@ class TrainConfig(Config):
         given = {"objective": {"kind": "next-token"}} if section.get("kind") == "bpe" else {}
         return {**given, **data, "model": expanded}
 
-    def train_flops(self, text_bytes: float, patch_bytes: float = 1.0) -> float:
+    def train_flops(self, text_bytes: float, patch_bytes: float | None = None) -> float:
         """Operations that training on so much text takes: three forward passes, the model's own exact count.
 
-        patch_bytes: mean bytes of a patch, or of a token model's token; of no meaning for other models.
+        patch_bytes: mean bytes of a patch, or of a token model's token; by default what the rule alone decides; of no
+            meaning for other models. Raises ValueError where it is needed and neither says it.
         """
+        if patch_bytes is None and self.model.kind in ("blt", "bpe"):
+            patch_bytes = None if self.patching.rule is None else self.patching.rule.mean_patch_bytes
+            if patch_bytes is None:
+                raise ValueError("patch_bytes: neither given nor decided by patching.rule; say how long units are")
+        patch_bytes = 1.0 if patch_bytes is None else patch_bytes
         length = self.data.row_bytes
         forward = forward_flops(self.model, patch_bytes, length)
         if isinstance(self.model, BltConfig):
