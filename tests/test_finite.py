@@ -168,7 +168,7 @@ def test_stored_entropies_are_read_with_the_same_care(tmp_path: Path, bad: float
     entropies = np.ones(6, np.float32)
     entropies[3] = bad
     write_shard(tmp_path / "a", [AnnotatedDocument(Document("x", b"hello"), entropies, None, None)], "fp32")
-    with pytest.raises(ValueError, match=rf"stored in .*, document x, .*at position 3"):
+    with pytest.raises(ValueError, match=r"stored in .*, document x, .*at position 3"):
         list(ShardFile(tmp_path / "a").documents())
 
 

@@ -127,8 +127,8 @@ class ByteLM:
         """
         model = self._needed_model()
         if form == "auto":
-            sizes = {} if self.bundle.mean_patch_bytes is None else {"patch_bytes": self.bundle.mean_patch_bytes[0]}
-            chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, **sizes))
+            patch_bytes = 4.5 if self.bundle.mean_patch_bytes is None else self.bundle.mean_patch_bytes[0]
+            chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, patch_bytes=patch_bytes))
         else:
             chosen = parse_form(form)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)

@@ -260,7 +260,7 @@ def patch_size_of(data: dict[str, Any]) -> tuple[tuple[float, str] | None, int |
 
     objective = _table(data, "objective")
     if objective.get("kind") == LearnedBoundary.model_fields["kind"].default:
-        learned = parse(LearnedBoundary, objective, "objective")
+        learned: LearnedBoundary = parse(LearnedBoundary, objective, "objective")
         return (learned.patch_bytes, "objective.patch_bytes"), learned.max_patch_bytes
     section = _table(data, "patching")
     rule = _rule(data)
