@@ -1,5 +1,8 @@
 """Verbs that look at a text: `patch`, `score`."""
 
+import contextlib
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +12,22 @@ from rich.console import Console
 from bltkit.cli.terminal import File, Json, Model, Text, print_json, progress_bar, read_text
 
 
+PIECE_BYTES = 2**16
+"""Bytes of a file that are read at once where only lengths are counted."""
+
+
 def patch(
     text: Text = None,
     file: File = None,
     model: Model = "bltkit:tiny",
-    rule: Annotated[str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule; `list` shows all.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All schemes of the paper under one another.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Only count: a table and a histogram of patch lengths, of any long text.")
+    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show all of a long text, not its beginning.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -22,8 +35,18 @@ def patch(
     from bltkit.api import ByteLM
     from bltkit.study.compare import compare_bundle
     from bltkit.study.pictures import write_picture
-    from bltkit.study.terminal import render
+    from bltkit.study.terminal import MAX_LINES, render
 
+    if rule in ("list", "help"):
+        from bltkit.patching.registry import describe_rules
+
+        print(describe_rules())
+        return
+    if stats:
+        if compare or plot or show_all:
+            raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
+        _count_lengths(text, file, model, rule, as_json)
+        return
     data = read_text(text, file)
     lm = ByteLM.load(model)
     lm = lm.with_patching(rule) if rule else lm
@@ -33,7 +56,35 @@ def patch(
     if as_json:
         print_json(shown.to_json())
     else:
-        Console().print(render(shown))
+        Console().print(render(shown, None if show_all else MAX_LINES))
+
+
+def _count_lengths(text: str | None, file: Path | None, model: str, rule: str | None, as_json: bool) -> None:
+    """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
+    from bltkit.api import ByteLM
+    from bltkit.study.patch_lengths import lengths_of, measure_lengths
+
+    with contextlib.ExitStack() as stack:
+        if file is not None and text is None and file.is_file():
+            opened = stack.enter_context(file.open("rb"))
+            size = file.stat().st_size or None
+            pieces: Iterable[bytes] = iter(lambda: opened.read(PIECE_BYTES), b"")
+        else:
+            data = read_text(text, file)
+            size, pieces = len(data), [data]
+        lm = ByteLM.load(model)
+        lm = lm.with_patching(rule) if rule else lm
+        if lm.rule is None:
+            raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
+        if lm.rule.streams:
+            progress = stack.enter_context(progress_bar("patching"))
+            result = measure_lengths(pieces, lm.rule, lm.scorer, progress=lambda done: progress(done, size))
+        else:
+            result = lengths_of(lm.patches(b"".join(pieces)).lengths, lm.rule)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print(result.summary(unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def score(

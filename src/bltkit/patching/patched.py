@@ -72,19 +72,29 @@ class PatchedText:
         return None if field is None else float(getattr(self.rule, field))
 
     def to_json(self) -> dict[str, Any]:
-        """As `blt patch --json` prints it. `text` shows bytes that are no UTF-8 as U+FFFD; `hex` is exact."""
+        """As `blt patch --json` prints it: the summary first, then what is as long as the text.
+
+        `text` shows bytes that are no UTF-8 as U+FFFD; `hex` is exact.
+        """
         entropy = self.score_kind == "entropy"
         logit = self.score_kind == "boundary"
         return {
             "num_bytes": len(self.data),
-            "entropies": self.scores and list(self.scores) if entropy else None,
-            "boundary_logits": self.scores and list(self.scores) if logit else None,
+            "rule": str(self.rule),
+            "threshold": self.threshold,
+            "num_patches": len(self.starts),
+            "mean_patch_bytes": self.mean_patch_bytes,
+            "median_patch_bytes": sorted(self.lengths)[(len(self.lengths) - 1) // 2] if self.lengths else 0,
+            "largest_patch_bytes": self.largest,
+            "border_rate": self.border_rate,
             "next": {
                 "entropy": self.next_score if entropy else None,
                 "boundary_logit": self.next_score if logit else None,
                 "opens": self.next_opens,
             },
             "starts": list(self.starts),
+            "entropies": self.scores and list(self.scores) if entropy else None,
+            "boundary_logits": self.scores and list(self.scores) if logit else None,
             "patches": [
                 {
                     "start": start,
@@ -94,9 +104,6 @@ class PatchedText:
                 }
                 for start, piece in zip(self.starts, self.pieces, strict=True)
             ],
-            "rule": str(self.rule),
-            "threshold": self.threshold,
-            "mean_patch_bytes": self.mean_patch_bytes,
         }
 
 
