@@ -50,7 +50,9 @@ def test_cells_cover_every_byte_and_no_border(data: bytes, borders: set[int], sh
         piece = data[cell.start : cell.end]
         assert cell.text.isprintable()
         if cell.kind == "text":
-            assert cell.text.removeprefix("\u25cc").encode() == piece.removeprefix("\u25cc".encode()) and all(map(shows, cell.text))
+            assert cell.text.removeprefix("\u25cc").encode() == piece.removeprefix("\u25cc".encode()) and all(
+                map(shows, cell.text)
+            )
         elif cell.kind == "hex":
             assert bytes.fromhex(cell.text) == piece and len(piece) == 1
         else:

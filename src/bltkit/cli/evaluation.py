@@ -62,6 +62,16 @@ def evaluate(
             about = (kind.__doc__ or "").partition("\n\n")[0]
             print(f"{name:14} {' '.join(about.split())}")
         return
+    if noise == "list":
+        from bltkit.eval.noise import describe_noises
+
+        print(describe_noises())
+        return
+    if strategy == "list":
+        from bltkit.generate.strategies import describe_strategies
+
+        print(describe_strategies())
+        return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
     if noise is not None and paired is not None:

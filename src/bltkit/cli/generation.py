@@ -57,6 +57,11 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. Several samples come one after another, with a line on stderr in front of each."""
+    if strategy == "list":
+        from bltkit.generate.strategies import describe_strategies
+
+        print(describe_strategies())
+        return
     import torch
 
     from bltkit.api import ByteLM

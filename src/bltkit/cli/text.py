@@ -11,7 +11,6 @@ from rich.console import Console
 
 from bltkit.cli.terminal import File, Json, Model, Text, print_json, progress_bar, read_text
 
-
 PIECE_BYTES = 2**16
 """Bytes of a file that are read at once where only lengths are counted."""
 

@@ -37,7 +37,9 @@ class DataConfig(Config):
     """The `[data]` section: what is read and how it becomes rows."""
 
     sources: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = (StdlibSource(),)
+    """What is read: tables by kind, or paths, globs and `stdlib` as text."""
     row_bytes: int = Field(default=2048, ge=MIN_ROW_BYTES)
+    """Bytes of a training row, BOS and EOS included."""
     row_patches: int | None = Field(default=None, ge=MIN_ROW_PATCHES)
     """Patches that a row holds at most; needs sources with stored patch starts (`blt annotate`)."""
     batch_rows: int = Field(default=8, ge=1)
@@ -47,6 +49,7 @@ class DataConfig(Config):
     cache: str | None = None
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
+    """Share of the documents that is held out for validation."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class RandomRule(PatchingRule):
     k: float = Field(ge=1, examples=[1.0, 2.5, 4.5])
     """Mean patch size in bytes."""
     seed: NonNegativeInt = Field(default=0, examples=[0, 7])
+    """Other seeds give other borders."""
 
     lookback: ClassVar[int] = 7
 

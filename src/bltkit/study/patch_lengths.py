@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from bltkit.model import Scorer
@@ -157,17 +158,16 @@ def measure_lengths(
                 scores, read = scorer.extend_scores(ids, state)
                 state = read.keep([end - begin])
             opens, stream = extend(rule, stream, ids, scores)
-            # The answer at an id is about the byte after it.
-            answers = [opens_next, *opens[0].tolist()]
-            opens_next = answers.pop()
-            first = 0
-            if values[begin] == BOS:  # which is a patch of its own
-                first = 1
-            for is_start in answers[first:]:
-                if is_start and open_bytes:
-                    counts[open_bytes] += 1
-                    open_bytes = 0
-                open_bytes += 1
+            # The answer at an id is about the byte after it; BOS, a patch of its own, is no byte of the text.
+            answers = np.concatenate(([opens_next], opens[0].numpy(force=True)))
+            is_bos = values[begin] == BOS
+            borders = np.flatnonzero(answers[is_bos:-1])
+            opens_next = bool(answers[-1])
+            if len(borders):
+                lengths = np.diff(borders, prepend=-open_bytes)
+                counts.update(lengths[lengths > 0].tolist())
+                open_bytes = 0
+            open_bytes += end - begin - is_bos - (int(borders[-1]) if len(borders) else 0)
         done += len(values)
         if progress is not None:
             progress(done)

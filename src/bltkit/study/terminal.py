@@ -152,7 +152,7 @@ class _Look:
             text.append(cell.text, self._style(cell, number))
             for further in range(1, len(cell.inside) + 1):
                 text.append(INSIDE, patch_style(number + further, self.color_system))
-            padding = _most_columns(cell) - _columns(cell) - len(cell.inside) if aligned else 0
+            padding = _most_columns(cell) - _columns(cell) - len(cell.inside) if aligned and self.color else 0
             text.append(" " * padding, patch_style(number + len(cell.inside), self.color_system))
         return text
 
@@ -181,9 +181,7 @@ def _beginning(data: bytes, max_lines: int | None, columns: int) -> bytes:
     return data if max_lines is None else data[: max_lines * columns * _BYTES_PER_COLUMN]
 
 
-def _first_lines(
-    lines: Sequence[tuple[Cell, ...]], max_lines: int | None, is_cut: bool
-) -> Sequence[tuple[Cell, ...]]:
+def _first_lines(lines: Sequence[tuple[Cell, ...]], max_lines: int | None, is_cut: bool) -> Sequence[tuple[Cell, ...]]:
     """Those that are shown. is_cut: the text goes on, so the last line may end within a character."""
     if max_lines is None:
         return lines

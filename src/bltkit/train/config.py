@@ -39,7 +39,9 @@ class TrainerSection(Config):
     """How long, on what, and what is reported."""
 
     max_steps: PositiveInt
+    """Steps after which the run ends."""
     seed: NonNegativeInt = 0
+    """Decides initial weights, the order of the rows, and all that objectives draw."""
     init: str | None = None
     """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
     branch: str | None = None
@@ -47,6 +49,7 @@ class TrainerSection(Config):
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"
+    """`auto` takes a GPU where there is one; else a name of torch such as `cuda` or `cpu`."""
     threads: PositiveInt | None = None
     """Of torch on the CPU, in each process; results are the same bit for bit only with as many."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -60,18 +63,22 @@ class TrainerSection(Config):
     deterministic: bool = False
     """Refuse operations that may give other bits when run again."""
     log_every: PositiveInt = 10
+    """Steps between rows of metrics.jsonl."""
     report: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
     validate_every: NonNegativeInt = 0
     """Steps between validations; 0 validates at the end only."""
     validation_batches: PositiveInt = 16
+    """Batches of a validation."""
 
 
 class CheckpointSection(Config):
     """When a run is saved, and how much of it is kept."""
 
     every_seconds: PositiveFloat = 60.0
+    """Seconds between checkpoints."""
     every_steps: PositiveInt | None = None
+    """Steps between checkpoints, besides those by time."""
     keep: PositiveInt = 2
     """Newest checkpoints that are kept."""
     keep_every: PositiveInt | None = None
@@ -92,14 +99,23 @@ class TrainConfig(Config):
 
     # `preset` is gone when the union is validated; the schema names it for the suggestions of error messages.
     model: Annotated[ModelConfig, Field(json_schema_extra={"properties": {"preset": {"type": "string"}}})]
+    """Shape of the model that is trained."""
     patching: PatchingSection = PatchingSection()
+    """Where a BLT's patches come from."""
     objective: Objective = NextByte()
+    """What is learned."""
     data: DataConfig = DataConfig()
+    """What is read and how it becomes rows."""
     optim: OptimSection = OptimSection()
+    """AdamW and its schedule."""
     trainer: TrainerSection
+    """How long, on what, and what is reported."""
     guard: GuardSection = GuardSection()
+    """What counts as a loss spike, and what then happens."""
     adapt: AdaptSection = AdaptSection()
+    """What is trained, where that is not all of the model."""
     checkpoint: CheckpointSection = CheckpointSection()
+    """When a run is saved, and how much of it is kept."""
 
     @model_validator(mode="before")
     @classmethod

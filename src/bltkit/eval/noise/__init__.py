@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import Field
 
-from bltkit.config import nearest, parse, parse_value
+from bltkit.config import describe_kinds, nearest, parse, parse_value
 from bltkit.eval.noise.characters import AntSpeak, Drop, RandomCase, Repeat, UpperCase
 from bltkit.eval.noise.keys import Keyboard, Whitespace
 from bltkit.eval.noise.looks import Diacritics, Homoglyphs, Ocr
@@ -92,6 +92,11 @@ def parse_noise(text: str, where: str = "--noise") -> Noise:
         return Paired.load(rest.strip())
     parts = tuple(_parse_one(part.strip(), where) for part in text.split("+"))
     return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def describe_noises() -> str:
+    """The list of noises with their fields, defaults and an example each: what `--noise list` prints."""
+    return describe_kinds("noises", NOISES, lambda kind: f"{kind.model_fields['kind'].default}:{kind.usual:g},seed=3")
 
 
 def _parse_one(text: str, where: str) -> Damage:

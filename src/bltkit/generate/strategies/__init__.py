@@ -4,7 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from bltkit.config import nearest, parse, parse_value
+from bltkit.config import describe_kinds, nearest, parse, parse_value
 from bltkit.generate.strategies.ar import Autoregressive
 from bltkit.generate.strategies.auto import Auto
 from bltkit.generate.strategies.diffusion import Diffusion
@@ -28,7 +28,10 @@ def strategy_of(kind: str, **fields: object) -> Strategy:
     if kind not in STRATEGIES:
         raise ValueError(f"no strategy {kind!r}{nearest(kind, list(STRATEGIES))}")
     given = {name: value for name, value in fields.items() if value is not None}
-    found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+    try:
+        found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+    except ValueError as error:
+        raise ValueError(f"{error}; `--strategy list` shows all fields") from None
     return found
 
 
@@ -47,6 +50,11 @@ def parse_strategy(text: str, where: str = "strategy") -> Strategy:
     return strategy_of(kind.strip(), **fields)
 
 
+def describe_strategies() -> str:
+    """The list of strategies with their fields, defaults and an example each: what `--strategy list` prints."""
+    return describe_kinds("decoding strategies", STRATEGIES)
+
+
 __all__ = [
     "STRATEGIES",
     "Auto",
@@ -59,6 +67,7 @@ __all__ = [
     "Strategies",
     "Strategy",
     "Verified",
+    "describe_strategies",
     "parse_strategy",
     "strategy_of",
 ]
