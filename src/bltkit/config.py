@@ -12,6 +12,8 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -202,14 +204,22 @@ def field_doc(kind: type[Config], name: str) -> str:
     for base in kind.__mro__:
         if base is Config or not issubclass(base, Config):
             break
-        statements = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(statements, ast.ClassDef)
-        for statement, after in zip(statements.body, statements.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if statement.target.id == name and is_text:
-                    return " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+        if name in _attribute_docs(base):
+            return _attribute_docs(base)[name]
     return kind.model_fields[name].description or ""
+
+
+@cache
+def _attribute_docs(kind: type[Config]) -> dict[str, str]:
+    """The strings under the fields that a class itself declares."""
+    statements = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(statements, ast.ClassDef)
+    docs = {}
+    for statement, after in pairwise(statements.body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[statement.target.id] = " ".join(str(after.value.value).split())
+    return docs
 
 
 def example_of(kind: type[Config]) -> str:
@@ -277,7 +287,7 @@ def type_of(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if "enum" in node:
         return " or ".join(map(json.dumps, node["enum"]))
     if node.get("type") == "array":
-        inner = node.get("items") or next(iter(node.get("prefixItems", [])), {})
+        inner: Mapping[str, Any] = node.get("items") or next(iter(node.get("prefixItems", [])), {})
         return f"list of {type_of(inner, schema)}"
     names = {
         "string": "text",

@@ -11,9 +11,8 @@ from rich.style import Style
 BACKGROUNDS = ("#005fd7", "#af5f00", "#875fd7", "#008700")
 """In turn, for terminals of 256 colours or more."""
 INK = "#ffffff"
-BASIC_BACKGROUNDS = ("magenta", "green")
-"""For terminals of 16 colours, whose light and dark greys merge with one ground or the other."""
-BASIC_INK = "black"
+BASIC = (("bright_white", "magenta"), ("black", "green"))
+"""Ink and background for terminals of 16 colours, whose light and dark greys merge with one ground or the other."""
 
 BORDER, ASCII_BORDER = "│", "|"
 """Between two patches."""
@@ -30,5 +29,6 @@ def patch_style(number: int, color_system: str | None = "truecolor") -> Style:
     if color_system is None:
         return Style()
     if color_system in ("standard", "windows"):
-        return Style(color=BASIC_INK, bgcolor=BASIC_BACKGROUNDS[number % len(BASIC_BACKGROUNDS)])
+        ink, background = BASIC[number % len(BASIC)]
+        return Style(color=ink, bgcolor=background)
     return Style(color=INK, bgcolor=BACKGROUNDS[number % len(BACKGROUNDS)])

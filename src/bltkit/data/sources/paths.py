@@ -25,6 +25,7 @@ class FileSource(SourceConfig):
     """What sources that read files share."""
 
     paths: Paths
+    """Files, folders or globs."""
 
     @property
     def label(self) -> str:
