@@ -216,9 +216,9 @@ def _attribute_docs(kind: type[Config]) -> dict[str, str]:
     assert isinstance(statements, ast.ClassDef)
     docs = {}
     for statement, after in pairwise(statements.body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(after.value.value).split())
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_text:
+            docs[statement.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
     return docs
 
 

@@ -139,7 +139,6 @@ def schema() -> dict[str, Any]:
     models.pop("discriminator", None)
     for name in ("BltConfig", "EntropyConfig", "BoundaryConfig", "CnnConfig", "TokenConfig"):
         found["$defs"][name]["properties"]["preset"] = {"type": "string", "description": "A named shape."}
-        found["$defs"][name]["required"] = ["kind"]
     found["$defs"]["TrainerSection"]["required"] = ["max_steps"]
     for section, key in (("PatchingSection", "rule"), ("OptimSection", "schedule"), ("DataConfig", "sources")):
         node = found["$defs"][section]["properties"][key]
