@@ -1,5 +1,6 @@
 # make demo     a short tour with the embedded model; pictures go to demo/
-# make test     the fast tests (a few minutes)      make test-all   the slow ones too
+# make test     the fast tests, the same examples every time; make test SEED=7 tries other random examples
+# make test-all the slow ones too, with a random seed, which is printed; make test-all SEED=7 repeats one
 # make check    what CI holds: style, types, layers
 # Every target first makes .venv where it is missing or older than its lists of packages.
 # Another interpreter: make PYTHON=python3.12 ...
@@ -14,16 +15,22 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # Evaluated when a recipe runs, so after the installation; nothing where pytest-xdist is not installed.
 SPREAD  = $(shell $(BIN)/python -c "import xdist; print('-n auto --dist loadfile')" 2>/dev/null)
 
+# Without a seed, property tests try the same examples every time (the profile of tests/conftest.py); with one, others.
+EXAMPLES = $(if $(SEED),--hypothesis-profile=random --hypothesis-seed=$(SEED))
+
 .PHONY: demo test test-all check clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh runs/demo.sh
 
 test: $(STAMP)
-	$(PYTEST) $(SPREAD)
+	$(if $(SEED),@echo "property tests: SEED=$(SEED)")
+	$(PYTEST) $(SPREAD) $(EXAMPLES)
 
+test-all: SEED := $(or $(SEED),$(shell $(PYTHON) -c 'import random; print(random.randrange(10**9))'))
 test-all: $(STAMP)
-	$(PYTEST) $(SPREAD) -m "not network"
+	@echo "property tests: SEED=$(SEED)"
+	$(PYTEST) $(SPREAD) -m "not network" $(EXAMPLES)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

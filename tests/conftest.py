@@ -4,7 +4,6 @@ The import hook must be in place before anything of the package is imported, so 
 pytest reads it before it collects a test module.
 """
 
-import os
 import sys
 
 import pytest
@@ -36,12 +35,13 @@ install_import_hook([f"bltkit.{name}" for name in TENSOR_PACKAGES], "tests.typec
 # Many small tensors, and several test processes a machine: a thread pool in each would only slow them down.
 torch.set_num_threads(1)
 
-settings.register_profile(
-    "bltkit",
-    deadline=None,  # the first example of a test pays for imports and caches
-    suppress_health_check=[HealthCheck.too_slow],
-    derandomize=bool(os.environ.get("CI")),  # CI says the same thing twice; at home new examples are tried
-)
+# The first example of a test pays for imports and caches: no deadline.
+_shared = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A fresh clone, CI and the same command once more say the same thing.
+settings.register_profile("bltkit", _shared, derandomize=True)
+# New examples: `make test SEED=n`, `make test-all`. With a seed they can be had again; no database of earlier failures
+# stands between the seed and what is tried.
+settings.register_profile("random", _shared, derandomize=False, database=None, print_blob=True)
 settings.load_profile("bltkit")
 
 

@@ -47,7 +47,7 @@ class Stub:
         stopped = len(self.configs) == self.breaks
         if not stopped:
             self.configs.append(config)
-        return Result(str(out), config.trainer.max_steps, 2.0, 1000, 1e9, 4.0, stopped)
+        return Result(str(out), config.trainer.max_steps, 2.0, 1000, 1e9, 4.0, stopped, "held-out")
 
     def heldout(
         self, config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None

@@ -95,7 +95,7 @@ def test_bench_decode(blt: Blt_, models: Path, tmp_path: Path) -> None:
     assert len(rows.read_text().splitlines()) == 5
     shown = blt(*line, "--context", "16", "--temperature", "0.5")
     assert shown.out.startswith(b"decode ") and b"at 16 (ar, fp32, temperature 0.5)" in shown.out
-    assert "round 1/1" in shown.err
+    assert not shown.err  # progress is for what takes longer than some seconds
 
 
 def test_bench_decode_draws(blt: Blt_, models: Path, tmp_path: Path) -> None:

@@ -58,6 +58,40 @@ def test_one_document_is_for_training() -> None:
     assert list(validation_batches(corpus, 16, 2)) == []
 
 
+@given(st.text(min_size=1, max_size=600), st.floats(0.01, 0.6))
+def test_of_a_single_document_the_tail_is_held_out(text: str, fraction: float) -> None:
+    """At a character's border, and nothing is lost; with too little of it, it is for training."""
+    data = text.encode()
+    corpus = Corpus.from_documents([data], fraction)
+    assert b"".join(map(corpus.document, range(len(corpus)))) == data
+    whole = Corpus.from_documents([data], 0.0)
+    if round(fraction * len(data)) < 16:
+        assert corpus.validation.tolist() == [] and corpus.fingerprint == whole.fingerprint
+        return
+    tail = corpus.document(1)
+    assert (corpus.train.tolist(), corpus.validation.tolist()) == ([0], [1]) and corpus.document(0)
+    assert tail.decode() and 0 <= len(tail) - round(fraction * len(data)) <= 3
+    (stats,) = corpus.stats
+    assert (stats.num_documents, stats.validation_documents, stats.validation_bytes) == (2, 1, len(tail))
+    assert corpus.fingerprint != whole.fingerprint and sum(b.text_bytes for b in validation_batches(corpus, 32, 2))
+
+
+def test_a_tail_brings_its_marks(tmp_path: Path) -> None:
+    """Bytes that are no text, stored starts among them, in memory and in a folder."""
+    opens = np.arange(400) % 3 == 0
+    document = Document("one", bytes([0x80]) * 400, opens=opens, learned=np.arange(400) % 2 == 0)
+    corpus = Corpus.from_documents([document], 0.25)
+    assert corpus.opens is not None and corpus.num_opens is not None
+    cut = int(corpus.offsets[1])
+    assert 296 <= cut <= 300 and corpus.opens.tolist() == opens.tolist()
+    assert corpus.num_opens.tolist() == [opens[:cut].sum(), opens[cut:].sum()]
+    (tmp_path / "one.txt").write_bytes(b"some text. " * 60)
+    source = parse_source(str(tmp_path / "one.txt"))
+    memory, folder = (Corpus.from_sources([source], 0.05, directory=at) for at in (None, tmp_path / "cache"))
+    assert memory.fingerprint == folder.fingerprint and folder.validation.tolist() == [1]
+    assert folder.document(1) == memory.document(1) and len(folder.document(1)) == 33
+
+
 def test_a_small_corpus_holds_back_a_small_document() -> None:
     corpus = Corpus.from_documents([b"x" * 1000, b"y" * 20, b"z" * 5000], 1e-9)
     assert [corpus.document(i)[:1] for i in corpus.validation] == [b"y"]

@@ -206,9 +206,10 @@ def test_a_file_of_stats(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(ValueError, match="bytes is missing"):
         Decoding("ar", stats=file).rates(config, 3.0, True)
-    file.write_text("no")
-    with pytest.raises(ValueError, match="holds no stats"):
-        read_stats(file)
+    for text, message in (("[]", "holds no stats"), ("no", "not JSON .*; write it with blt generate")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_stats(file)
 
 
 def test_of_an_embedded_model() -> None:

@@ -89,7 +89,7 @@ def test_what_is_not_finite_always_ends_the_run(config: GuardSection, bad: float
             judge(config, GuardState(), 7, loss, norm, 4e-4)
         text = str(caught.value)
         assert f"the {what} of step 7 is not finite" in text and "lower optim.lr (now 0.0004)" in text
-        assert "checkpoint is from before" in text and "\n" not in text
+        assert "the weights were not touched: lower optim.lr" in text and "\n" not in text
 
 
 def test_without_a_factor_nothing_is_remembered() -> None:

@@ -56,9 +56,9 @@ def test_the_fingerprint_is_of_the_pairs(tmp_path: Path, file: Path) -> None:
         ('{"noisy": "a", "text": "b"}', "line 2: field 'clean' is missing; the row has noisy, text"),
         ('{"clean": 1, "noisy": "a"}', "line 2: clean = 1 is not a text"),
         ('{"clean": "a", "noisy": " "}', "line 2: noisy = ' ' is not a text"),
-        ('{"clean": "a", "noisy": "\\ud800"}', "line 2: noisy holds half of a surrogate pair"),
+        ('{"clean": "a", "noisy": "\\ud800"}', "line 2: not JSON (\\ud800 is half a surrogate pair"),
         ("[1]", "line 2: not a JSON object"),
-        ("{", "line 2: Expecting property name"),
+        ("{", "line 2: not JSON (Expecting property name"),
         ('{"clean": "x", "noisy": "z"}', "this clean text stands there before"),
     ],
 )

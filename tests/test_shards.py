@@ -107,8 +107,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_broken_manifests_are_said(tmp_path: Path) -> None:
     for content, message in (
-        ("{", "is not valid JSON"),
-        (json.dumps({"format": 99}), "has format 99, but this bltkit reads up to 1; upgrade"),
+        ("{", "manifest.json: not JSON"),
+        (json.dumps({"format": 99}), "has format 99, but this bltkit reads up to 2; upgrade"),
         (json.dumps({"format": 1, "rul": None}), "unknown key 'rul'; did you mean 'rule'"),
     ):
         (tmp_path / "manifest.json").write_text(content)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from bltkit.data.sources import (
     read_documents,
 )
 from bltkit.data.sources.jsonl import JsonLines
+from bltkit.data.sources.paths import FileSource
 from bltkit.data.sources.records import as_json, choose_metadata, find
 
 
@@ -188,6 +192,38 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
                 list(source.replace(broken="refuse").documents())
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [(TextSource, "txt"), (BinarySource, "txt"), (JsonlSource, "jsonl")])
+@pytest.mark.parametrize("pattern", ["*", "b"])
+def test_a_link_that_leads_nowhere_is_counted(
+    tmp_path: Path, kind: type[FileSource], suffix: str, pattern: str
+) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(b'{"text": "a"}')
+    (tmp_path / f"b.{suffix}").symlink_to(tmp_path / "unplugged")
+    (tmp_path / f"c.{suffix}").mkdir()
+    os.mkfifo(tmp_path / f"d.{suffix}")
+    source, faults = kind(paths=(str(tmp_path / f"{pattern}.{suffix}"),), broken="skip"), Faults()
+    assert len(list(source.documents(faults))) == (pattern == "*")
+    assert faults.counts == {"broken": 1}
+    assert faults.examples["broken"] == (f"{tmp_path}/b.{suffix}: cannot be read (No such file or directory)",)
+    with pytest.raises(ValueError, match=r"b\..*cannot be read"):
+        list(source.replace(broken="refuse").documents())
+    before = source.inputs()
+    assert before is not None and before[-1].path == f"{tmp_path}/b.{suffix}"
+    (tmp_path / "unplugged").write_bytes(b'{"text": "b"}')
+    assert source.inputs() != before and len(list(source.documents())) == 1 + (pattern == "*")
+
+
+def test_what_was_read_of_a_damaged_file_stays(tmp_path: Path) -> None:
+    texts = [f"{index} text" for index in range(50)]
+    for name, whole in (("a.gz", packed(texts, gzip.compress)), ("b.bz2", packed(texts, bz2.compress))):
+        for damage in (whole + b"garbage", whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]):
+            path = tmp_path / name
+            path.write_bytes(damage)
+            source, faults = JsonlSource(paths=(str(path),), broken="skip"), Faults()
+            assert [d.data.decode() for d in source.documents(faults)] == texts
+            assert faults.counts == {"broken": 1}
+
+
 def packed(texts: list[str], pack: Callable[[bytes], bytes]) -> bytes:
     return pack(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts))
 
@@ -208,6 +244,8 @@ def tables(texts: list[str], form: str) -> bytes:
 WHOLE: dict[str, Callable[[list[str]], bytes]] = {
     "jsonl.gz": lambda texts: packed(texts, lambda data: gzip.compress(data, mtime=0)),
     "jsonl.zst": lambda texts: packed(texts, zstandard.compress),
+    "jsonl.xz": lambda texts: packed(texts, lzma.compress),
+    "jsonl.bz2": lambda texts: packed(texts, bz2.compress),
     "parquet": lambda texts: tables(texts, "parquet"),
     "arrow": lambda texts: tables(texts, "arrow"),
     "stream.arrow": lambda texts: tables(texts, "stream"),
@@ -241,7 +279,7 @@ def test_a_file_cut_anywhere_is_noticed(
 def test_the_other_files_are_read(tmp_path: Path) -> None:
     for name, data in (("a", b'{"text": "1"}\n'), ("b", b"no archive"), ("c", b'{"text": "2"}\n')):
         (tmp_path / f"{name}.jsonl.gz").write_bytes(data if name == "b" else gzip.compress(data))
-    with pytest.raises(ValueError, match=r"b\.jsonl\.gz: broken gzip"):
+    with pytest.raises(ValueError, match=r"b\.jsonl\.gz: neither gzip nor zstd"):
         list(parse_source(str(tmp_path / "*.jsonl.gz")).documents())
     source, faults = JsonlSource(paths=(str(tmp_path / "*.gz"),), broken="skip"), Faults()
     assert [d.data for d in read(source, faults)] == [b"1", b"2"] and faults.counts == {"broken": 1}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -233,10 +237,51 @@ def test_jsonl_line_ends(tmp_path: Path) -> None:
     assert [d.data for d in parse_source(str(path)).documents()] == [b"a", b"b"]
 
 
-def test_jsonl_keeps_lone_surrogates(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_is_a_broken_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(rb'{"text": "a\ud800b"}')
-    assert [d.data for d in parse_source(str(path)).documents()] == [b"a\xed\xa0\x80b"]
+    path.write_bytes(rb'{"text": "a\ud83d\ude00b"}' + b"\n" + rb'{"text": "a\ud800b"}')
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: .*\\ud800 is half a surrogate pair"):
+        list(parse_source(str(path)).documents())
+    source = JsonlSource(paths=(str(path),), broken="skip")
+    assert [d.data.decode() for d in source.documents()] == ["a\U0001f600b"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress, lzma.compress, bz2.compress])
+@pytest.mark.parametrize(
+    ("kind", "line", "data"),
+    [
+        ("jsonl", b'{"text": "a"}', b"a"),
+        ("prompts", b'{"prompt": "a", "completion": "b"}', b"ab"),
+        ("chat", b'{"messages": [{"role": "assistant", "content": "a"}]}', None),
+    ],
+)
+def test_rows_are_read_by_content(
+    tmp_path: Path, pack: Callable[[bytes], bytes], kind: str, line: bytes, data: bytes | None
+) -> None:
+    """Of every kind of rows: any compression under any name, byte order marks, half a surrogate pair."""
+    mark, path = b"\xef\xbb\xbf", tmp_path / "x.jsonl"
+    path.write_bytes(pack(mark + line + b"\r\n" + line + b"\n") + pack(mark + line + b"\n"))
+    source = parse_source({"kind": kind, "paths": [str(path)]})
+    documents = list(source.documents())
+    assert [d.name for d in documents] == [f"{path}:{n}" for n in (1, 2, 3)]
+    assert {d.data for d in documents} == {data or documents[0].data} and b"\xef\xbb\xbf" not in documents[2].data
+    half = line.replace(b'"a"', rb'"\ud83d"')
+    path.write_bytes(pack(line + b"\n" + half + b"\n" + line))
+    with pytest.raises(ValueError, match=r"x\.jsonl:2: .*half a surrogate pair.* or set the source's broken"):
+        list(source.documents())
+    assert [d.name for d in source.replace(broken="skip").documents()] == [f"{path}:1", f"{path}:3"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "xz", "bz2", "GZ"])
+def test_short_forms_of_compressed_rows(tmp_path: Path, suffix: str) -> None:
+    assert isinstance(parse_source(f"a.jsonl.{suffix}"), JsonlSource)
+    with pytest.raises(ValueError, match="only JSON lines are unpacked"):
+        parse_source(f"a.txt.{suffix}")
+    # Asked for by its kind, a text is its bytes as they stand.
+    path = tmp_path / f"a.txt.{suffix}"
+    path.write_bytes(gzip.compress(b"a"))
+    (document,) = parse_source({"kind": "text", "paths": [str(path)]}).documents()
+    assert document.data == path.read_bytes()
 
 
 def test_zstd_files_of_several_frames(tmp_path: Path) -> None:

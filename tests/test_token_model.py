@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bltkit.eval.requests import (
@@ -170,6 +170,8 @@ def test_windows_of_a_long_text(tmp_path: Path) -> None:
     window=st.one_of(st.none(), st.integers(2, 30)),
     share=st.floats(0, 1),
 )
+@example(sizes=[2, 5, 0, 5, 5, 5], positions=None, window=21, share=0.0)
+@example(sizes=[2, 5, 0, 5, 5, 5], positions=6, window=21, share=0.0)
 def test_spans(sizes: list[int], positions: int | None, window: int | None, share: float) -> None:
     ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
     tokens = Tokens(

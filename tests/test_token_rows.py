@@ -160,5 +160,5 @@ def test_special_tokens_of_a_tokenizer_that_has_others_or_none(tmp_path: Path) -
     row = TokenBatch.of(next(Loader(everything([b"the <|endoftext|>"]), 40, 1, 0)), named).tokens
     assert row.ids[0, 0] == 0 and row.ids[0].tolist().count(0) == 2  # BOS and EOS; the name is text
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not valid JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
         Vocabulary.load(tmp_path)

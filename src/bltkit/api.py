@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
+from bltkit.compute import device_of
 from bltkit.config import parse
 from bltkit.eval.noise import Noise, parse_noise
 from bltkit.eval.place import Place
@@ -76,12 +77,22 @@ class ByteLM:
         self.bundle = bundle
 
     @classmethod
-    def load(cls, model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Self:
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        verify: bool = False,
+    ) -> Self:
         """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
 
-        dtype: of the weights in memory, fp32 by default. Raises ValueError with the remedy if it cannot be loaded.
+        dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
+        is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
+        their sizes alone are compared (`blt check` compares everything).
+        Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
-        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device))
+        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), verify=verify))
 
     @property
     def model(self) -> Blt | None:
@@ -307,6 +318,8 @@ def evaluate(
     )
 
 
-def load(model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> ByteLM:
+def load(
+    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+) -> ByteLM:
     """`ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device)
+    return ByteLM.load(model, dtype=dtype, device=device, verify=verify)

@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import textwrap
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from bltkit.files import parse_toml, read_toml
 
 T = TypeVar("T")
 
@@ -58,11 +59,7 @@ def load_toml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ValueError(f"{path} is a directory; name a TOML file in it")
     if not path.exists():
         raise ValueError(f"config file {path} does not exist")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
-    return apply_overrides(data, overrides)
+    return apply_overrides(read_toml(path), overrides)
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -86,8 +83,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 def parse_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {text}", "value")
+    except ValueError:
         return text
     return parsed["value"] if len(parsed) == 1 else text  # a line break could begin a second key
 

@@ -5,9 +5,10 @@ one, the manifest is written with their contents and the notes go. Whoever is ki
 next run with the same job recognises, and redoes the others.
 """
 
-import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from bltkit.annotate.plan import SHARD_BYTES, Plan, Progress, ShardPlan, ShardRe
 from bltkit.annotate.report import Annotation, report_of
 from bltkit.annotate.work import Work, compute_shard, load_scorer, note_of
 from bltkit.checkpoint import scorer_hash
-from bltkit.checkpoint.weights import sha256
+from bltkit.checkpoint.intact import sha256
+from bltkit.compute import check_threads, device_of
 from bltkit.config import parse
 from bltkit.data.shards import (
     MANIFEST,
@@ -32,6 +34,7 @@ from bltkit.data.shards import (
 )
 from bltkit.data.sources import SourceConfig
 from bltkit.data.sources.annotated import check_dtype
+from bltkit.files import LOCK_FILES, read_json, writer_lock
 from bltkit.model import Scorer
 from bltkit.patching import PatchingRule
 from bltkit.patching.calibrate import tuned_field
@@ -58,34 +61,60 @@ def annotate(
     model: MODEL whose entropy model is used. rule: by default the model's own; where there is none, entropies only.
     workers: cores (engine local) or processes of one core or GPU each (ray); by default torch's threads, or all that
         the cluster has. The files are the same whatever engine and workers.
-    out: new, or of the same job, which is then finished.
+    out: new, or of the same job, which is then finished. One process at a time writes into it, whatever the engine.
 
     Raises ValueError for a model without entropies, a rule that they do not decide, fp16 with a threshold that
-    rounding would cross, sources that cannot be read, and an `out` that holds something else.
+    rounding would cross, sources that cannot be read, and an `out` that holds something else or that another process
+    (named by number and host) writes into.
     """
     import_pyarrow()
-    scorer, own_rule = load_scorer(model, device)
-    if rule is None and (out / MANIFEST).exists() and read_manifest(out).rule is None:
-        own_rule = None  # `blt calibrate` gave the model one since; nobody asked for these shards to follow it
-    rule = rule or own_rule
-    if rule is not None:
-        _check(rule, dtype, say)
-    job = ShardManifest(
-        scorer=ScorerEntry(name=model, sha256=scorer_hash(scorer)),
-        rule=None if rule is None else str(rule),
-        threshold=None if rule is None else getattr(rule, tuned_field(rule) or "", None),
-        dtype=dtype,
-        device=torch.device(device).type,
-        shard_bytes=shard_bytes,
-        sources=tuple(source.model_dump(mode="json") for source in sources),
-    )
-    there = _there(out, job)
-    plan = plan_shards(sources, shard_bytes, progress)
-    if there is None:  # only now that the sources are known to be readable
-        out.mkdir(parents=True, exist_ok=True)
-        write_manifest(out, job)
-        there = job
-    work = Work(str(out), model, job.scorer.sha256, rule, dtype, device, plan)
+    if workers is not None:
+        check_threads(workers, "workers")
+    device = str(device_of(device))
+    _refuse_foreign(out)
+    with ExitStack() as lock:
+        held = out.exists()
+        if held:
+            lock.enter_context(writer_lock(out, say))
+        scorer, own_rule = load_scorer(model, device)
+        if rule is None and (out / MANIFEST).exists() and read_manifest(out).rule is None:
+            own_rule = None  # `blt calibrate` gave the model one since; nobody asked for these shards to follow it
+        rule = rule or own_rule
+        if rule is not None:
+            _check(rule, dtype, say)
+        job = ShardManifest(
+            scorer=ScorerEntry(name=model, sha256=scorer_hash(scorer)),
+            rule=None if rule is None else str(rule),
+            threshold=None if rule is None else getattr(rule, tuned_field(rule) or "", None),
+            dtype=dtype,
+            device=torch.device(device).type,
+            shard_bytes=shard_bytes,
+            sources=tuple(source.model_dump(mode="json") for source in sources),
+        )
+        there = _there(out, job)
+        plan = plan_shards(sources, shard_bytes, progress)
+        if not held:  # made only now that the sources are known to be readable
+            lock.enter_context(writer_lock(out, say))
+            there = _there(out, job)  # another process may have come first
+        if there is None:
+            write_manifest(out, job)
+            there = job
+        work = Work(str(out), model, job.scorer.sha256, rule, dtype, device, plan)
+        return _finish(work, scorer, job, there, engine, workers, progress, say)
+
+
+def _finish(
+    work: Work,
+    scorer: Scorer,
+    job: ShardManifest,
+    there: ShardManifest,
+    engine: Engine,
+    workers: int | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> Annotation:
+    """Compute what is missing of a job whose directory is held by this process. there: the manifest that it has."""
+    out, plan = Path(work.out), work.plan
     if there.complete:
         _check_content(there, plan, out)
     done = _finished(out, there, plan)
@@ -103,7 +132,7 @@ def annotate(
     if complete != there:
         write_manifest(out, complete)
     _remove_others(out, complete)
-    return report_of(complete, plan, str(out), missing, seconds)
+    return report_of(complete, plan, work.out, missing, seconds)
 
 
 def _check(rule: PatchingRule, dtype: EntropyType, say: Callable[[str], None]) -> None:
@@ -119,8 +148,6 @@ def _check(rule: PatchingRule, dtype: EntropyType, say: Callable[[str], None]) -
 def _run(
     engine: Engine, work: Work, scorer: Scorer, missing: list[ShardPlan], workers: int | None, progress: Any
 ) -> None:
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers = {workers} must be at least 1")
     if engine == "ray":
         from bltkit.annotate.cluster import run_on_ray
 
@@ -139,16 +166,23 @@ def _run(
         compute_shard(work, scorer, reader, shard, workers or torch.get_num_threads(), tell)
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raises ValueError where `out` holds something, but no annotation. A lock's files count as nothing."""
+    if os.path.lexists(out) and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a directory to write the shards into")
+    if os.path.lexists(out / MANIFEST) or not out.exists():
+        return
+    if any(entry.name not in LOCK_FILES for entry in out.iterdir()):
+        raise ValueError(f"{out} exists already and holds no annotated shards; choose another directory")
+
+
 def _there(out: Path, job: ShardManifest) -> ShardManifest | None:
     """The manifest of this job that is there, if one is. Raises ValueError where `out` is something else."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a directory to write the shards into")
-    if not (out / MANIFEST).exists():
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} exists already and holds no annotated shards; choose another directory")
+    _refuse_foreign(out)
+    if not os.path.lexists(out / MANIFEST):
         return None
     there = read_manifest(out)
-    wanted, found = job.model_dump(exclude={"shards"}), there.model_dump(exclude={"shards"})
+    wanted, found = (manifest.model_dump(exclude={"shards", "format"}) for manifest in (job, there))
     for manifest in (wanted, found):
         manifest["scorer"] = manifest["scorer"]["sha256"]  # a model may have moved
     different = [name for name in wanted if wanted[name] != found[name]]
@@ -185,8 +219,11 @@ def _finished(out: Path, there: ShardManifest, plan: Plan) -> set[int]:
 
 def _entry_or_none(out: Path, there: ShardManifest, shard: ShardPlan) -> ShardEntry | None:
     note = note_of(out, shard.number)
-    if note.exists():
-        entry: ShardEntry = parse(ShardEntry, json.loads(note.read_text()), str(note))
+    if note.is_file():
+        try:
+            entry: ShardEntry = parse(ShardEntry, read_json(note, surrogates=True), str(note))
+        except ValueError:
+            return None  # damaged: the shard is computed again, which gives the same bytes
         return entry
     return there.shards[shard.number] if shard.number < len(there.shards) else None
 

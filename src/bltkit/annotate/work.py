@@ -14,7 +14,8 @@ import torch
 from bltkit.annotate.plan import Plan, ShardPlan, ShardReader
 from bltkit.annotate.scoring import entropies_of
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
-from bltkit.checkpoint.weights import sha256
+from bltkit.checkpoint.intact import sha256
+from bltkit.compute import device_of
 from bltkit.data.shards import AnnotatedDocument, Cut, EntropyType, ShardEntry, cut, shard_name, write_shard
 from bltkit.model import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.patching import PatchingRule
@@ -42,11 +43,7 @@ def load_scorer(model: str, device: str) -> tuple[EntropyModel | CnnEntropy | En
 
     Raises ValueError where MODEL holds none, or there is no such device.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise ValueError(f"device = {device}: {str(error).splitlines()[0]}") from None
-    bundle = load_bundle(resolve_model(model), dtype=torch.float32, device=device)
+    bundle = load_bundle(resolve_model(model), dtype=torch.float32, device=device_of(device))
     scorer = bundle.scorer
     if scorer is None:
         raise ValueError(f'{model} holds no entropy model; train one (model.kind = "entropy") and name it')

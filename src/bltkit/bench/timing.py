@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from bltkit.compute import check_threads
+
 Progress = Callable[[str], None]
 """Is told what happens, line by line."""
 
@@ -108,8 +110,8 @@ def finish(device: torch.device) -> None:
 def threads_of(count: int | None) -> Iterator[int]:
     """Use `count` threads inside, as many as before when None; yields how many there are."""
     before = torch.get_num_threads()
-    if count is not None and count < 1:
-        raise ValueError(f"threads = {count} must be at least 1")
+    if count is not None:
+        check_threads(count, "threads")
     torch.set_num_threads(count or before)
     try:
         yield torch.get_num_threads()

@@ -6,8 +6,9 @@ under another model_type, so that transformers refuses it instead of computing s
 
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
-from bltkit.checkpoint.manifest import ScorerModule, scorer_hash
+from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.token_model import (
     TokenBundle,
     is_token_model,
@@ -18,12 +19,15 @@ from bltkit.checkpoint.token_model import (
 )
 
 __all__ = [
+    "MANIFEST",
     "Bundle",
     "ScorerModule",
     "TokenBundle",
     "atomic_directory",
+    "damages",
     "embedded_models",
     "is_token_model",
+    "listed_files",
     "load_bundle",
     "load_token_model",
     "resolve_model",

@@ -10,17 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bltkit.files import LOCK_FILES, needs_space
+
 CHECKPOINT_FILES = ("config.json", "bltkit.json", "model*.safetensors", "model.safetensors.index.json")
 """What a directory may hold to be replaced: nobody's other files are ever deleted."""
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write one file; readers see the old content or the new one, also after a crash. Raises OSError."""
+    """Write one file; readers see the old content or the new one, also after a crash.
+
+    Raises OSError, which names path and size where the disk is full.
+    """
     path = Path(os.path.realpath(path))
     temporary = _sibling(path, "tmp")
     try:
-        temporary.write_bytes(data)
-        _sync(temporary)
+        with needs_space(path, len(data)):
+            temporary.write_bytes(data)
+            _sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,7 +39,8 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     """A temporary directory to write into; when the block ends it becomes `path`, and on any error it is removed.
 
     An existing directory is replaced only with overwrite=True, and only if it holds nothing but a checkpoint; until
-    the new one is complete the old one stays. A symlink is followed. Raises ValueError or OSError.
+    the new one is complete the old one stays. A directory that holds nothing but a lock's files counts as empty. A
+    symlink is followed. Raises ValueError or OSError.
     """
     path = Path(os.path.realpath(path))
     _refuse(path, overwrite)
@@ -79,7 +86,7 @@ def _refuse(path: Path, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise ValueError(f"{path} is a file; a checkpoint is a directory")
-    entries = sorted(path.iterdir())
+    entries = sorted(entry for entry in path.iterdir() if entry.name not in LOCK_FILES)
     if entries and not overwrite:
         raise ValueError(f"{path} exists already; choose another directory or ask for it to be overwritten")
     for entry in entries:

@@ -3,6 +3,7 @@
 Modules are built on the meta device and get the file's tensors assigned: nothing is initialised to be overwritten.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -19,21 +20,26 @@ from torch import Tensor, nn
 
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
     FORMAT,
+    MANIFEST,
     FileEntry,
     Manifest,
     ScorerConfig,
     ScorerModule,
     build_scorer,
+    refuse_coerced,
     scorer_config,
 )
 from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, is_hugging_face, scorer_parts
-from bltkit.checkpoint.weights import Weights, read_json, sha256, write_weights
+from bltkit.checkpoint.weights import Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
-from bltkit.model import Blt, BltConfig
+from bltkit.files import check_seal, sealed
+from bltkit.model import Blt, BltConfig, StackConfig
 from bltkit.patching import PatchingRule
 
+CONFIG = "config.json"
 MAX_SHARD_BYTES = 5_000_000_000
 OWN_TYPE = "bltkit"
 """model_type of what Hugging Face's format cannot say; of a scorer alone, with `-KIND` behind it."""
@@ -94,14 +100,14 @@ def write_bundle(
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
     tensors = dict(_split(model, scorer))
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
-    entries = {file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files}
-    manifest = _manifest(bundle, entries)
+    manifest = _manifest(bundle)
     stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
     config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
-    (directory / "config.json").write_bytes(_json_of(config))
-    (directory / "bltkit.json").write_bytes(_json_of(manifest))
+    (directory / CONFIG).write_bytes(_json_of(config))
+    entries = {file.name: entry_of(file) for file in (*files, directory / CONFIG)}
+    (directory / MANIFEST).write_bytes(_json_of(manifest.replace(files=entries)))
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
-        shutil.copymode(directory / "config.json", file)
+        shutil.copymode(directory / CONFIG, file)
 
 
 def load_bundle(
@@ -114,7 +120,9 @@ def load_bundle(
     read as they are used, and copied page by page when written to. So do, when `dtype` is absent, n-gram tables of 16
     bits, most of a large model: what is looked up of them is computed with in float32. To train the tables say
     torch.float32.
-    verify: compare the weight files with the sha256 in bltkit.json first, which reads them whole.
+    verify: compare every file with its sha256 in bltkit.json first, which reads the weights whole. Without it only the
+    weights' sizes are compared, bltkit.json with its own digest and config.json with what bltkit.json describes: a bit
+    that flips inside of the weights is found by `verify` or `blt check` alone.
 
     Raises ValueError with one line that names the file or tensor, what was expected and what was found.
     """
@@ -124,16 +132,15 @@ def load_bundle(
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; expected the checkpoint directory that holds it")
     found = _describe(directory)
+    check_sizes(directory, found.files)
     if verify:
         _verify(directory, found.files)
     keep_tables = dtype is None and device.type == "cpu"
     if keep_tables:
         dtype = torch.float32
     prefix = SCORER_PREFIX if found.model is not None else ""
-    with torch.device("meta"):
-        model = None if found.model is None else Blt(found.model)
-        scorer = None if found.scorer is None else build_scorer(found.scorer)
-    with Weights(directory) as weights:
+    with Weights(directory, found.files) as weights:
+        model, scorer = _build(directory, found, weights)
         expected = {part.name for _, parts in _layout(model, scorer, prefix) for part in parts}
         reader = _Reader(weights, found, expected, dtype, device, keep_tables)
         reader.refuse_unexpected()
@@ -142,6 +149,39 @@ def load_bundle(
         if scorer is not None:
             reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
     return Bundle(model, scorer, found.rule, found.record)
+
+
+def _build(directory: Path, found: "_Found", weights: Weights) -> tuple[Blt | None, ScorerModule | None]:
+    """The modules on the meta device. Raises ValueError for a config that no model can be built of."""
+    _refuse_implausible(directory / CONFIG, found, weights)
+    try:
+        with torch.device("meta"):
+            model = None if found.model is None else Blt(found.model)
+            scorer = None if found.scorer is None else build_scorer(found.scorer)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes that overflow
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{directory / CONFIG}: no model can be built of it ({first})") from None
+    return model, scorer
+
+
+def _refuse_implausible(path: Path, found: "_Found", weights: Weights) -> None:
+    """Raises ValueError for counts that the weights rule out: building modules of them would take hours or all memory.
+
+    Wrong widths are left to the comparison of shapes, as a matrix on the meta device costs nothing.
+    """
+    stacks = [] if found.model is None else [found.model.encoder, found.model.latent, found.model.decoder]
+    stacks += [found.scorer] if isinstance(found.scorer, StackConfig) else []
+    layers, tensors = sum(stack.layers for stack in stacks), len(weights.names())
+    if layers > tensors:
+        raise ValueError(f"{path} describes {layers} layers, but the weights hold {tensors} tensors")
+    if found.model is None or not found.model.ngrams.sizes:
+        return
+    ngrams, rows = found.model.ngrams, weights.rows(_TABLES)
+    if ngrams.num_tables > rows or max(ngrams.sizes) > _LONGEST_NGRAM:
+        raise ValueError(
+            f"{path} describes {ngrams.num_tables} n-gram tables, of up to {max(ngrams.sizes)} bytes; expected at most "
+            f"the {rows} rows that the weights hold, and {_LONGEST_NGRAM} bytes"
+        )
 
 
 def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] | None = None) -> None:
@@ -157,10 +197,13 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
             "load it and save it elsewhere first"
         )
     changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
-    manifest = _manifest(changed, found.files)
-    config = _config_json(changed, manifest) | {"dtype": read_json(directory / "config.json").get("dtype")}
-    write_atomic(directory / "bltkit.json", _json_of(manifest))
-    write_atomic(directory / "config.json", _json_of(config))
+    manifest = _manifest(changed)
+    config = _json_of(_config_json(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
+    # Weights that nobody has listed are listed as they are now.
+    files = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    files[CONFIG] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
+    write_atomic(directory / MANIFEST, _json_of(manifest.replace(files=files)))
+    write_atomic(directory / CONFIG, config)
 
 
 @dataclass(frozen=True)
@@ -177,7 +220,7 @@ class _Found:
 
 
 def _describe(directory: Path) -> _Found:
-    path, own = directory / "config.json", directory / "bltkit.json"
+    path, own = directory / CONFIG, directory / MANIFEST
     if not path.exists() and any((directory / name).exists() for name in _POSITIONS):
         raise ValueError(
             f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
@@ -185,26 +228,10 @@ def _describe(directory: Path) -> _Found:
         )
     config = read_json(path)
     model_type = config.get("model_type")
+    if own.exists() or own.is_symlink():
+        return _described_by_manifest(directory, config)
     if model_type == token_model.MODEL_TYPE:
-        raise ValueError(
-            f"{directory} holds a token model (a Llama), not a byte model; evaluate it by "
-            f"`blt eval --model token:{directory}`, or load it with transformers"
-        )
-    if own.exists():
-        data = read_json(own)
-        if isinstance(number := data.get("format"), int) and number > FORMAT:
-            raise ValueError(f"{own} has format {number}, but this bltkit reads up to {FORMAT}; upgrade bltkit")
-        manifest: Manifest = parse(Manifest, data, str(own))
-        if model_type == hf_config.MODEL_TYPE:
-            if manifest.model is None:
-                raise ValueError(f"{own} describes no model, but {path} does; the two do not belong together")
-            where = hf_config.difference(path, config, manifest.model, manifest.scorer, manifest.rule)
-            if where is not None:
-                raise ValueError(
-                    f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
-                    "the directory as Hugging Face's"
-                )
-        return _Found(manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files)
+        raise ValueError(_token_model(directory))
     if isinstance(model_type, str) and model_type.startswith(OWN_TYPE):
         raise ValueError(f"{own} is missing, which a model of type {model_type!r} is described in")
     if model_type != hf_config.MODEL_TYPE:
@@ -217,6 +244,44 @@ def _describe(directory: Path) -> _Found:
         described.rule,
         encoder_cross=described.encoder_cross,
         tied=described.tied,
+    )
+
+
+def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
+    """Raises ValueError where bltkit.json and config.json do not describe the same model."""
+    path, own = directory / CONFIG, directory / MANIFEST
+    data, model_type = read_manifest(directory), config.get("model_type")
+    if model_type == token_model.MODEL_TYPE and data.get("kind") == token_model.KIND:
+        raise ValueError(_token_model(directory))
+    manifest: Manifest = parse(Manifest, data, str(own))
+    check_seal(data, str(own))
+    check_names(directory, manifest.files)
+    described = {key: value for key, value in data.items() if key in ("format", "rule", "model", "scorer")}
+    refuse_coerced(described, manifest.model_dump(mode="json"), str(own))
+    kind = "blt" if manifest.model is not None else getattr(manifest.scorer, "kind", None)
+    if kind is None or manifest.kind != kind:
+        raise ValueError(f"{own}: kind is {manifest.kind!r}, but it describes {kind or 'no model'}; restore the file")
+    possible = (hf_config.MODEL_TYPE, OWN_TYPE) if manifest.model is not None else (f"{OWN_TYPE}-{kind}",)
+    if model_type not in possible:
+        names = " or ".join(map(repr, possible))
+        if model_type == hf_config.MODEL_TYPE:
+            raise ValueError(f"{own} describes no model, but {path} does; the two do not belong together")
+        raise ValueError(f"{path}: model_type is {model_type!r:.80}; expected {names}, which {own.name} describes")
+    if model_type == hf_config.MODEL_TYPE:
+        assert manifest.model is not None
+        where = hf_config.difference(path, config, manifest.model, manifest.scorer, manifest.rule)
+        if where is not None:
+            raise ValueError(
+                f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
+                "the directory as Hugging Face's"
+            )
+    return _Found(manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files)
+
+
+def _token_model(directory: Path) -> str:
+    return (
+        f"{directory} holds a token model (a Llama), not a byte model; evaluate it by "
+        f"`blt eval --model token:{directory}`, or load it with transformers"
     )
 
 
@@ -281,6 +346,8 @@ _POSITIONS = ("training.json", "latest/training.json")
 """What a run is resumed from, in one of its checkpoints or in its directory."""
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _TABLES = "model.encoder_hash_tok_embedding.weight"
+_LONGEST_NGRAM = 1024
+"""Bytes; the paper's are 8 at most."""
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 
@@ -299,7 +366,8 @@ def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str
         yield from zip((part.name for part in parts), tensor.split(rows), strict=True)
 
 
-def _manifest(bundle: Bundle, files: Mapping[str, FileEntry]) -> Manifest:
+def _manifest(bundle: Bundle) -> Manifest:
+    """Without files."""
     model, scorer = bundle.model, bundle.scorer
     return Manifest(
         format=FORMAT,
@@ -309,14 +377,15 @@ def _manifest(bundle: Bundle, files: Mapping[str, FileEntry]) -> Manifest:
         model=None if model is None else model.config,
         scorer=None if scorer is None else scorer_config(scorer),
         record=bundle.record,
-        files=dict(files),
+        files={},
     )
 
 
 def _json_of(value: Manifest | dict[str, Any]) -> bytes:
-    # pydantic writes NaN as null: a run that diverged can still be saved.
-    text = value.model_dump_json(indent=2) if isinstance(value, Manifest) else json.dumps(value, indent=2)
-    return (text + "\n").encode()
+    if isinstance(value, Manifest):
+        # pydantic writes NaN as null: a run that diverged can still be saved.
+        value = sealed(json.loads(value.model_dump_json(exclude={"digest"})))
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _config_json(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
@@ -337,11 +406,5 @@ def _refused_config(model_type: str) -> dict[str, Any]:
 
 def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
     if not files:
-        logging.getLogger(__name__).warning("%s has no bltkit.json: its weights cannot be verified", directory)
-    for name, entry in files.items():
-        if not (directory / name).exists():
-            raise ValueError(f"{directory / name} is missing, but bltkit.json lists it")
-        if (found := sha256(directory / name)) != entry.sha256:
-            raise ValueError(
-                f"{directory / name} is damaged or changed: its sha256 is {found}, bltkit.json says {entry.sha256}"
-            )
+        logging.getLogger(__name__).warning("%s has no bltkit.json: its files cannot be verified", directory)
+    check_contents(directory, files)

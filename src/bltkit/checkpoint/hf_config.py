@@ -17,6 +17,7 @@ from bltkit.patching import PatchingRule, ThresholdRule
 from bltkit.vocab import BOS, EOS, PAD, VOCAB_SIZE
 
 MODEL_TYPE = "blt"
+ARCHITECTURE = "BltForCausalLM"
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder_config": {
@@ -62,6 +63,10 @@ def read_config(data: Mapping[str, Any], path: Path) -> Described:
 
     Raises ValueError with one line for what no model of ours is.
     """
+    _refuse_other_types(path, data)
+    names = data.get("architectures") or [ARCHITECTURE]
+    if not isinstance(names, list) or not any(str(name).startswith("Blt") for name in names):
+        raise ValueError(f"{path}: architectures is {names!r:.80}; expected [{ARCHITECTURE!r}]")
     top = _Section(path, "", data, {})
     encoder, decoder, latent, patcher = (_section(path, data, name) for name in DEFAULTS)
     _check_patching(top)
@@ -124,7 +129,7 @@ def write_config(model: BltConfig, scorer: EntropyConfig, rule: ThresholdRule) -
     """The config.json of a model that `expresses` holds for; every key that has an odd default is written out."""
     local = {"cross_attn_k": model.cross_attn_k, "hidden_size_global": model.latent.width, "vocab_size": VOCAB_SIZE}
     return {
-        "architectures": ["BltForCausalLM"],
+        "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "vocab_size": VOCAB_SIZE,
         "pad_token_id": PAD,
@@ -190,7 +195,11 @@ def difference(path: Path, data: Mapping[str, Any], model: BltConfig, scorer: Co
         return "patch_in_forward"
     here = _flat(write_config(described.model, described.scorer, described.rule))
     there = _flat(write_config(model, scorer, rule))
-    return next((f"{key} (here {here[key]}, there {there[key]})" for key in here if here[key] != there[key]), None)
+    for key in here:
+        if here[key] != there[key]:
+            return f"{key} (here {here[key]}, there {there[key]})"
+    # `write_config` leaves it out: the format has a slip there.
+    return None if described.rule == rule else "max_patch_length"
 
 
 class _Section:
@@ -237,7 +246,32 @@ class _Section:
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
         if kind != "default":
             raise ValueError(f"{self.path}: {self.name}rope_parameters has type {kind!r}; only 'default' is supported")
-        return rope.get("rope_theta", self.get("rope_theta"))
+        theta = rope.get("rope_theta", self.get("rope_theta"))
+        if not isinstance(theta, int | float) or isinstance(theta, bool):
+            raise ValueError(f"{self.path}: {self.name}rope_theta is {theta!r:.80}; expected a number")
+        return theta
+
+
+_NUMBERS = {key: type(value) for section in DEFAULTS.values() for key, value in section.items()} | {
+    "vocab_size": int, "num_key_value_heads": int, "head_dim": int, "rms_norm_eps": float, "patching_threshold": float,
+    "max_patch_length": int, "local_attention_window_len": int, "encoder_hash_byte_group_vocab": int,
+    "encoder_hash_byte_group_nb_functions": int, "tie_word_embeddings": bool, "patch_in_forward": bool,
+}  # fmt: skip
+"""Types of the keys that are read."""
+_WORDS = {int: "an integer below 2^31", float: "a number", bool: "true or false"}
+
+
+def _refuse_other_types(path: Path, data: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number in quotes, true in a number's place and the like: they are not converted."""
+    sections = [("", data), *((f"{name}.", data.get(name)) for name in DEFAULTS)]
+    for prefix, section in sections:
+        for key, value in section.items() if isinstance(section, Mapping) else ():
+            kind = _NUMBERS.get(key)
+            if kind is None or value is None:
+                continue
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or isinstance(value, bool) is not (kind is bool) or (kind is int and abs(value) >= 2**31):
+                raise ValueError(f"{path}: {prefix}{key} is {value!r:.80}; expected {_WORDS[kind]}")
 
 
 def _section(path: Path, data: Mapping[str, Any], name: str) -> _Section:

@@ -44,12 +44,13 @@ def _embedded(name: str) -> Path:
     known = embedded_models()
     if name not in known:
         tail = nearest(name, known) if known else "; this installation embeds none"
-        raise ValueError(f"no embedded model {EMBEDDED}{name}{tail}")
+        listed = ", ".join(EMBEDDED + model for model in known)
+        raise ValueError(f"no embedded model {EMBEDDED}{name}{tail} (`blt models` lists them: {listed})")
     return _embedded_root() / name
 
 
 def _fetched(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or {".", ".."} & set(name.split("/")):
         raise ValueError(f"model '{HUB}{name}' is not of the form {HUB}OWNER/NAME")
     try:
         from huggingface_hub import snapshot_download

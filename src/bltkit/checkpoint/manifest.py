@@ -1,6 +1,7 @@
 """bltkit.json: what a checkpoint holds beyond what Hugging Face's config.json can say."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,8 +21,10 @@ from bltkit.model import (
 from bltkit.patching import Rule
 from bltkit.vocab import VOCAB_SIZE
 
-FORMAT = 1
-"""Raised when older versions of the package could no longer read what is written."""
+FORMAT = 2
+"""Raised when older versions of the package could no longer read what is written. 2: `digest`."""
+
+MANIFEST = "bltkit.json"
 
 ScorerModule = EntropyModel | BoundaryModel | CnnEntropy | EntropyTable
 
@@ -36,7 +39,7 @@ ScorerConfig = Annotated[EntropyConfig | BoundaryConfig | CnnConfig | TableConfi
 
 
 class FileEntry(Config):
-    """A weight file as it was written."""
+    """A file of the checkpoint as it was written."""
 
     sha256: str
     bytes: int
@@ -53,6 +56,26 @@ class Manifest(Config):
     scorer: ScorerConfig | None
     record: dict[str, Any]
     files: dict[str, FileEntry]
+    """Every other file of the checkpoint; weights alone in format 1."""
+    digest: str | None = None
+    """The seal (`bltkit.files.seal`)."""
+
+
+def refuse_coerced(given: Any, parsed: Any, where: str, key: str = "") -> None:
+    """Raises ValueError for a value that was only taken to be of its type, as "64" and True are for 64 and 1.
+
+    given: JSON values as they were read. parsed: the same ones after parsing, dumped as JSON values again.
+    """
+    if isinstance(given, Mapping) and isinstance(parsed, Mapping):
+        for name, value in given.items():
+            refuse_coerced(value, parsed.get(name), where, f"{key}.{name}" if key else str(name))
+    elif isinstance(given, list) and isinstance(parsed, list):
+        for index, (value, other) in enumerate(zip(given, parsed, strict=False)):
+            refuse_coerced(value, other, where, f"{key}[{index}]")
+    elif isinstance(given, int) and abs(given) >= 2**31:
+        raise ValueError(f"{where}: {key} = {given!r:.80} is too large; expected an integer below 2^31")
+    elif given != parsed or isinstance(given, bool) != isinstance(parsed, bool):
+        raise ValueError(f"{where}: {key} = {given!r:.80} is of another type than expected; write {parsed!r:.80}")
 
 
 def scorer_config(scorer: ScorerModule) -> ScorerConfig:

@@ -5,6 +5,7 @@ the two halves of a head where our layers turn neighbouring pairs, so rows of qu
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,14 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bltkit.checkpoint.manifest import FORMAT, FileEntry
+from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
+from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry
 from bltkit.checkpoint.names import Part, token_parts
-from bltkit.checkpoint.weights import Weights, read_json, sha256, write_weights
+from bltkit.checkpoint.weights import Weights, read_json, write_weights
 from bltkit.config import Config, parse
+from bltkit.files import check_seal, sealed
 from bltkit.model import TokenConfig, TokenLlama
 from bltkit.patching import Vocabulary
 
 MODEL_TYPE = "llama"
+KIND = "bpe"
 MAX_SHARD_BYTES = 5_000_000_000
 _TURNED = ("q_proj.weight", "k_proj.weight")
 
@@ -56,12 +60,15 @@ class TokenManifest(Config):
     tokenizer: TokenizerEntry
     record: dict[str, Any]
     files: dict[str, FileEntry]
+    """Every other file of the checkpoint; weights alone in format 1."""
+    digest: str | None = None
+    """The seal (`bltkit.files.seal`)."""
 
 
 def is_token_model(directory: Path) -> bool:
-    """Does the directory hold a Llama, ours or another."""
+    """Does the directory hold a Llama, ours or another. Raises ValueError for a config.json that cannot be read."""
     path = directory / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+    return os.path.lexists(path) and read_json(path).get("model_type") == MODEL_TYPE
 
 
 def write_token_model(directory: Path, bundle: TokenBundle, *, dtype: torch.dtype | None = None) -> None:
@@ -76,17 +83,18 @@ def write_token_model(directory: Path, bundle: TokenBundle, *, dtype: torch.dtyp
         model=model.config,
         tokenizer=TokenizerEntry(sha256=vocabulary.sha256, tokens=vocabulary.size),
         record=bundle.record,
-        files={file.name: FileEntry(sha256=sha256(file), bytes=file.stat().st_size) for file in files},
+        files={},
     )
     special = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
     config = _llama(model.config) | special | {"dtype": str(stored).removeprefix("torch.")}
-    write_vocabulary(directory, vocabulary)
-    for name, content in (
-        ("config.json", json.dumps(config, indent=2)),
-        ("generation_config.json", json.dumps(special, indent=2)),
-        ("bltkit.json", manifest.model_dump_json(indent=2)),  # which writes NaN as null
-    ):
-        (directory / name).write_text(content + "\n", encoding="utf-8")
+    others = dict(vocabulary.files())
+    for name, settings in (("config.json", config), ("generation_config.json", special)):
+        others[name] = _json_of(settings)
+    for name, content in others.items():
+        (directory / name).write_bytes(content)
+    entries = {name: entry_of(directory / name) for name in (*(file.name for file in files), *others)}
+    listed = manifest.replace(files=entries).model_dump_json(exclude={"digest"})  # which writes NaN as null
+    (directory / MANIFEST).write_bytes(_json_of(sealed(json.loads(listed))))
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
         shutil.copymode(directory / "config.json", file)
 
@@ -102,15 +110,25 @@ def token_config(directory: Path) -> TokenConfig:
     return _manifest(directory).model
 
 
-def load_token_model(directory: Path, *, dtype: torch.dtype | None = None) -> TokenBundle:
+def load_token_model(directory: Path, *, dtype: torch.dtype | None = None, verify: bool = False) -> TokenBundle:
     """Read a checkpoint of ours, on the CPU. dtype: of the weights, the files' own when absent.
 
+    verify: compare every file with its sha256 in bltkit.json; without it their sizes, as in `load_bundle`.
     Raises ValueError with one line for a Llama that was not trained here, and for damaged files.
     """
     manifest = _manifest(directory)
+    config, path = read_json(directory / "config.json"), directory / "config.json"
+    if config.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{path}: model_type is {config.get('model_type')!r:.80}; expected {MODEL_TYPE!r}")
+    for key, value in _llama(manifest.model).items():
+        if key in config and config[key] != value:
+            raise ValueError(f"{path} and {MANIFEST} disagree on {key} (here {config[key]!r:.80}, there {value!r})")
+    check_sizes(directory, manifest.files)
+    if verify:
+        check_contents(directory, manifest.files)
     with torch.device("meta"):
         model = TokenLlama(manifest.model)
-    with Weights(directory) as weights:
+    with Weights(directory, manifest.files) as weights:
         state = {
             name: torch.cat([_ours(part, weights.read(part.name, part.shape), manifest.model) for part in parts])
             for name, parts in _layout(model)
@@ -123,13 +141,20 @@ def load_token_model(directory: Path, *, dtype: torch.dtype | None = None) -> To
 
 
 def _manifest(directory: Path) -> TokenManifest:
-    path = directory / "bltkit.json"
-    if not path.exists():
+    path = directory / MANIFEST
+    if not os.path.lexists(path):
         raise ValueError(
             f"{directory} holds a Llama that was not trained here (no bltkit.json), whose shape is unknown"
         )
-    found: TokenManifest = parse(TokenManifest, read_json(path), str(path))
-    return found
+    data = read_manifest(directory)
+    manifest: TokenManifest = parse(TokenManifest, data, str(path))
+    check_seal(data, str(path))
+    check_names(directory, manifest.files)
+    return manifest
+
+
+def _json_of(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _layout(model: TokenLlama) -> Iterator[tuple[str, tuple[Part, ...]]]:

@@ -1,11 +1,14 @@
-"""Tensors in safetensors files: written in shards, read one by one through a memory map. Nothing is ever unpickled."""
+"""Tensors in safetensors files: written in shards, read one by one through a memory map.
+
+Only JSON and safetensors are opened here, and pickles are refused by name. Weight files are opened by fixed names or by
+names that the index gives, all in one directory; links among them are followed, as the hub's cache consists of links.
+"""
 
 import errno
-import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from bltkit.files import needs_space, parse_json, require_regular
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,8 +30,8 @@ def write_weights(
 ) -> list[Path]:
     """Write all tensors, converted to `dtype` if given; several files and an index above `max_shard_bytes`.
 
-    A file is converted and written at a time, so that no second copy of a large model is ever held. Returns the
-    weight files. Raises OSError, also where the disk is full.
+    A file is converted and written at a time, so that no second copy of a large model is ever held. Returns the files
+    written. Raises OSError that says how much is needed where the disk has less room, in front of the first file.
     """
     shards = _plan(tensors, dtype, max_shard_bytes)
     names = (
@@ -34,34 +39,44 @@ def write_weights(
         if len(shards) == 1
         else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     )
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(directory / name, {key: _plain(tensors[key], dtype) for key in shard})
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(_size(tensor, dtype) for tensor in tensors.values())},
-            "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
-        }
-        (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    total_size = sum(_size(tensor, dtype) for tensor in tensors.values())
+    with needs_space(directory, total_size):
+        for name, shard in zip(names, shards, strict=True):
+            _write_file(directory / name, {key: _plain(tensors[key], dtype) for key in shard})
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": total_size},
+                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+            }
+            (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            names.append(INDEX)
     return [directory / name for name in names]
-
-
-def sha256(path: Path) -> str:
-    """Of the file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Weights:
     """The tensors of a directory, by name. A context manager; tensors read stay valid after it closes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, listed: Collection[str] = ()) -> None:
+        """listed: files that the directory's manifest lists; if any, the weights are to be among them.
+
+        Raises ValueError with one line for files that are missing, no regular files or no safetensors, and where the
+        files, the index and the manifest do not belong together.
+        """
         self._open = ExitStack()
         self._files: dict[str, tuple[Path, Any]] = {}
-        self.origin, files = _weight_files(directory)
+        self.origin, files, weight_map = _weight_files(directory)
+        for path in files:
+            if listed and path.name not in listed:
+                raise ValueError(f"{path} is not listed in bltkit.json, which has other weights; remove it")
         try:
             for path in files:
                 handle = self._open.enter_context(_opened(path))
-                self._files.update(dict.fromkeys(handle.keys(), (path, handle)))
+                for name in handle.keys():  # noqa: SIM118 - no mapping
+                    if name in self._files:
+                        raise ValueError(f"{path}: tensor {name} is also in {self._files[name][0].name}")
+                    if weight_map is not None and weight_map.get(name) != path.name:
+                        raise ValueError(f"{path} holds tensor {name}, which {INDEX} does not place there")
+                    self._files[name] = (path, handle)
         except BaseException:
             self._open.close()
             raise
@@ -75,6 +90,12 @@ class Weights:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._files)
+
+    def rows(self, name: str) -> int:
+        """The first dimension of a tensor; 0 where there is no such tensor, or it has no dimensions."""
+        if name not in self._files:
+            return 0
+        return int((*self._files[name][1].get_slice(name).get_shape(), 0)[0])
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, in the file's dtype and backed by the file: pages come in as they are used.
@@ -95,13 +116,20 @@ class Weights:
         return tensor
 
 
-def _weight_files(directory: Path) -> tuple[Path, list[Path]]:
-    """The file that errors about missing tensors name, and all weight files."""
+def weight_files(directory: Path) -> list[Path]:
+    """All files that hold the weights, and the index where there is one. Raises ValueError as `Weights` does."""
+    origin, files, weight_map = _weight_files(directory)
+    return files if weight_map is None else [*files, origin]
+
+
+def _weight_files(directory: Path) -> tuple[Path, list[Path], Mapping[str, str] | None]:
+    """The file that errors about missing tensors name, all weight files, and which tensors the index has in each."""
     single, index = directory / WEIGHTS, directory / INDEX
-    if single.exists():
-        return single, [single]
-    if index.exists():
-        return index, _indexed(index)
+    if os.path.lexists(single):
+        require_regular(single)
+        return single, [single], None
+    if os.path.lexists(index):
+        return index, *_indexed(index)
     present = sorted(entry.name for entry in directory.iterdir())
     pickles = [name for name in present if name.endswith(PICKLES)]
     if pickles:
@@ -114,29 +142,30 @@ def _weight_files(directory: Path) -> tuple[Path, list[Path]]:
     raise ValueError(f"{directory} holds no {WEIGHTS}{found}: it is no checkpoint, or an incomplete one")
 
 
-def _indexed(index: Path) -> list[Path]:
+def _indexed(index: Path) -> tuple[list[Path], Mapping[str, str]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: key 'weight_map' is missing or empty; expected tensor names and their files")
     files = []
     for name in sorted(set(map(str, weight_map.values()))):
+        if set(name) & {"/", "\\", "\0"} or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r:.80}; expected safetensors files of the same directory")
         path = index.parent / name
-        if path.parent != index.parent or path.suffix != ".safetensors":
-            raise ValueError(f"{index} names {name}; expected safetensors files of the same directory")
-        if not path.exists():
-            raise ValueError(f"{path} is missing, but {index.name} names it; the checkpoint is incomplete")
+        try:
+            require_regular(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing, but {index.name} names it; the checkpoint is incomplete") from None
         files.append(path)
-    return files
+    return files, weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError with one line for anything else."""
+    """The JSON object of a checkpoint's file. Raises ValueError with one line for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        require_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {path.parent} is no checkpoint, or an incomplete one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    data = parse_json(path.read_bytes(), str(path), surrogates=True)
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object")
     return data
@@ -146,8 +175,9 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
+        first = " ".join(str(error).split())
         raise ValueError(
-            f"{path} is no complete safetensors file ({error}; {path.stat().st_size} bytes); fetch or copy it again"
+            f"{path} is no complete safetensors file ({first}; {path.stat().st_size} bytes); fetch or copy it again"
         ) from None
 
 

@@ -4,8 +4,12 @@ Exit status 0 on success, 2 on a user's mistake (one line), 1 on anything else. 
 need it, so that `blt --help` is quick.
 """
 
-import os
+import contextlib
+import signal
 import sys
+import traceback
+from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -14,16 +18,41 @@ from bltkit.cli.evaluation import evaluate
 from bltkit.cli.flops import flops
 from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
-from bltkit.cli.models import check, train
+from bltkit.cli.models import check, models, train
 from bltkit.cli.study import app as study
-from bltkit.cli.terminal import say
+from bltkit.cli.terminal import print_text, say
 from bltkit.cli.text import patch, score
+from bltkit.cli.verb import Verb, Verbs
+from bltkit.terminal.streams import flush_result, occupy_closed_streams, usable_streams, usual_width
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench):
-    app.command()(verb)
-app.command("eval")(evaluate)
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, models):
+    app.command(cls=Verb)(verb)
+app.command("eval", cls=Verb)(evaluate)
 app.add_typer(study, name="study")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bltkit import __version__
+
+        print_text(f"bltkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def blt(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Language models that read bytes: patches, training, generation, evaluation."""
+
 
 # typer carries its own copy of click, whose base error it does not export.
 _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
@@ -34,9 +63,13 @@ _USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
 def main(arguments: list[str] | None = None) -> int:
     """Run `blt`; returns the exit status."""
     arguments = _spread_files(sys.argv[1:] if arguments is None else arguments)
+    usual_width()
     try:
-        status = app(args=arguments or ["--help"], prog_name="blt", standalone_mode=False)
-        _flush()
+        with usable_streams():
+            try:
+                status = app(args=arguments or ["--help"], prog_name="blt", standalone_mode=False)
+            finally:
+                flush_result()
         return status if isinstance(status, int) else 0
     except _USAGE_ERRORS as error:
         message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
@@ -56,15 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _flush() -> None:
-    """Hand over what was printed. Where nobody takes it, Python would complain once more at its exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
 def _spread_files(arguments: list[str]) -> list[str]:
     """`--files a b c` as `--files a --files b --files c`, which is all that typer reads."""
     spread: list[str] = []
@@ -80,4 +104,17 @@ def _spread_files(arguments: list[str]) -> list[str]:
 
 def run() -> None:
     """The console script."""
-    sys.exit(main())
+    occupy_closed_streams()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        status = main()
+    except Exception:  # ours; through `say`, as the text of an error may be data
+        say(traceback.format_exc().rstrip())
+        status = 1
+    sys.exit(status)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Leave by way of all `finally`s, so that a bar gives the cursor back."""
+    sys.exit(128 + number)

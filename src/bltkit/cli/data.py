@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Json, Model, progress_bar, say, show
+from bltkit.cli.terminal import Device, Json, Model, Threads, progress_bar, run_on, say, show, workers_option
 
 
 class Engine(StrEnum):
@@ -26,7 +26,10 @@ class EntropyDtype(StrEnum):
 def annotate(
     config: Annotated[Path, typer.Argument(help="TOML file; of a training config only data.sources counts.")],
     entropy: Annotated[str, typer.Option(help="MODEL whose entropy model is used.")],
-    out: Annotated[Path, typer.Option(help="Directory of the shards; of the same job: it is finished.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Directory of the shards; of the same job: it is finished."),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="data.sources=...")] = None,
     engine: Annotated[Engine, typer.Option(help="This process, or a Ray cluster.")] = Engine.local,
     dtype: Annotated[
@@ -35,12 +38,16 @@ def annotate(
     rule: Annotated[str | None, typer.Option(help="Rule of the stored patches; default: the model's.")] = None,
     shard_bytes: Annotated[int | None, typer.Option(help="Bytes of text in a shard; default: 64 MiB.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Cores; ray: processes of a core or GPU each. Default: all that there are.")
+        int | None,
+        typer.Option(
+            callback=workers_option, help="Cores; ray: processes of a core or GPU each. Default: all that there are."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Compute entropies and patches of a corpus once and store them beside the text."""
+    place = run_on(None, device, None, "rows")
     from bltkit.annotate import SHARD_BYTES
     from bltkit.annotate import annotate as run
     from bltkit.config import load_toml, parse
@@ -48,7 +55,7 @@ def annotate(
     from bltkit.patching import parse_rule
 
     data: DataConfig = parse(DataConfig, load_toml(config, overrides or []).get("data", {}), f"{config}: data")
-    with progress_bar("annotate") as progress:
+    with progress_bar("annotate", "bytes") as progress:
         result = run(
             data.sources,
             entropy,
@@ -58,7 +65,7 @@ def annotate(
             dtype=dtype.value,
             shard_bytes=SHARD_BYTES if shard_bytes is None else shard_bytes,
             workers=workers,
-            device=device,
+            device=str(place),
             progress=progress,
             say=say,
         )
@@ -73,11 +80,14 @@ def calibrate(
     ] = None,
     model: Model = "bltkit:tiny",
     rule: Annotated[str | None, typer.Option(help="Rule whose threshold is sought; default: the model's.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Find the threshold for a mean patch size and store it with the model."""
+    place = run_on(model, device, threads, "rows")
     from bltkit.study.calibration import calibrate_model
 
-    with progress_bar("entropies") as progress:
-        result = calibrate_model(model, files or [], patch_bytes, rule, progress, annotated=annotated)
+    with progress_bar("entropies", "stretches") as progress:
+        result = calibrate_model(model, files or [], patch_bytes, rule, progress, annotated=annotated, device=place)
     show(result, as_json)

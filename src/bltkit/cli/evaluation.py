@@ -2,14 +2,13 @@
 
 import shlex
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, progress_bar, say, there
+from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say
 
 if TYPE_CHECKING:
     from bltkit.eval.pairs import PairedEvaluation
@@ -19,10 +18,17 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[
         str,
-        typer.Option(help="Checkpoint directory, bltkit:NAME, hf:OWNER/NAME; token:DIR is a Hugging Face token model."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Checkpoint directory, bltkit:NAME, hf:OWNER/NAME; token:DIR is a Hugging Face token model.",
+        ),
     ] = "bltkit:tiny",
     tasks: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them.")
+        list[str] | None,
+        typer.Option(
+            "--tasks", "--task", help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="The first so many items of a task, or of each of its parts.")
@@ -36,7 +42,8 @@ def evaluate(
         Path | None, typer.Option(help="Lines of `clean` and `noisy` text: what real noise costs on the same items.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for results.json, every item's record and a page.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Directory for results.json, every item's record and a page."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the evaluation in --out.")] = False,
     context: Annotated[
@@ -50,8 +57,8 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="humaneval, mbpp: run what the model writes, in a sandbox.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on benchmarks. `--tasks list` shows them all, with their sources."""
@@ -60,7 +67,7 @@ def evaluate(
     if tasks == ["list"]:
         for name, kind in TASKS.items():
             about = (kind.__doc__ or "").partition("\n\n")[0]
-            print(f"{name:14} {' '.join(about.split())}")
+            print_text(f"{name:14} {' '.join(about.split())}")
         return
     if noise == "list":
         from bltkit.eval.noise import describe_noises
@@ -78,8 +85,9 @@ def evaluate(
         raise ValueError("give --noise or --paired, not both")
     if resume and out is None:
         raise ValueError("--resume goes on with an evaluation that --out names; add --out DIR")
-    import torch
+    import tempfile
 
+    place = run_on(model, device, threads, "rows")
     from bltkit.eval.noise import parse_noise
     from bltkit.eval.pairs import evaluate_pairs
     from bltkit.eval.place import Place
@@ -88,35 +96,34 @@ def evaluate(
     from bltkit.eval.subjects import open_subject
     from bltkit.generate import parse_strategy
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen, place = parse_tasks(tasks or []), Place.of(data or [])
+    chosen, source = parse_tasks(tasks or []), Place.of(data or [])
     damage = None if noise is None else parse_noise(noise)
     writing = None if strategy is None else parse_strategy(strategy, "--strategy")
-    there(device)
-    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=device)
+    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=str(place))
     options: dict[str, Any] = {
         "resume": resume,
         "execute": allow_code_execution,
         "command": shlex.join(["blt", *sys.argv[1:]]),
     }
-    with progress_bar("evaluating") as progress, ExitStack() as stack:
-        options["progress"] = progress
+    with ExitStack() as stack:
+        options["progress"] = stack.enter_context(progress_bar("evaluating", "items"))
         if paired is not None:
             place_of = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pairs = evaluate_pairs(subject, chosen, place, paired, place_of, seed=seed, limit=limit, **options)
-            _show_pairs(pairs, as_json)
+            pairs = evaluate_pairs(subject, chosen, source, paired, place_of, seed=seed, limit=limit, **options)
             pages = [path for path in (place_of / name for name in ("texts", "clean", "noisy")) if path.exists()]
         else:
             settings = Settings(limit, damage, seed=seed)
-            found = run(subject, chosen, place, settings=settings, out=out, **options)
-            _show(found, as_json)
+            found = run(subject, chosen, source, settings=settings, out=out, **options)
             pages = [] if out is None else [out]
+    if paired is not None:
+        _show_pairs(pairs, as_json)
+    else:
+        _show(found, as_json)
     if out is not None:
         from bltkit.study.evaluation_page import write_page
 
-        for directory in pages:
-            say(f"wrote {write_page(directory)}")
+        for page in pages:
+            say(f"wrote {write_page(page)}")
 
 
 def _show(found: "Evaluation", as_json: bool) -> None:
@@ -156,4 +163,4 @@ def _table(lines: list[list[str]]) -> None:
     lines = [["task", "n", "metric", "value", "stderr", "95 %"], *lines]
     widths = [max(len(line[at]) for line in lines) for at in range(6)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print_text("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, say, show
+from bltkit.cli.terminal import Json, print_json, print_text, say, show
 
 if TYPE_CHECKING:
     from bltkit.study.flops import Ledger
@@ -114,7 +114,7 @@ def flops(
     if as_json:
         print_json(ledger.to_json() | {"plan": found.to_json()})
     else:
-        print(ledger.summary(), found.summary(), sep="\n\n")
+        print_text(f"{ledger.summary()}\n\n{found.summary()}")
 
 
 def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":

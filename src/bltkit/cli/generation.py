@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import File, Json, Model, print_json, read_text, say
+from bltkit.cli.terminal import (
+    Device,
+    File,
+    Json,
+    Model,
+    Threads,
+    is_terminal,
+    print_json,
+    print_text,
+    read_text,
+    run_on,
+    say,
+    threads_used,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     from bltkit.api import ByteLM, Generation
@@ -17,7 +31,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads bytes from stdin.")] = None,
     file: File = None,
     model: Model = "bltkit:tiny",
-    max_bytes: Annotated[int, typer.Option(help="At most so many bytes.")] = 256,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", "-n", help="Maximum number of bytes to generate.")] = 256,
     strategy: Annotated[
         str,
         typer.Option(
@@ -51,9 +65,8 @@ def generate(
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: torch's. 1 is right for a small model on a busy machine.")
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt, streaming. Several samples come one after another, with a line on stderr in front of each."""
@@ -62,12 +75,6 @@ def generate(
 
         print(describe_strategies())
         return
-    import torch
-
-    from bltkit.api import ByteLM
-
-    if threads is not None:
-        torch.set_num_threads(threads)
     if logprobs and not as_json:
         raise ValueError("--logprobs come as JSON; add --json")
     data = b"" if prompt is None and file is None else read_text(prompt, file)
@@ -89,7 +96,10 @@ def generate(
         "valid_utf8": valid_utf8,
         "logprobs": logprobs,
     }
-    lm = ByteLM.load(model).with_weights(weights)
+    place = run_on(model, device, threads, "sequence")
+    from bltkit.api import ByteLM
+
+    lm = ByteLM.load(model, device=place).with_weights(weights)
     if num is not None:
         made = lm.samples(data, num, **options)
     else:
@@ -123,15 +133,19 @@ def _stdout() -> Iterator[Any]:
     """Writes bytes as they are, a line's end behind them; to a terminal only whole characters."""
     from bltkit.vocab import Utf8Stream
 
-    terminal, characters = sys.stdout.isatty(), Utf8Stream()
+    terminal, characters = is_terminal(sys.stdout), Utf8Stream()
 
     def write(data: bytes) -> None:
-        sys.stdout.buffer.write(characters.feed(data).encode() if terminal else data)
-        sys.stdout.flush()
+        if terminal:
+            print_text(characters.feed(data), end="", flush=True)
+        else:
+            write_bytes(data)
 
     yield write
-    sys.stdout.buffer.write((characters.end() if terminal else "").encode() + b"\n")
-    sys.stdout.flush()
+    if terminal:
+        print_text(characters.end(), flush=True)
+    else:
+        write_bytes(b"\n")
 
 
 def _json(made: "Generation", logprobs: bool) -> dict[str, Any]:
@@ -146,4 +160,5 @@ def _account(made: "Sequence[Generation]") -> str:
     drafted, accepted = sum(one.drafted for one in stats), sum(one.accepted for one in stats)
     speed = num_bytes / seconds if seconds > 0 else 0.0
     line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {max(one.global_passes for one in stats)} global passes"
+    line += f", {threads_used()}"
     return line + (f", {accepted} of {drafted} drafted bytes accepted" if drafted else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, read_file, say, there
+from bltkit.cli.terminal import Device, Json, print_json, print_text, read_file, say, threads_option
 
 if TYPE_CHECKING:
     from bltkit.bench import Row, Subject
@@ -50,7 +50,7 @@ class PeerDtype(StrEnum):
 def bench(
     what: Annotated[Measured, typer.Argument(help="What is measured.")],
     preset: Annotated[str | None, typer.Option(help="Random weights of this shape; default: 69m.")] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint instead of a preset.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A checkpoint instead of a preset.")] = None,
     context: Annotated[
         list[int] | None,
         typer.Option(help="Bytes in the row or prompt (repeatable); default: 1024, of a prompt 256."),
@@ -84,13 +84,17 @@ def bench(
         list[str] | None, typer.Option(help="decode --file: bytes drafted a round, or auto (repeatable).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decode --file: of the first prompt; default: 0.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="On both sides; default: torch's.")] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(callback=threads_option, help="On both sides; default: torch's.")
+    ] = None,
     repeats: Annotated[
         int | None, typer.Option(help="Runs of each side at least; default: 5, of continued prompts 1.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of each side at least; default: 2.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the rows to this file of JSON lines.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Add the rows to this file of JSON lines.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="decode: draw the speeds into F.png.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -130,7 +134,14 @@ def bench(
     if plot is not None and plot.suffix.lower() != ".png":
         raise ValueError(f"--plot {plot}: its name must end in .png")
 
-    shared: dict[str, Any] = {"threads": threads, "command": shlex.join(["blt", *sys.argv[1:]]), "progress": say}
+    from bltkit.terminal.progress import Progress
+
+    progress = Progress(f"bench {what.value}")
+    shared: dict[str, Any] = {
+        "threads": threads,
+        "command": shlex.join(["blt", *sys.argv[1:]]),
+        "progress": progress.stage,
+    }
     source = preset, model, device
     found: Iterable[Row | WeightsRow]
     if what == Measured.weights:
@@ -154,7 +165,8 @@ def bench(
         else:
             shared |= _given(prompts=prompts, max_bytes=max_bytes, seed=seed, rounds=repeats)
             found = _continue(source, file, context or [256], strategy or [], draft or [], shared)
-    _report(found, out, plot, as_json)
+    with progress:
+        _report(found, out, plot, as_json)
 
 
 def _each(
@@ -222,7 +234,7 @@ def _report(found: "Iterable[Row | WeightsRow]", out: Path | None, plot: Path | 
         if out is not None:
             append_rows(out, [row])
         if not as_json:
-            print(row.summary(), flush=True)
+            print_text(row.summary(), flush=True)
     if as_json:
         print_json(rows[0].to_json() if len(rows) == 1 else {"rows": [row.to_json() for row in rows]})
     if plot is not None:
@@ -247,11 +259,15 @@ def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
     """A preset is cut on the rows that are to be read."""
     from bltkit import bench as benchmarks
     from bltkit.checkpoint import load_bundle, resolve_model
+    from bltkit.compute import device_of
 
     preset, model, device = source
+    place = device_of(device, "--device")
+    if place.type != "cpu":
+        say(f"device: {place}")
     if model is not None:
-        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(there(device))
-    return benchmarks.preset_subject(preset or "69m", *rows).on(there(device))
+        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(place)
+    return benchmarks.preset_subject(preset or "69m", *rows).on(place)
 
 
 def _limits(repeats: int | None, seconds: float | None) -> Any:

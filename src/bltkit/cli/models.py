@@ -2,18 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bltkit.cli.terminal import Json, print_json, say, show
+from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say, show
 
 
 def train(
     config: Annotated[Path | None, typer.Argument(help="TOML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run; default: runs/out/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Directory of the run; default: runs/out/NAME.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="Print every config key: type, default, meaning.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema of the config, for editors.")] = False,
@@ -38,25 +39,53 @@ def train(
     if as_json and is_main():
         print_json(asdict(result))
     elif is_main():
-        bits = f"{result.bits_per_byte:.4f} bits per byte"
-        print(f"{result.out}: step {result.steps}, {bits}, {result.bytes_seen} bytes seen")
+        bits = f"{result.bits_per_byte:.4f} bits per byte ({result.measured_on})"
+        print_text(f"{result.out}: step {result.steps}, {bits}, {result.bytes_seen} bytes seen")
     if result.interrupted:
         raise typer.Exit(130)
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; or a directory of annotated shards or of a "
+            "mapped corpus, whose files are verified."
+        ),
+    ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Look for the known failures of a BLT; each with cause and remedy."""
-    from bltkit.checkpoint import load_bundle, resolve_model
+    """Verify a checkpoint's files and look for the known failures of a BLT; each with cause and remedy."""
+    place = run_on(model, device, threads, "rows")
+    from bltkit.checkpoint import resolve_model
     from bltkit.data import read_documents
-    from bltkit.eval.health import check as look
+    from bltkit.eval.health import check_directory
 
     documents = [document.data for document in read_documents(files)] if files else None
-    with Console(stderr=True).status("loading") as status:
-        report = look(load_bundle(resolve_model(model)), documents, progress=status.update)
+    with progress_bar("check") as progress:
+        progress.stage("loading")
+        report = check_directory(resolve_model(model), documents, device=place, progress=progress.stage)
     show(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)
+
+
+def models(as_json: Json = False) -> None:
+    """List the models that the package carries; `--model bltkit:NAME` takes them."""
+    from bltkit.checkpoint import load_bundle, resolve_model
+    from bltkit.checkpoint.locate import EMBEDDED, embedded_models
+
+    rows: list[dict[str, Any]] = []
+    for name in embedded_models():
+        bundle = load_bundle(resolve_model(f"{EMBEDDED}{name}"), device="meta")
+        modules = [module for module in (bundle.model, bundle.scorer) if module is not None]
+        weights = sum(weight.numel() for module in modules for weight in module.parameters())
+        rows.append({"model": f"{EMBEDDED}{name}", "weights": weights, "rule": str(bundle.rule)})
+    if as_json:
+        print_json({"models": rows})
+    else:
+        for row in rows:
+            print_text(f"{row['model']:16}{row['weights'] / 1e6:6.1f} M weights, rule {row['rule']}")

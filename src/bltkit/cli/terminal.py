@@ -1,20 +1,58 @@
 """What every verb has in common: its options, the bytes it reads, what goes to stdout and what to stderr."""
 
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+
+from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores
+from bltkit.terminal.streams import (
+    console,
+    is_terminal,
+    read_all,
+    read_stdin,
+    say,
+    write_bytes,
+    write_json,
+    write_result,
+    write_rich,
+)
+
+if TYPE_CHECKING:
+    from bltkit.terminal.progress import Progress
 
 Text = Annotated[str | None, typer.Argument(help="The text; `-` reads bytes from stdin.")]
-File = Annotated[Path | None, typer.Option("--file", help="Read the text's bytes from this file.")]
-Model = Annotated[str, typer.Option(help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME.")]
+File = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text's bytes from this file.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[
+    str, typer.Option("--device", help=f"{DEVICES}; auto: a GPU where there is one that helps, else the CPU.")
+]
+
+
+def threads_option(count: int | None) -> int | None:
+    """Check --threads. Raises ValueError with the bound."""
+    return None if count is None else check_threads(count, "--threads")
+
+
+def workers_option(count: int | None) -> int | None:
+    """Check --workers. Raises ValueError with the bound."""
+    return None if count is None else check_threads(count, "--workers")
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        callback=threads_option,
+        help="Threads of the CPU. Default: as the environment says; else 1 where a small model writes, and all cores "
+        "for rows of text.",
+    ),
+]
 
 
 def read_text(text: str | None, file: Path | None) -> bytes:
@@ -26,24 +64,41 @@ def read_text(text: str | None, file: Path | None) -> bytes:
     if file is not None:
         return read_file(file)
     assert text is not None
-    return sys.stdin.buffer.read() if text == "-" else to_bytes(text)
+    return read_stdin() if text == "-" else to_bytes(text)
 
 
 def read_file(file: Path) -> bytes:
-    """All of a file. Raises ValueError for a directory, OSError where it cannot be read."""
+    """All of a file. Raises ValueError for a directory and for a device without an end, OSError if it is unreadable."""
     if file.is_dir():
         raise ValueError(f"{file} is a directory; name a file")
-    return file.read_bytes()
+    with file.open("rb") as stream:
+        return read_all(stream, str(file))
 
 
-def there(device: str) -> Any:
-    """The torch.device of this name. Raises ValueError where this machine, or its torch, has none."""
+def run_on(model: str | None, device: str, threads: int | None, work: Work) -> Any:
+    """The torch.device that a verb computes on, with so many threads set for the process; a GPU is named on stderr.
+
+    model: MODEL, whose size decides what is left open; None: large. Raises ValueError where there is no such device.
+    """
+    share_cores()
     import torch
 
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    size = SMALL if model is None or (threads is not None and device != "auto") else _num_weights(model)
+    torch.set_num_threads(default_threads(size, work) if threads is None else threads)
+    place = device_of(device, "--device", small=work == "sequence" and size < SMALL)
+    if place.type == "cuda":
+        say(f"device: {place} ({torch.cuda.get_device_name(place)})")
+    elif place.type != "cpu":
+        say(f"device: {place}")
+    return place
+
+
+def threads_used() -> str:
+    """For a line that tells about a run: `1 thread`, `8 threads`."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -51,23 +106,61 @@ def show(result: Any, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json())
     else:
-        print(result.summary())
+        print_text(result.summary())
+
+
+def print_text(text: str = "", end: str = "\n", flush: bool = False) -> None:
+    """Print a result on stdout."""
+    write_result(text, end, flush)
+
+
+def print_rich(renderable: Any) -> None:
+    """Print on stdout what rich lays out."""
+    write_rich(renderable)
 
 
 def print_json(value: Any) -> None:
-    """One line, in ASCII where stdout takes no more."""
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
-
-
-def say(line: str) -> None:
-    """On stderr."""
-    print(line, file=sys.stderr)
+    """One line on stdout, in ASCII where it takes no more."""
+    write_json(value)
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr, told (done, total), None while the total is not known; silent where stderr is no terminal."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def progress_bar(what: str, unit: str = "") -> "Iterator[Progress]":
+    """Progress on stderr, told (done, total), None while the total is not known; unit: what is counted."""
+    from bltkit.terminal.progress import Progress
+
+    with Progress(what, unit) as progress:
+        yield progress
+
+
+def _num_weights(model: str) -> int:
+    """About how many numbers a MODEL has, by the size of its files; `SMALL` where there are none to be seen."""
+    from bltkit.checkpoint import resolve_model
+
+    directory = resolve_model(model.removeprefix("token:"))
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors")) // 4 or SMALL
+
+
+__all__ = [
+    "Device",
+    "File",
+    "Json",
+    "Model",
+    "Text",
+    "Threads",
+    "console",
+    "is_terminal",
+    "print_json",
+    "print_rich",
+    "print_text",
+    "progress_bar",
+    "read_file",
+    "read_text",
+    "run_on",
+    "say",
+    "show",
+    "threads_option",
+    "threads_used",
+    "workers_option",
+    "write_bytes",
+]

@@ -4,12 +4,24 @@ import contextlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bltkit.cli.terminal import File, Json, Model, Text, print_json, progress_bar, read_text
+from bltkit.cli.terminal import (
+    Device,
+    File,
+    Json,
+    Model,
+    Text,
+    Threads,
+    print_json,
+    print_rich,
+    print_text,
+    progress_bar,
+    read_text,
+    run_on,
+)
 
 PIECE_BYTES = 2**16
 """Bytes of a file that are read at once where only lengths are counted."""
@@ -28,26 +40,29 @@ def patch(
     ] = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show all of a long text, not its beginning.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Show how a text is cut into patches, with the entropy of every byte."""
+    if rule in ("list", "help"):
+        from bltkit.patching.registry import describe_rules
+
+        print_text(describe_rules())
+        return
+    if stats:
+        if compare or plot or show_all:
+            raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
+        _count_lengths(text, file, model, rule, run_on(model, device, threads, "rows"), as_json)
+        return
+    data = read_text(text, file)
+    place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
     from bltkit.study.compare import compare_bundle
     from bltkit.study.pictures import write_picture
     from bltkit.study.terminal import MAX_LINES, render
 
-    if rule in ("list", "help"):
-        from bltkit.patching.registry import describe_rules
-
-        print(describe_rules())
-        return
-    if stats:
-        if compare or plot or show_all:
-            raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
-        _count_lengths(text, file, model, rule, as_json)
-        return
-    data = read_text(text, file)
-    lm = ByteLM.load(model)
+    lm = ByteLM.load(model, device=place)
     lm = lm.with_patching(rule) if rule else lm
     shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
@@ -55,10 +70,12 @@ def patch(
     if as_json:
         print_json(shown.to_json())
     else:
-        Console().print(render(shown, None if show_all else MAX_LINES))
+        print_rich(render(shown, None if show_all else MAX_LINES))
 
 
-def _count_lengths(text: str | None, file: Path | None, model: str, rule: str | None, as_json: bool) -> None:
+def _count_lengths(
+    text: str | None, file: Path | None, model: str, rule: str | None, place: Any, as_json: bool
+) -> None:
     """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
     from bltkit.api import ByteLM
     from bltkit.study.patch_lengths import lengths_of, measure_lengths
@@ -71,7 +88,7 @@ def _count_lengths(text: str | None, file: Path | None, model: str, rule: str | 
         else:
             data = read_text(text, file)
             size, pieces = len(data), [data]
-        lm = ByteLM.load(model)
+        lm = ByteLM.load(model, device=place)
         lm = lm.with_patching(rule) if rule else lm
         if lm.rule is None:
             raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
@@ -83,7 +100,7 @@ def _count_lengths(text: str | None, file: Path | None, model: str, rule: str | 
     if as_json:
         print_json(result.to_json())
     else:
-        print(result.summary(unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
+        print_text(result.summary(unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def score(
@@ -92,16 +109,19 @@ def score(
     model: Model = "bltkit:tiny",
     context: Annotated[int | None, typer.Option(help="Bytes in a window; default: the model's training row.")] = None,
     stride: Annotated[int | None, typer.Option(help="Bytes between windows; default: half a window.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of a text under a model."""
+    data = read_text(text, file)
+    place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
 
-    data = read_text(text, file)
-    with progress_bar("scoring") as progress:
-        result = ByteLM.load(model).score(data, context=context, stride=stride, progress=progress)
+    with progress_bar("scoring", "bytes") as progress:
+        result = ByteLM.load(model, device=place).score(data, context=context, stride=stride, progress=progress)
     if as_json:
         print_json(result.to_json())
     else:
         patches = "" if result.mean_patch_bytes is None else f", {result.mean_patch_bytes:.2f} bytes per patch"
-        print(f"{result.bits_per_byte:.4f} bits per byte over {result.num_bytes} bytes{patches}")
+        print_text(f"{result.bits_per_byte:.4f} bits per byte over {result.num_bytes} bytes{patches}")

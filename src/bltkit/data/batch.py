@@ -153,8 +153,12 @@ class Waste:
 
 
 def assemble(corpus: Corpus, rows: list[Pieces], row_bytes: int) -> Batch:
-    """The batch of some rows (at least one), each given as the pieces that it holds."""
+    """The batch of some rows (at least one), each given as the pieces that it holds.
+
+    Raises ValueError where the mapped corpus is damaged.
+    """
     pieces = Pieces.join(rows)
+    corpus.verify(pieces.start, pieces.length)
     counts = np.array([len(row) for row in rows], dtype=np.int64)
     size = pieces.size
     column = np.cumsum(size) - size

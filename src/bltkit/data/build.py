@@ -24,6 +24,8 @@ Progress = Callable[[str, int, int], None]
 
 _PROGRESS_BYTES = 1 << 22
 _FILL_BYTES = 1 << 20
+_MIN_TAIL_BYTES = 16
+"""Of a single document fewer bytes are not worth to be held out."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def build(
     """Fills the shelf; returns stats and fingerprint, as the manifest holds them."""
     writer = _Writer(shelf)
     counts = [writer.take(stream, progress) for stream in streams]
+    if (tail := writer.finish(validation_fraction)) is not None:
+        counts = [2]
     bounds = np.concatenate([[0], np.cumsum(counts)])
     offsets = writer.offsets.array()
     digests = writer.digests.array()
@@ -49,7 +53,7 @@ def build(
     weights = shelf.add("weights", "<f8", np.repeat([float(stream.weight) for stream in streams], counts))
     # 32 bits, so that epoch + phase is exact and a weight of 1 gives exactly one visit in every epoch.
     shelf.add("phase", "<f8", (digests[1::2] >> np.uint64(32)).astype(np.float64) / 2.0**32)
-    is_validation = _split(digests[::2], offsets, validation_fraction)
+    is_validation = _split(digests[::2], offsets, validation_fraction) if tail is None else np.array([False, True])
     shelf.add("train", "<i8", np.flatnonzero(~is_validation))
     held = shelf.add("validation", "<i8", np.flatnonzero(is_validation))
     digest = hashlib.sha256(digests.data)
@@ -97,6 +101,7 @@ class _Writer:
         self.num_opens: Column | None = None
         self.total = self.documents = 0
         self.offsets.append(np.zeros(1, dtype=np.int64))
+        self._last: Document | None = None  # its place is written when it is known whether another one follows
 
     def take(self, stream: Stream, progress: Progress | None) -> int:
         """All documents of a source; how many they were."""
@@ -128,13 +133,50 @@ class _Writer:
                 f"data source {label}: {document.name} comes {'without' if document.opens is None else 'with'} stored "
                 "patch starts, unlike the documents before it; annotate all sources or none"
             )
-        if document.opens is not None and self.num_opens is not None:
+        if document.opens is not None:
             self.marks["opens"].append(document.opens)
-            self.num_opens.append(np.array([document.opens.sum()], dtype=np.int64))
         self.data.append(document.data)
-        self.digests.append(hashlib.blake2b(document.data, digest_size=16).digest())
+        if self._last is not None:
+            self._close(self.total, self._last.data, self._last.opens)
+        self._last = document
         self.total, self.documents = self.total + size, self.documents + 1
-        self.offsets.append(np.array([self.total], dtype=np.int64))
+
+    def finish(self, validation_fraction: float) -> int | None:
+        """Close the last document. Where it is the only one, it becomes two: the second is its tail, to be held out.
+
+        Returns where the tail begins; None where nothing is cut.
+        """
+        document = self._last
+        assert document is not None
+        data, opens, first = document.data, document.opens, self.total - len(document.data)
+        cut = _tail(data, validation_fraction) if self.documents == 1 else 0
+        if cut:
+            self._close(cut, data[:cut], None if opens is None else opens[:cut])
+            data, opens = data[cut:], None if opens is None else opens[cut:]
+        self._close(first + len(document.data), data, opens)
+        return cut or None
+
+    def _close(self, end: int, data: bytes, opens: Bits | None) -> None:
+        """Write down a document whose bytes, the last of which is at `end` - 1, are in the columns."""
+        self.digests.append(hashlib.blake2b(data, digest_size=16).digest())
+        self.offsets.append(np.array([end], dtype=np.int64))
+        if opens is not None and self.num_opens is not None:
+            self.num_opens.append(np.array([opens.sum()], dtype=np.int64))
+
+
+def _tail(data: bytes, fraction: float) -> int:
+    """Where the last `fraction` of a document's bytes begins, moved back to the first byte of a character.
+
+    0 where nothing is to be held out, where that is too little to say anything, or where nothing is left to train on.
+    """
+    size = round(fraction * len(data))
+    cut = len(data) - size
+    if size < _MIN_TAIL_BYTES:
+        return 0
+    for start in range(cut, max(0, cut - 4), -1):
+        if data[start] & 0xC0 != 0x80:  # no continuation byte of UTF-8
+            return start
+    return max(0, cut)
 
 
 def _split(hashes: npt.NDArray[np.uint64], offsets: Indices, fraction: float) -> Bits:
@@ -142,7 +184,7 @@ def _split(hashes: npt.NDArray[np.uint64], offsets: Indices, fraction: float) ->
 
     Two or more documents never leave a side empty (unless fraction is 0). In a small corpus that comes to
     nothing, the document nearest in size to the wanted share is held back, or the longest kept for
-    training.
+    training. A single document is cut by `_Writer.finish`.
     """
     if fraction == 0.0 or len(hashes) < 2:
         return np.zeros(len(hashes), dtype=np.bool_)

@@ -3,11 +3,13 @@ documents.
 
 Between the sources and packing. Notable: a document's side is decided by a hash of its content, so it
 depends neither on the order of the sources nor on what else is there, and copies of a document never stand
-on both sides. The corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
+on both sides. Of a corpus of one document the last bytes are held out, as a document of their own. The
+corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from bltkit.config import Config
 from bltkit.data import store
+from bltkit.data.blocks import Blocks
 from bltkit.data.build import Bits, Progress, Stream
 from bltkit.data.build import build as build_columns
 from bltkit.data.order import Indices, Visits
@@ -49,12 +52,14 @@ class DataConfig(Config):
     cache: str | None = None
     """Folder where the corpus is laid down once and mapped by every process; without one each holds it in memory."""
     validation_fraction: float = Field(default=0.02, ge=0.0, lt=1.0)
-    """Share of the documents that is held out for validation."""
+    """Share of the documents held out, by a hash of their content; of a single document, the share of its end."""
 
 
 @dataclass(frozen=True)
 class SourceStats:
     """What one source gave: documents and bytes in all, and how many of them are held back for validation.
+
+    A single document whose tail is held back counts as two.
 
     faults    what was passed over or kept although something was wrong: how many of each kind
     examples  the first few of each kind
@@ -87,6 +92,8 @@ class Corpus:
     opens        bool [total bytes], does the byte (or EOS) after this one open a patch; None: not stored
     num_opens    int64 [documents], how many of each document's `opens` are True; None without them
     folder       where the arrays are mapped from; None: memory
+    blocks       checksums of the mapped files; None: memory, or a folder that has none. Read text through `document`,
+                 or `verify` what is read of `data`, `learned` and `opens`
     """
 
     data: npt.NDArray[np.uint8]
@@ -102,6 +109,7 @@ class Corpus:
     opens: Bits | None = None
     num_opens: Indices | None = None
     folder: Path | None = None
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -113,9 +121,20 @@ class Corpus:
         return Corpus, tuple(getattr(self, one.name) for one in fields(self))
 
     def document(self, index: SupportsIndex) -> bytes:
-        """The bytes of document `index`."""
+        """The bytes of document `index`. Raises ValueError where the mapped file is damaged."""
         start, stop = self.offsets[int(index) : int(index) + 2]
+        self.verify(np.array([start]), np.array([stop - start]))
         return self.data[start:stop].tobytes()
+
+    def verify(self, starts: Indices, lengths: Indices) -> None:
+        """Compares stretches of text, and what is stored for each of their bytes, with the checksums on disk.
+
+        Every block of the mapped files is compared once in a process. Raises ValueError that names file and block.
+        """
+        if self.blocks is not None:
+            for name in _BYTE_FILES:
+                if name in self.blocks:
+                    self.blocks.check(name, starts, lengths)
 
     def held_out_of(self, number: int) -> Corpus:
         """The same corpus with the held-out documents of one source alone.
@@ -157,8 +176,9 @@ class Corpus:
         loaded. It is made where it is missing or an input file has changed; other processes that ask for it wait.
         A source that streams from elsewhere is read once; remove the folder to read it again.
 
-        Raises `ValueError` for a source that cannot be read or that gives no bytes, and where some documents come
-        with stored patch starts and others without.
+        Raises `ValueError` for a source that cannot be read or that gives no bytes, where some documents come with
+        stored patch starts and others without, and for a folder whose files are damaged as far as they are read here;
+        text that was damaged on disk is found when it is read (`verify`).
         """
         if not sources:
             raise ValueError('data.sources: empty; say for example sources = ["stdlib"]')
@@ -176,10 +196,16 @@ class Corpus:
         if directory is None:
             shelf = store.Shelf()
             manifest = build(shelf)
-            return _corpus({name: column.array() for name, column in shelf.columns.items()}, manifest, None)
+            return _in_memory(shelf, manifest)
         folder = store.folder_of(directory.absolute(), sources, validation_fraction)
         store.laid_down(folder, sources, validation_fraction, build)
-        return _corpus(*store.load(folder), folder)
+        corpus = _mapped(folder)
+        if corpus.blocks is None:
+            logging.getLogger(__name__).warning(
+                "data.cache: %s has no checksums, as version 0.1.0 laid it down; remove it, and it is made with them",
+                folder,
+            )
+        return corpus
 
     @staticmethod
     def from_documents(
@@ -192,17 +218,29 @@ class Corpus:
         stream = Stream("memory", weight, (one for one in named if one.data), Faults())
         shelf = store.Shelf()
         manifest = build_columns([stream], validation_fraction, shelf, None)
-        return _corpus({name: column.array() for name, column in shelf.columns.items()}, manifest, None)
+        return _in_memory(shelf, manifest)
 
 
-def _corpus(columns: Mapping[str, store.Array], manifest: Mapping[str, Any], folder: Path | None) -> Corpus:
+_BYTE_FILES = ("data.u1", "learned.b1", "opens.b1")
+
+
+def _in_memory(shelf: store.Shelf, manifest: Mapping[str, Any]) -> Corpus:
+    return Corpus(**_fields({name: column.array() for name, column in shelf.columns.items()}, manifest))
+
+
+def _mapped(folder: Path) -> Corpus:
+    columns, manifest, blocks = store.load(folder)
+    return Corpus(**_fields(columns, manifest), folder=folder, blocks=blocks)
+
+
+def _fields(columns: Mapping[str, store.Array], manifest: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: array for name, array in columns.items() if name != "digests"}
     stats = tuple(SourceStats(**one) for one in manifest["stats"])
-    return Corpus(**known, stats=stats, fingerprint=manifest["fingerprint"], folder=folder)
+    return {**known, "stats": stats, "fingerprint": manifest["fingerprint"]}
 
 
 def _reopen(folder: Path, fingerprint: str) -> Corpus:
-    corpus = _corpus(*store.load(folder), folder)
+    corpus = _mapped(folder)
     if corpus.fingerprint != fingerprint:
         raise ValueError(f"data.cache: {folder} was made anew meanwhile; start again")
     return corpus

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from bltkit.compute import check_threads
 from bltkit.data.batch import Batch, Waste, assemble
 from bltkit.data.corpus import Corpus
 from bltkit.data.parts import PartSize, Position, RowPlan, Walk
@@ -65,8 +66,7 @@ class Loader:
             )
         if seed < 0:
             raise ValueError(f"trainer.seed: {seed} is negative; use 0 or more")
-        if workers < 0:
-            raise ValueError(f"data.workers: {workers} is negative; use 0 or more")
+        check_threads(workers, "data.workers", least=0)
         self.corpus, self.row_bytes, self.row_patches = corpus, row_bytes, row_patches
         self.batch_rows, self.seed, self.workers = batch_rows, seed, workers
         self.plan = RowPlan.training(corpus, row_bytes, row_patches, seed, part_size)
@@ -209,9 +209,13 @@ class _Share(IterableDataset[_Made]):
         assert worker is not None
         try:
             yield from self._maker.stream(self._position, worker.id, worker.num_workers)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # As a value: torch would wrap it in a traceback of several lines.
             yield _Made(None, Waste(), self._position, str(error))
+        except MemoryError:
+            yield _Made(
+                None, Waste(), self._position, f"data.workers: {worker.num_workers} processes ran out of memory"
+            )
 
 
 def _unchanged(made: Any) -> Any:

@@ -121,6 +121,7 @@ class RowPlan:
             pieces = cut(starts, stops, self.row_bytes)
         else:
             assert corpus.opens is not None and corpus.num_opens is not None
+            corpus.verify(starts, stops - starts)
             pieces = cut_patches(
                 starts, stops, self.row_bytes, self.row_patches, corpus.opens, corpus.num_opens[documents]
             )

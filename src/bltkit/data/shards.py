@@ -3,7 +3,8 @@
 Between the scorer and training: `annotate` writes them once, the source `annotated` reads them as often as wanted.
 A directory holds `shard-00000.parquet`, ... and `manifest.json`, which says which model, rule and sources they are of.
 Notable: a shard's bytes are a function of its documents and their entropies alone, so that whoever computes a shard
-again, on whatever engine, gets the same file.
+again, on whatever engine, gets the same file. The manifest holds a SHA-256 of every shard and seals itself; a shard is
+compared with it before the first of its documents is given out, so that a flipped bit is never read as other text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,14 +22,16 @@ import numpy.typing as npt
 import torch
 
 from bltkit.checkpoint.atomic import write_atomic
+from bltkit.checkpoint.intact import Tell, sha256
 from bltkit.config import Config, parse
 from bltkit.data.sources.source import Document
+from bltkit.files import check_seal, needs_space, parse_json, read_json, require_regular, sealed
 from bltkit.patching import PatchingRule, patch
 from bltkit.patching.finite import check_finite
 from bltkit.vocab import BOS, OFFSET, PAD
 
-FORMAT = 1
-"""Raised when older versions of the package could no longer read what is written."""
+FORMAT = 2
+"""Raised when older versions of the package could no longer read what is written. 2: `digest`."""
 
 MANIFEST = "manifest.json"
 ROW_GROUP_BYTES = 1 << 20
@@ -80,6 +83,8 @@ class ShardManifest(Config):
     shard_bytes: int
     sources: tuple[dict[str, Any], ...]
     shards: tuple[ShardEntry, ...] = ()
+    digest: str | None = None
+    """The seal (`bltkit.files.seal`); None in what format 1 wrote, and in memory."""
 
     @property
     def complete(self) -> bool:
@@ -168,19 +173,25 @@ def write_shard(path: Path, documents: Iterable[AnnotatedDocument], dtype: Entro
     import pyarrow.parquet as parquet
 
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    rows = list(documents)
+    num_bytes = sum(len(row.document.data) + row.entropies.nbytes for row in rows)
     try:
         schema = _schema(dtype)
         # No dictionaries and no statistics: nothing in the file may hang on what the library thinks worth its while.
-        with parquet.ParquetWriter(
-            temporary,
-            schema,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=False,
-            write_statistics=False,
-            column_encoding=_ENCODINGS,
-        ) as writer:
-            for group in _groups(documents):
+        with (
+            needs_space(path, num_bytes),
+            parquet.ParquetWriter(
+                temporary,
+                schema,
+                compression="zstd",
+                compression_level=3,
+                use_dictionary=False,
+                write_statistics=False,
+                column_encoding=_ENCODINGS,
+                write_page_checksum=True,
+            ) as writer,
+        ):
+            for group in _groups(rows):
                 writer.write_table(_table(group, schema, dtype))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -192,13 +203,19 @@ def write_shard(path: Path, documents: Iterable[AnnotatedDocument], dtype: Entro
 class ShardFile:
     """A shard that is read, row group by row group. Raises ValueError where it is damaged."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entry: ShardEntry | None = None) -> None:
+        """entry: the manifest's; if any, the file is read whole and compared with it first. Checksums of pages, which
+        hold for what changes between that and reading, are written since format 2.
+        """
         import_pyarrow()
         import pyarrow.parquet as parquet
 
         self.path = path
+        if (line := None if entry is None else damage(path, entry)) is not None:
+            raise ValueError(line)
+        require_regular(path)
         try:
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
         except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
             raise self._damaged(error) from None
 
@@ -215,10 +232,10 @@ class ShardFile:
     def group(self, number: int) -> Iterator[AnnotatedDocument]:
         """The documents of a row group, in order."""
         try:
-            table = self._file.read_row_group(number)
-        except (OSError, ValueError) as error:
+            rows = list(_documents(self._file.read_row_group(number)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from None
-        for document in _documents(table):
+        for document in rows:
             check_finite(document.entropies, "entropy", f"stored in {self.path}, document {document.document.name}")
             yield document
 
@@ -236,25 +253,63 @@ class ShardFile:
         return ValueError(f"{self.path}: no complete shard ({first}); run the same `blt annotate` again to mend it")
 
 
+def damage(path: Path, entry: ShardEntry, tell: Callable[[int], None] = lambda num_bytes: None) -> str | None:
+    """What is wrong with a shard's file, in one line; None where it is the one that was written. Reads it whole."""
+    mend = "run the same `blt annotate` again to mend it"
+    try:
+        if sha256(path, tell) == entry.sha256:
+            return None
+    except FileNotFoundError:
+        return f"{path} is missing, but {MANIFEST} lists it; {mend}"
+    except ValueError as error:
+        return f"{error}; {mend}"
+    return f"{path} is damaged or changed: its sha256 is not the one that {MANIFEST} says; {mend}"
+
+
+def damages(directory: Path, tell: Tell = lambda done, total: None) -> Iterator[str]:
+    """One line for each shard of a directory that is missing, damaged or changed. Reads all of them.
+
+    Raises ValueError where the manifest is damaged, or there is none.
+    """
+    manifest = read_manifest(directory)
+    paths = [directory / entry.file for entry in manifest.shards]
+    total, done = sum(path.stat().st_size for path in paths if path.is_file()), 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        tell(done, total)
+
+    if not manifest.complete:
+        yield f"{directory} is not complete: `blt annotate` was broken off; run the same command again"
+    for path, entry in zip(paths, manifest.shards, strict=True):
+        if (line := damage(path, entry, count)) is not None:
+            yield line
+
+
 def read_manifest(directory: Path) -> ShardManifest:
     """Raises ValueError where the directory holds none, or one that this version cannot read."""
     path = directory / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        require_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{directory} holds no {MANIFEST}; write annotated shards with `blt annotate`") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    data = read_json(path, surrogates=True)
     number = data.get("format") if isinstance(data, dict) else None
     if isinstance(number, int) and number > FORMAT:
         raise ValueError(f"{path} has format {number}, but this bltkit reads up to {FORMAT}; upgrade bltkit")
     manifest: ShardManifest = parse(ShardManifest, data, str(path))
-    return manifest
+    check_seal(data, str(path))
+    for entry in manifest.shards:
+        if set(entry.file) & {"/", "\\", "\0"} or entry.file in ("", ".", ".."):
+            raise ValueError(f"{path} lists {entry.file!r}; expected names of files in the same directory")
+    return manifest.replace(digest=None)
 
 
 def write_manifest(directory: Path, manifest: ShardManifest) -> None:
     """Replace `manifest.json` whole. Raises OSError."""
-    write_atomic(directory / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    content = sealed(json.loads(manifest.replace(format=FORMAT).model_dump_json(exclude={"digest"})))
+    write_atomic(directory / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def import_pyarrow() -> None:
@@ -333,7 +388,7 @@ def _documents(table: Any) -> Iterator[AnnotatedDocument]:
         bits = None
         if learned is not None:
             bits = np.unpackbits(np.frombuffer(learned, dtype=np.uint8), count=len(data)).astype(np.bool_)
-        document = Document(name, data, None if metadata is None else json.loads(metadata), bits)
+        document = Document(name, data, None if metadata is None else parse_json(metadata, name, surrogates=True), bits)
         yield AnnotatedDocument(document, entropies.astype(np.float32), starts, opens)
 
 

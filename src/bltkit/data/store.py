@@ -2,7 +2,8 @@
 
 Below the corpus. A folder holds one raw file for each array and `manifest.json`, which says what it was made of:
 source configs, and size and time of every input file. Notable: documents go to disk as they are read; the folder
-appears under its name only when it is whole; one process lays it down while others wait for its lock.
+appears under its name only when it is whole; one process lays it down while others wait for its lock. What is mapped
+is compared with checksums (`bltkit.data.blocks`), which folders that version 0.1.0 laid down do not have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from io import BufferedWriter, BytesIO
@@ -21,7 +23,9 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from bltkit.checkpoint import atomic_directory, write_atomic
+from bltkit.data.blocks import Blocks, Checksums, checksum_file
 from bltkit.data.sources import SourceConfig
+from bltkit.files import check_seal, needs_space, read_json, require_regular, sealed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -34,16 +38,40 @@ class Column:
 
     def __init__(self, file: BytesIO | BufferedWriter, dtype: str, path: Path | None) -> None:
         self.dtype = np.dtype(dtype)
+        self.checksums = Checksums()
+        """Of what was appended; kept for files only."""
         self._file, self._path = file, path
 
     def append(self, values: bytes | Array) -> None:
-        """Adds values: an array, or the bytes of one."""
-        self._file.write(values if isinstance(values, bytes) else np.ascontiguousarray(values, self.dtype).data)
+        """Adds values: an array, or the bytes of one. Raises OSError that names the file where the disk is full."""
+        plain = memoryview(values) if isinstance(values, bytes) else np.ascontiguousarray(values, self.dtype).data
+        data = plain.cast("B") if plain.nbytes else memoryview(b"")
+        if self._path is None:
+            self._file.write(data)
+            return
+        self.checksums.update(data)
+        try:
+            self._file.write(data)
+        except OSError:
+            self._explain_full_disk()
+            raise
 
     def close(self) -> None:
-        """Everything appended is in the file."""
-        if self._path is not None:
-            self._file.close()
+        """Everything appended is in the file. Raises OSError as `append` does."""
+        if self._path is not None and not self._file.closed:
+            try:
+                self._file.close()
+            except OSError:
+                self._explain_full_disk()
+                raise
+
+    def _explain_full_disk(self) -> None:
+        """Raise the error at hand with path and size, where it is of a full disk."""
+        assert self._path is not None
+        error = sys.exception()
+        assert error is not None
+        with needs_space(self._path, self.checksums.num_bytes, ask_first=False):
+            raise error
 
     def array(self) -> Array:
         """Everything that was appended, read-only; nothing may be appended any more."""
@@ -119,19 +147,76 @@ def laid_down(
             with closing(Shelf(temporary)) as shelf:
                 rest = build(shelf)
             types = {name: column.dtype.str for name, column in shelf.columns.items()}
-            manifest = {"format": FORMAT, **made_of, "columns": types, **rest}
-            write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+            checksums = {}
+            for name, column in shelf.columns.items():
+                file = _file_name(name, column.dtype.str)
+                checksums[file] = column.checksums.entry
+                write_atomic(temporary / checksum_file(file), column.checksums.tobytes())
+            manifest = {"format": FORMAT, **made_of, "columns": types, "checksums": checksums, **rest}
+            content = sealed(json.loads(json.dumps(manifest)))
+            write_atomic(temporary / MANIFEST, json.dumps(content, indent=1).encode())
 
 
-def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The columns of a folder, memory-mapped read-only, and its manifest. `ValueError` where it is damaged."""
+def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any], Blocks | None]:
+    """The columns of a folder, memory-mapped read-only, its manifest and the checksums of its blocks, if it has any.
+
+    Columns with a value for each document are compared with their checksums here, those with one for each byte of text
+    are left to `Blocks.check`. Raises ValueError where the folder is damaged.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        types = manifest["columns"]
-        columns = {name: _map(folder / _file_name(name, dtype), np.dtype(dtype)) for name, dtype in types.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = _read_manifest(folder)
+        files = {name: (_file_name(name, dtype), np.dtype(dtype)) for name, dtype in manifest["columns"].items()}
+        columns = {name: _map(folder / file, dtype) for name, (file, dtype) in files.items()}
+        if "checksums" not in manifest:
+            return columns, manifest, None
+        blocks = Blocks.open(folder, manifest["checksums"], {files[name][0]: columns[name] for name in files})
+        for file, dtype in files.values():
+            if dtype.itemsize > 1 and file.partition(".")[0] != "digests":  # those are of use when it is made
+                blocks.check_all(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"data.cache: {folder} is damaged ({error}); remove it, it is made anew") from None
-    return columns, manifest
+    return columns, manifest, blocks
+
+
+def damages(folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> Iterator[str]:
+    """One line for each damaged file of a folder, or for a folder that has no checksums. Reads everything.
+
+    tell: told (bytes read, bytes in all).
+    """
+    try:
+        manifest = _read_manifest(folder)
+        files = {_file_name(name, dtype): np.dtype(dtype) for name, dtype in manifest["columns"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{folder}: {error}; remove the folder, it is made anew"
+        return
+    if "checksums" not in manifest:
+        return
+    sizes = {file: int(entry["bytes"]) for file, entry in manifest["checksums"].items()}
+    done = 0
+    for file, dtype in files.items():
+        try:
+            array = _map(folder / file, dtype)
+            Blocks.open(folder, {file: manifest["checksums"][file]}, {file: array}).check_all(file)
+        except (OSError, ValueError, KeyError) as error:
+            yield f"{error}; remove the folder, it is made anew"
+        done += sizes.get(file, 0)
+        tell(done, sum(sizes.values()))
+
+
+def has_checksums(folder: Path) -> bool:
+    """False for what version 0.1.0 laid down. Raises ValueError where the manifest cannot be read."""
+    return "checksums" in _read_manifest(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    require_regular(path)
+    manifest = read_json(path, surrogates=True)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    if not check_seal(manifest, str(path)) and "checksums" in manifest:
+        raise ValueError(f"{path} is damaged: it has checksums, but no digest of its own")
+    return manifest
 
 
 @contextmanager
@@ -158,7 +243,7 @@ def _made_of(sources: Sequence[SourceConfig], validation_fraction: float) -> dic
 
 def _is_made_of(folder: Path, made_of: Mapping[str, Any]) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = _read_manifest(folder)
     except (OSError, ValueError):
         return False
     return manifest.get("format") == FORMAT and all(manifest.get(key) == value for key, value in made_of.items())
@@ -170,4 +255,4 @@ def _file_name(name: str, dtype: str) -> str:
 
 def _map(path: Path, dtype: np.dtype[Any]) -> Array:
     # A plain array over the map: np.memmap's own methods cost microseconds. An empty file cannot be mapped.
-    return np.asarray(np.memmap(path, dtype, mode="r")) if path.stat().st_size else np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r")) if require_regular(path) else np.empty(0, dtype)

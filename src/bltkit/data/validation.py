@@ -28,7 +28,7 @@ def validation_batches(
     """The validation documents once, in a fixed shuffled order; `max_batches` takes the first ones, always the same.
 
     batch_rows: of all ranks together; the last batch may have fewer rows. Source weights play no part. A corpus
-    without validation documents (a single document, or validation_fraction = 0) gives no batch.
+    without validation documents (a few bytes of text, or validation_fraction = 0) gives no batch.
 
     Of a batch of n rows every rank gets ceil(n / num_ranks). Where they do not come out even, the last ranks get rows
     of the batch again, without targets: they count for nothing in `text_bytes`, `num_targets` and the loss.

@@ -21,12 +21,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bltkit.eval.requests import Coded, Compression, Generation, Request, Scored, Written, likelihood
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.generate import parse_strategy
+from bltkit.terminal.progress import Progress
+from bltkit.terminal.streams import say
 from bltkit.vocab import to_bytes
 
 MODEL_TYPE = "bltkit"
@@ -149,10 +149,10 @@ class HarnessModel:
         """(key, answer) of each request, with a progress bar where there is a terminal."""
         keys = list(asked)
         found = self.subject.answers(list(asked.values()))
-        console = Console(stderr=True)
-        shown = track(found, what, len(keys), console=console, transient=True, disable=not sys.stderr.isatty())
-        for at, answer in shown:
-            yield keys[at], answer
+        with Progress(what, "requests") as progress:
+            for number, (at, answer) in enumerate(found, 1):
+                progress(number, len(keys))
+                yield keys[at], answer
 
 
 def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: float, seed: int) -> Generation:
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = ["lm_eval", command, *model, *given]
         cli_evaluate()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         raise SystemExit(2) from None
 
 

@@ -5,11 +5,15 @@ worse results: a lost window, a foreign entropy model, a threshold of another te
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from bltkit.checkpoint import Bundle
+import torch
+
+from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
 from bltkit.data.sources import StdlibSource
 from bltkit.eval.findings import (
     NGRAM_BYTES,
@@ -24,6 +28,7 @@ from bltkit.eval.findings import (
     weight_findings,
     window_findings,
 )
+from bltkit.eval.intact import checkpoint_finding, data_findings
 from bltkit.model import CnnEntropy, EntropyModel
 
 SAMPLE_BYTES = 16384
@@ -102,6 +107,40 @@ def check(
         say("comparison with an n-gram model")
         findings += ngram_findings(bundle, sample)
     return Health(tuple(findings))
+
+
+def check_directory(
+    directory: Path,
+    documents: Sequence[bytes] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> Health:
+    """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
+
+    directory: a checkpoint; or annotated shards or a mapped corpus, which have files alone. Of a token model the files
+    are compared and it is loaded. documents, progress: as for `check`.
+
+    Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
+    files are those that were written.
+    """
+    say = progress or (lambda _: None)
+
+    def tell(done: int, total: int) -> None:
+        say(f"files: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    if not os.path.lexists(directory / "config.json") and not os.path.lexists(directory / MANIFEST):
+        findings = data_findings(directory, tell)
+        if findings is not None:
+            return Health(findings)
+    files = checkpoint_finding(directory, tell)
+    if files.status == "problem":
+        return Health((files,))
+    say("loading")
+    if is_token_model(directory):
+        load_token_model(directory)
+        return Health((files,))
+    return Health((files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
 
 
 def default_documents() -> tuple[bytes, ...]:

@@ -9,26 +9,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bltkit.files import parse_json
+
 Line = Mapping[str, Any]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file's complete lines; none where there is no file.
 
-    Raises ValueError for a line that is no JSON object.
+    Raises ValueError that names file and line for one that is no JSON object.
     """
     if not path.exists():
         return []
-    found = []
+    rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        where, remedy = f"{path}, line {number}", "remove the line, or take another directory"
         try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
+            value = parse_json(line, where, surrogates=True)
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from None
         if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object; remove the line, or take another directory")
-        found.append(value)
-    return found
+            raise ValueError(f"{where}: not a JSON object; {remedy}")
+        rows.append(value)
+    return rows
 
 
 def append_lines(path: Path, lines: Sequence[Line]) -> None:

@@ -4,9 +4,6 @@
 header. A folder OWNER/NAME in DIR, in the hub's layout, stands for the data set of that name.
 """
 
-import gzip
-import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bltkit.files import lines, parse_json, parse_text
+from bltkit.files.compressed import SUFFIXES
+
 Row = dict[str, Any]
 
-ENDINGS = ("", ".zst", ".gz")
-"""What may stand behind a file's name: as it is, or compressed."""
+ENDINGS = ("", *SUFFIXES)
+"""What may follow a file's name: nothing, or the suffix of a compression."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Place:
         for directory in self.directories:
             for ending in ENDINGS:
                 path = directory / f"{name}{ending}"
-                if path.exists():
+                # A link that leads nowhere is an error for who reads it, and no reason to look elsewhere.
+                if path.exists() or path.is_symlink():
                     return path
         return None
 
@@ -93,15 +94,14 @@ class Place:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a `.jsonl` or `.tsv` file, `.gz` and `.zst` as well. Raises ValueError that names file and line."""
-    lines = ((number, line) for number, line in read_text_lines(path) if line.strip())
-    if not path.name.removesuffix(".gz").removesuffix(".zst").endswith(".tsv"):
-        for number, line in lines:
-            yield _object(line, f"{path}, line {number}")
+    """Rows of a `.jsonl` or `.tsv` file, compressed as well. Raises ValueError that names file and line."""
+    if not unpacked_name(path).endswith(".tsv"):
+        yield from (_object(line, f"{path}, line {n}") for n, line in enumerate(lines(path), 1) if line.strip())
         return
-    _, head = next(lines, (0, ""))
+    rows = ((number, line) for number, line in read_text_lines(path) if line.strip())
+    _, head = next(rows, (0, ""))
     names = head.rstrip("\r").split("\t")
-    for number, line in lines:
+    for number, line in rows:
         values = line.rstrip("\r").split("\t")
         if len(values) > len(names):
             raise ValueError(f"{path}, line {number}: {len(values)} columns, but the header names {len(names)}")
@@ -109,41 +109,31 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a UTF-8 file, decompressed by its name; only \\n ends a line.
+    """(number from 1, line without its end) of a UTF-8 file, compressed as well; only \\n ends a line.
 
     Raises ValueError that names file and line for what cannot be read.
     """
-    number = 1
-    try:
-        with _opened(path) as file:
-            while line := file.readline():
-                yield number, line.removesuffix(b"\n").decode()
-                number += 1
-    except (GeneratorExit, IsADirectoryError, PermissionError):
-        raise
-    except Exception as error:  # UnicodeDecodeError, EOFError, BadGzipFile, ZstdError: no common base
-        raise ValueError(f"{path}, line {number}: {error}; the file is broken, fetch it anew") from None
+    for number, line in enumerate(lines(path), 1):
+        try:
+            text = parse_text(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; the file is broken, fetch it again") from None
+        yield number, text
 
 
-def _object(line: str, where: str) -> Row:
+def unpacked_name(path: Path) -> str:
+    """A file's name without the suffix of a compression."""
+    return path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
+
+
+def _object(line: bytes, where: str) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line, where, finite=True)
     except ValueError as error:
-        raise ValueError(f"{where}: no JSON ({error}); correct or remove the line") from None
+        raise ValueError(f"{error}; correct or remove the line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: not a JSON object; correct or remove the line")
     return row
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.name.endswith(".zst"):
-        import zstandard
-
-        stream = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
-        return io.BufferedReader(stream)
-    if path.name.endswith(".gz"):
-        return gzip.open(path)
-    return path.open("rb")
 
 
 def needed(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:

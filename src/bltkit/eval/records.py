@@ -55,7 +55,7 @@ class Record:
         try:
             metrics = {name: tuple(v) if isinstance(v, list) else float(v) for name, v in line["metrics"].items()}
             return cls(**{**line, "metrics": metrics})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} is no record of an evaluation ({error}); take another --out") from None
 
     @property

@@ -6,12 +6,14 @@ resumes from, and statistics. A result is a function of the subject, the task an
 
 import hashlib
 import json
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +26,7 @@ from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request
 from bltkit.eval.results import result_of
 from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.task import Grade, Item, Task
+from bltkit.files import LOCK_FILES, read_json_object, writer_lock
 
 FORMAT = 1
 RESULTS, RUN, RECORDS = "results.json", "run.json", "records"
@@ -113,13 +116,52 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a subject on tasks.
 
-    out: a directory for results.json and an item's record each; with `resume` what it holds is not asked again.
+    out: a directory for results.json and an item's record each; with `resume` what it holds is not asked again. One
+        process at a time writes into it.
     execute: the user's consent that tasks run programs which the model wrote, in a sandbox.
 
     Raises ValueError, before anything is asked, for data that are missing or malformed, for a task twice, one that
-    needs consent and has none, and for an `out` that exists without `resume` or is of another evaluation.
+    needs consent and has none, and for an `out` that exists without `resume`, is of another evaluation, or that another
+    process (named by number and host) writes into.
     """
-    settings = settings or Settings()
+    with _held(out):
+        return _evaluate(subject, tasks, place, settings or Settings(), out, resume, execute, command, progress)
+
+
+@contextmanager
+def _held(out: Path | None) -> Iterator[None]:
+    """The lock of an evaluation's directory. One that is made for it goes again where nothing is written into it."""
+    if out is None or (os.path.lexists(out) and not (out / RUN).exists() and not _is_empty(out)):
+        yield  # `_open_out` refuses it
+        return
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with writer_lock(out, logging.getLogger(__name__).warning):
+        try:
+            yield
+        finally:
+            if out in new and _is_empty(out):
+                shutil.rmtree(out)
+                for parent in new[1:]:
+                    with suppress(OSError):  # something else came there meanwhile
+                        parent.rmdir()
+
+
+def _is_empty(out: Path) -> bool:
+    """True for a directory that holds nothing but a lock's files."""
+    return out.is_dir() and all(entry.name in LOCK_FILES for entry in out.iterdir())
+
+
+def _evaluate(
+    subject: Subject,
+    tasks: Sequence[Task],
+    place: Place,
+    settings: Settings,
+    out: Path | None,
+    resume: bool,
+    execute: bool,
+    command: str,
+    progress: Progress | None,
+) -> Evaluation:
     names = [str(task) for task in tasks]
     if not names:
         raise ValueError("no task is named; `blt eval --tasks list` shows them all")
@@ -135,6 +177,7 @@ def evaluate(
     work = [_work(task, place, settings) for task in tasks]
     if out is not None:
         _open_out(out, {"format": FORMAT, "model": model, **settings.to_json()}, resume)
+    kept = _kept_results(out) if out is not None and resume else {}
     total, done = sum(len(one.items) for one in work), 0
     results: dict[str, Mapping[str, Any]] = {}
     for name, one in zip(names, work, strict=True):
@@ -160,7 +203,6 @@ def evaluate(
             results[name] = {**results[name], "records": f"{RECORDS}/{journal.path.name}"}
     found = Evaluation(model, settings, results, command)
     if out is not None:
-        kept = _kept_results(out) if resume else {}
         found = replace(found, results={**kept, **results})
         write_atomic(out / RESULTS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
     return found
@@ -176,15 +218,15 @@ def file_name(name: str) -> str:
 
 
 def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_empty(out):
         if not resume:
             raise ValueError(f"--out {out} exists already; say --resume to go on with it, or choose another directory")
+        if not (out / RUN).is_file():
+            raise ValueError(f"--out {out} holds no evaluation to resume: no {RUN}; choose another directory")
         try:
-            there = json.loads((out / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = None
-        if not isinstance(there, dict):
-            raise ValueError(f"--out {out} holds no evaluation to resume; choose another directory")
+            there = read_json_object(out / RUN)
+        except ValueError as error:
+            raise ValueError(f"--out {out} holds no evaluation to resume: {error}; choose another directory") from None
         for name, value in run.items():
             if there.get(name) != value:
                 raise ValueError(
@@ -198,7 +240,15 @@ def _open_out(out: Path, run: dict[str, Any], resume: bool) -> None:
 def _kept_results(out: Path) -> dict[str, Any]:
     """Of tasks that an earlier run into the same directory finished."""
     path = out / RESULTS
-    return dict(json.loads(path.read_text(encoding="utf-8"))["results"]) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        results = read_json_object(path).get("results")
+        if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
+            raise ValueError(f"{path}: holds no results")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it and resume with all tasks: their items' records stay") from None
+    return results
 
 
 def _work(task: Task, place: Place, settings: Settings) -> _Work:

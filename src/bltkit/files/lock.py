@@ -3,38 +3,82 @@
 The lock is `flock` on `.writer.lock`; beside it `.writer.json` names the holder (process, host, time) for messages. A
 record whose lock is free was left by a process that was killed; the next writer takes over. Processes of several hosts
 are kept apart where their file system passes locks on (NFS 4, Lustre mounted with `flock`).
+
+A holder that ends by itself removes both files, the lock's while it still holds it: whoever opened that file meanwhile
+sees that it has no name any more, and opens a new one.
 """
 
 import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
+
+from bltkit.files.structured import read_json
 
 LOCK = ".writer.lock"
 HOLDER = ".writer.json"
 LOCK_FILES = frozenset({LOCK, HOLDER})
-"""What a lock leaves in its directory."""
+"""What a lock leaves in its directory where its holder is killed."""
 
+_HANDOVER_SECONDS = 0.5
+"""How long to wait for a lock at first: its holder may be about to leave, or its file about to be replaced."""
 _ORPHANS_SECONDS = 15.0
 """How long children of a killed holder may keep its lock: workers look after their parent every few seconds."""
 
 
 @contextmanager
 def writer_lock(directory: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Hold `directory`, which is created where it is missing, for this process alone.
+    """Hold `directory` for this block alone. It is created where it is missing, and removed where that left it empty.
 
+    A second holder in the same process is refused like one in another process.
     say: told in one line when a lock is taken over from a process that was killed.
     Raises ValueError that names the process and host that hold it, OSError where no lock can be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(directory / LOCK), directory / HOLDER
+    created = _missing(directory)
     try:
-        lock.acquire(timeout=0)
+        lock = _acquired(directory)
+    except BaseException:
+        _remove_empty(created)
+        raise
+    holder = directory / HOLDER
+    try:
+        left = _read(holder)
+        if left is not None:
+            say(f"{directory}: taking over the lock of {_name(left)}, which did not end by itself")
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        holder.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        (directory / LOCK).unlink(missing_ok=True)
+        lock.release()
+        _remove_empty(created)
+
+
+def holder_of(directory: Path) -> str | None:
+    """The process that writes into `directory`, in words; None where none does, as far as its record tells."""
+    record = _read(directory / HOLDER)
+    return None if record is None or not _alive(record) else _name(record)
+
+
+def _acquired(directory: Path) -> FileLock:
+    """The lock of `directory`, held."""
+    holder = directory / HOLDER
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the words for a file system without locks are ours
+            lock.acquire(timeout=_HANDOVER_SECONDS, poll_interval=0.02)
+        if isinstance(lock, SoftFileLock):  # a file that merely exists outlives a killed holder
+            lock.release()
+            raise OSError("its file system has no flock")
     except Timeout:
         left = _read(holder)
         if left is None or _alive(left):
@@ -47,21 +91,35 @@ def writer_lock(directory: Path, say: Callable[[str], None] = lambda line: None)
             raise ValueError(
                 f"{directory} is in use by children of {_name(left)}, which has ended; stop them and try again"
             ) from None
-    try:
-        left = _read(holder)
-        if left is not None:
-            say(f"{directory}: taking over the lock of {_name(left)}, which did not end by itself")
-        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        holder.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"{directory} cannot be locked for writing ({reason}); choose a directory that this user may write, on a "
+            "file system with locks"
+        ) from None
+    return lock
+
+
+def _missing(directory: Path) -> list[Path]:
+    """The directories that `mkdir` has to make for it, innermost first."""
+    missing = []
+    while not directory.exists() and directory != directory.parent:
+        missing.append(directory)
+        directory = directory.parent
+    return missing
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # something lies in it, which makes it worth keeping
+            return
 
 
 def _read(holder: Path) -> dict[str, object] | None:
     try:
-        record = json.loads(holder.read_text(encoding="utf-8"))
+        record = read_json(holder)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
@@ -76,12 +134,12 @@ def _name(record: dict[str, object] | None) -> str:
 def _alive(record: dict[str, object]) -> bool:
     """True also where nobody can tell: the process is on another host, or its number is unreadable."""
     pid = record.get("pid")
-    if record.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if record.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True

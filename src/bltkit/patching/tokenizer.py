@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bltkit.files import read_utf8
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -33,7 +35,7 @@ class ByteTokenizer:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"tokenizer = {str(path)!r}: no such file; name a tokenizer.json")
-        return cls.from_json(path.read_text(encoding="utf-8"), where=f"tokenizer = {str(path)!r}")
+        return cls.from_json(read_utf8(path), where=f"tokenizer = {str(path)!r}")
 
     @classmethod
     def from_json(cls, text: str, where: str = "tokenizer") -> "ByteTokenizer":

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from bltkit.files import read_json, read_utf8
 from bltkit.patching.tokenizer import ByteTokenizer, tokenizers_library, train_bpe
 
 PAD, BOS, EOS = SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>")
@@ -59,7 +60,7 @@ class Vocabulary:
         file = file / TOKENIZER if file.is_dir() else file
         if not file.is_file():
             raise ValueError(f"{where} = {str(path)!r}: no such file; name a tokenizer.json or a directory with one")
-        text = file.read_text(encoding="utf-8")
+        text = read_utf8(file)
         tokenizer = ByteTokenizer.from_json(text, where=f"{where} = {str(path)!r}").tokenizer
         bos, eos, pad = (tokenizer.token_to_id(name) for name in _named(file.parent / SETTINGS))
         if bos is not None and eos is not None:
@@ -114,11 +115,9 @@ class Vocabulary:
 def _named(settings: Path) -> tuple[str, str, str]:
     """Names of BOS, EOS and padding in a tokenizer_config.json; "" where it has none."""
     try:
-        found = json.loads(settings.read_text(encoding="utf-8"))
+        found = read_json(settings)
     except FileNotFoundError:
         return "", "", ""
-    except ValueError as error:
-        raise ValueError(f"{settings} is not valid JSON: {error}") from None
     values = [found.get(f"{role}_token") if isinstance(found, dict) else None for role in ("bos", "eos", "pad")]
     # A token is a name, or a table with the name in it.
     names = [value.get("content") if isinstance(value, dict) else value for value in values]

@@ -64,11 +64,13 @@ def calibrate_model(
     progress: Callable[[int, int], None] | None = None,
     *,
     annotated: str | Path | None = None,
+    device: "str | torch.device" = "cpu",
 ) -> Calibration:
     """Calibrate MODEL's rule (or `rule`, of which only the kind and the other fields count) and store it there.
 
     files: sources as in `data.sources` (files, globs, jsonl, `stdlib`). An embedded model is measured, not changed.
     annotated: a directory of `blt annotate`, made with this model, in place of files; the model does not run then.
+    device: what scores the text, in fp32.
     Raises ValueError for a model without a scorer, a rule without a threshold, shards of another model, or a target
     out of reach.
     """
@@ -82,7 +84,7 @@ def calibrate_model(
         raise ValueError(f"rule {wanted.kind!r} of {model} reads no scores: there is no threshold to calibrate")
     exact = True
     if annotated is None:
-        ids, scores = _scored(scorer, list(sample_documents(files)), progress)
+        ids, scores = _scored(scorer.to(device), list(sample_documents(files)), progress)
     else:
         source = AnnotatedSource(path=str(annotated))
         source.for_model(scorer_hash(scorer), None)
@@ -112,10 +114,11 @@ def _scored(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Ids and scores of documents, computed."""
     ids, scores = [], []
+    device = next(scorer.parameters()).device
     for number, document in enumerate(sample):
         row = encode(document)
         ids.append(row)
-        scores.append(scorer.scores(row[None])[0])
+        scores.append(scorer.scores(row[None].to(device))[0].cpu())
         if progress is not None:
             progress(number + 1, len(sample))
     return ids, scores
@@ -142,7 +145,8 @@ def _some_documents(source: AnnotatedSource) -> Iterator[AnnotatedDocument]:
     step = -(-sum(entry.bytes for entry in entries) // MAX_READ_BYTES)
     number = 0
     for entry in entries:
-        shard = ShardFile(source.directory / entry.file)
+        # A sample is not worth reading the files whole: there, checksums of pages have to do.
+        shard = ShardFile(source.directory / entry.file, entry if step <= 1 else None)
         with contextlib.closing(shard):
             for group in range(shard.num_groups):
                 if number % step == 0:

@@ -4,13 +4,13 @@ Rows are read as JSON, as a file of measurements holds them: a picture can be dr
 rows that measured the same the later one counts.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
+from bltkit.files import lines, parse_json
 from bltkit.study.chart import COLOURS, Chart, Series, draw_chart, number
 from bltkit.study.pictures import INK, MUTED
 
@@ -32,16 +32,20 @@ class _Line:
 def read_rows(path: str | Path) -> list[Row]:
     """Rows of decoding in a file of JSON lines; a line holds one row, or several as {"rows": [...]}.
 
-    Raises ValueError for a line that is no JSON object, OSError where the file cannot be read.
+    Raises ValueError for a line that is no JSON object and for a file that cannot be read.
     """
     found: list[Row] = []
-    for at, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for at, line in enumerate(lines(Path(path)), 1):
         if line.strip():
+            where, remedy = f"{path}, line {at}", "give a file of `blt bench --out`"
             try:
-                value = json.loads(line)
-                found += value.get("rows", [value])
-            except (json.JSONDecodeError, AttributeError):
-                raise ValueError(f"{path}, line {at}: not a JSON object; give a file of `blt bench --out`") from None
+                value = parse_json(line, where)
+            except ValueError as error:
+                raise ValueError(f"{error}; {remedy}") from None
+            rows = value.get("rows", [value]) if isinstance(value, dict) else None
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise ValueError(f"{where}: not a JSON object; {remedy}")
+            found += rows
     return [row for row in found if row.get("what") == "decode"]
 
 

@@ -66,13 +66,13 @@ def judge(config: GuardSection, state: GuardState, step: int, loss: float, norm:
     step: its number as users count, from 1. loss: nats per target, of the whole step. norm: of its whole gradient,
     before clipping. lr: optim.lr, which the message names.
     Raises FloatingPointError, in one line with the remedy, where the run has to end; weights and checkpoints are then
-    as they were before the step.
+    as they were before the step. Which checkpoint to go on from is the trainer's to say (`failures.py`).
     """
     for what, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {what} of step {step} is not finite ({value}); the weights were not touched, and the last "
-                f"checkpoint is from before: lower optim.lr (now {lr:g}) and --resume, or look at the step's data"
+                f"the {what} of step {step} is not finite ({value}); the weights were not touched: lower optim.lr "
+                f"(now {lr:g}), or look at the step's data"
             )
     if not config.spike_factor:
         return GuardState(skipped=state.skipped)
@@ -90,7 +90,6 @@ def _spike(config: GuardSection, state: GuardState, step: int, lr: float, found:
         return replace(state, skips=state.skips + 1, skipped=state.skipped + 1)
     row = f", after {state.skips} updates in a row that were left out" if state.skips else ""
     raise FloatingPointError(
-        f"the loss jumped at step {step}{row}: {found} (median); the weights were not touched, and the last checkpoint "
-        f"is from before: lower optim.lr (now {lr:g}) and --resume, or allow for more by guard.spike_factor (now "
-        f"{config.spike_factor:g})"
+        f"the loss jumped at step {step}{row}: {found} (median); the weights were not touched: lower optim.lr (now "
+        f"{lr:g}), or allow for more by guard.spike_factor (now {config.spike_factor:g})"
     )

@@ -11,10 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from bltkit.checkpoint import write_atomic
+from bltkit.files import parse_json
+from bltkit.terminal.progress import Progress
 from bltkit.train.sinks import Sink, open_sinks
 
 if TYPE_CHECKING:
@@ -22,6 +21,11 @@ if TYPE_CHECKING:
     from bltkit.train.learner import Figures
 
 METRICS = "metrics.jsonl"
+BROKEN = "metrics.jsonl.broken"
+"""Lines of metrics.jsonl that could not be read."""
+
+LONGEST_SECONDS = 60.0
+"""Between two lines of progress."""
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -76,48 +80,82 @@ class Tally:
         } | {f"{name}_bits_per_byte": nats / math.log(2) / max(1, count) for name, (nats, count) in self.parts.items()}
 
 
-def read_metrics(out: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that was cut short is left out."""
-    rows = []
-    for line in (Path(out) / METRICS).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def read_metrics(out: str | Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """The readable rows of a run's metrics.jsonl: each is an object with a `step`.
+
+    A last line that was cut short is what a killed run leaves, and is passed over. say: told in one line what else
+    cannot be read; on stderr by default. Raises OSError where there is no such file.
+    """
+    path = Path(out) / METRICS
+    rows, broken = _sorted_lines(path)
+    if broken:
+        (say or _complain)(_passed_over(path, broken))
+    return [row for _, row in rows]
 
 
-def forget_after(out: Path, step: int) -> None:
+def forget_after(out: Path, step: int, say: Callable[[str], None] | None = None) -> None:
     """Remove the rows of steps that come after `step`, which a run that was killed takes again, and a torn last line,
-    to which the next row would be added."""
-    if not (out / METRICS).exists():
+    to which the next row would be added. Lines that cannot be read move to metrics.jsonl.broken.
+
+    say: told in one line of such lines; on stderr by default.
+    """
+    path = out / METRICS
+    if not path.exists():
         return
-    kept = "".join(_line(row) for row in read_metrics(out) if row["step"] <= step).encode()
-    if kept != (out / METRICS).read_bytes():
-        write_atomic(out / METRICS, kept)
+    rows, broken = _sorted_lines(path)
+    if broken:
+        with (out / BROKEN).open("ab") as file:
+            file.writelines(line + b"\n" for _, line, _ in broken)
+        (say or _complain)(f"{_passed_over(path, broken)}; they are kept in {BROKEN}")
+    kept = b"".join(line + b"\n" for line, row in rows if row["step"] <= step)
+    if kept != path.read_bytes():
+        write_atomic(path, kept)
+
+
+def _sorted_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[tuple[int, bytes, str]]]:
+    """Lines that can be read with their rows, and the others with number and reason; not a torn last one."""
+    rows, broken = [], []
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            row = parse_json(line, f"line {number}")
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError(f"line {number}: no object with a step")
+            rows.append((line, row))
+        except ValueError as error:
+            if number <= len(lines):
+                broken.append((number, line, str(error)))
+    return rows, broken
+
+
+def _passed_over(path: Path, broken: Sequence[tuple[int, bytes, str]]) -> str:
+    count = len(broken)
+    return f"{path}: passed over {count} line{'s' if count > 1 else ''} that cannot be read ({broken[0][2]})"
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def validated(out: Path, step: int) -> bool:
     """Is there a validation of this step: none where a run was killed in the middle of its last one."""
-    return any(row["step"] == step and "validation_bits_per_byte" in row for row in read_metrics(out))
+    rows = read_metrics(out, lambda line: None)  # what cannot be read was told of when the run was taken up
+    return any(row["step"] == step and "validation_bits_per_byte" in row for row in rows)
 
 
 @contextmanager
 def reading(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far the sources are read, on a terminal's stderr; told (source, documents, bytes)."""
-    columns = TextColumn("reading {task.description}"), TimeElapsedColumn()
-    off = not shown or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=off, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    """Shows on stderr how far the sources are read; told (source, documents, bytes)."""
+    with Progress("reading", shown=shown) as progress:
 
         def tell(label: str, documents: int, num_bytes: int) -> None:
-            bar.update(task, description=f"{label}: {documents:,} documents, {num_bytes / 1e6:,.0f} MB")
+            progress.stage(f"{label}, {documents:,} documents, {num_bytes / 1e6:,.0f} MB")
 
         yield tell
 
 
 class Reporter:
-    """Writes metrics.jsonl and shows progress, which is silent on stderr when that is no terminal."""
+    """Writes metrics.jsonl and shows progress on stderr: a bar, or lines that come with reports."""
 
     def __init__(self, path: Path | None, config: "TrainConfig", done_steps: int) -> None:
         """path: of the run; None for a process that has nothing to tell. Rows up to `done_steps` are there already.
@@ -132,30 +170,24 @@ class Reporter:
             plain = config.model_dump(mode="json", exclude_none=True)
             self._sinks = self._open.enter_context(open_sinks(config.trainer.report, path, done_steps, plain))
             self._file = self._open.enter_context((path / METRICS).open("a", encoding="utf-8"))
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=path is None or not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("", total=config.trainer.max_steps, completed=done_steps)
+        self._progress = Progress("training", "steps", shown=path is not None, longest=LONGEST_SECONDS)
+        self._step, self._steps = done_steps, config.trainer.max_steps
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._progress.__enter__()
+        self._progress(self._step, self._steps)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._progress.__exit__(kind, error, trace)
         self._open.close()
 
     def advance(self, step: int) -> None:
         """A step is done."""
-        self._bar.update(self._task, completed=step)
+        self._step = step
+        self._progress(step, self._steps, patience=2)  # a report, which has new figures, should come first
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row, and show its main figures."""
@@ -168,7 +200,8 @@ class Reporter:
             sink.write(known)
         shown = [f"{row[name]:.4g} {unit}" for name, unit in _SHOWN if row.get(name) is not None]
         if shown:
-            self._bar.update(self._task, description="  ".join(shown))
+            self._progress.note(", ".join(shown))
+            self._progress(self._step, self._steps)
 
 
 def _line(row: dict[str, Any]) -> str:

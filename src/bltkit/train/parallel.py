@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from bltkit import compute
 from bltkit.model import Blt
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
 from bltkit.train.tables import RowShards, ShardedEmbedding, shard_tables
+
+T = TypeVar("T")
 
 TABLES = "embed.ngrams"
 """The one parameter that is sharded by rows."""
@@ -75,6 +78,14 @@ class World:
                 raise OSError(failed[0])
         if own is not None:
             raise own
+
+    def of_main(self, value: T) -> T:
+        """The main process's value, in every process. Waits for all."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, group=self.messages)
+        return cast(T, values[0])
 
     @cached_property
     def messages(self) -> dist.ProcessGroup | None:
@@ -160,15 +171,10 @@ def check_rows(batch_rows: int, processes: int) -> None:
 
 
 def device_of(name: str, local_rank: int | None = None) -> torch.device:
-    """A device by its name. Raises ValueError for what is none, or not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"trainer.device = {name!r} is no device; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device = 'cuda', but torch sees no GPU; use trainer.device=cpu")
+    """A device by its name: `auto` is CUDA, else the CPU. Raises ValueError for what is none, or not there."""
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")  # trainings on MPS are for those who ask for them: no test has seen one
+    device = compute.device_of(name, "trainer.device")
     if device.type == "cuda" and local_rank is not None:
         if local_rank >= torch.cuda.device_count():
             raise ValueError(

@@ -4,7 +4,11 @@ Three ways lead to the same starts. Annotated text brings them along; else the s
 device or, where the loader has workers and the section says so, in them.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +22,7 @@ from bltkit.model import BltConfig, BoundaryModel, RoutedBlt
 from bltkit.patches import Patches
 from bltkit.patching import PatchingRule, patch
 from bltkit.train.config import TrainConfig
-from bltkit.train.objectives import LearnedBoundary
+from bltkit.train.objectives import LearnedBoundary, TokenBoundary
 from bltkit.vocab import OFFSET
 
 
@@ -120,6 +124,29 @@ def _learned(config: TrainConfig, objective: LearnedBoundary) -> Patcher:
                 "train from the text itself"
             )
     return Patcher(objective.rule, None, documents=config.model.document_masks)
+
+
+def input_digests(config: TrainConfig, patcher: Patcher) -> dict[str, str]:
+    """By key of the config: digests of what it names by path and a step depends on, wherever that lies."""
+    digests = {}
+    if patcher.rule is not None:
+        digests["patching.rule"] = json.dumps(patcher.rule.model_dump(mode="json"), sort_keys=True)
+    if patcher.scorer is not None:
+        digests["patching.model"] = scorer_hash(patcher.scorer)
+    if isinstance(config.objective, TokenBoundary):
+        data = Path(config.objective.tokenizer).expanduser().read_bytes()
+        digests["objective.tokenizer"] = hashlib.sha256(data).hexdigest()
+    return digests
+
+
+def check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises ValueError where a run would go on with another rule, scorer or tokenizer than it began with."""
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            raise ValueError(
+                f"{key}: what it stands for is not what this run was trained with so far ({now[key][:60]}, before "
+                f"{before[key][:60]}); set it back, or start another run with --out"
+            )
 
 
 def count_text_patches(ids: Tensor, patches: Patches | None) -> Tensor:

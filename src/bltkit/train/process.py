@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from bltkit.compute import check_threads
+
 KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 """oneDNN keeps a compiled kernel for every shape that it has met, 1,024 by default. In bf16, with as many patches in a
 batch as its text has, that came to more than 5 GB for a model of a million parameters; a step needs far fewer."""
@@ -20,8 +22,8 @@ batch as its text has, that came to more than 5 GB for a model of a million para
 def numerics(threads: int | None, deterministic: bool, device: torch.device) -> Iterator[None]:
     """Threads and determinism as the run wants them, and no more kernels in memory than it needs.
 
-    Raises ValueError for a GPU whose matrix products are not told to be deterministic: they read that once, from the
-    environment.
+    Raises ValueError for more threads than this machine runs, and for a GPU whose matrix products are not told to be
+    deterministic: they read that once, from the environment.
     """
     if deterministic and device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         raise ValueError(
@@ -30,6 +32,8 @@ def numerics(threads: int | None, deterministic: bool, device: torch.device) -> 
         )
     for name, value in KERNELS.items():  # read once, when the first kernel is made
         os.environ.setdefault(name, value)
+    if threads is not None:
+        check_threads(threads, "trainer.threads")
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before[0])
     torch.use_deterministic_algorithms(deterministic or before[1])

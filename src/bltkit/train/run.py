@@ -10,6 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from bltkit.files.lock import LOCK_FILES
+from bltkit.train.checksums import CHECKSUMS, write_checksums
 from bltkit.train.state import POSITION, STATE
 
 CONFIG = "config.json"
@@ -34,7 +36,7 @@ class RunDirectory:
     def in_use(self) -> bool:
         """Is there anything that a run, or someone else, would miss."""
         return self.path.exists() and (
-            not self.path.is_dir() or any(entry.name != CORPUS for entry in self.path.iterdir())
+            not self.path.is_dir() or any(entry.name not in LOCK_FILES | {CORPUS} for entry in self.path.iterdir())
         )
 
     def steps(self) -> list[Path]:
@@ -75,7 +77,7 @@ class RunDirectory:
     def publish(self, step: Path) -> None:
         """Make the run directory stand for the checkpoint `step`."""
         self._link("latest", step.name)
-        own = {file.name for file in step.iterdir()} - {STATE, POSITION}
+        own = {file.name for file in step.iterdir()} - {STATE, POSITION, CHECKSUMS}
         for name in own:
             self._link(name, f"latest/{name}")
         for link in self.path.iterdir():  # of an earlier checkpoint that had more files
@@ -88,7 +90,16 @@ class RunDirectory:
         for file in sorted(source.iterdir(), key=lambda file: file.name == CONFIG):  # with that one it is a model
             file.replace(target / file.name)
         source.rmdir()
+        write_checksums(target, step)
         self.publish(target)
+
+    def set_aside(self, step: Path) -> Path:
+        """Give a damaged checkpoint a name under which it is neither gone on from nor removed."""
+        target, number = self.path / f"damaged-{step.name}", 1
+        while target.exists():
+            number += 1
+            target = self.path / f"damaged-{step.name}-{number}"
+        return step.rename(target)
 
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-removed."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from bltkit.checkpoint import write_atomic
 from bltkit.config import dump_toml
+from bltkit.files import read_json
 
 Report = Literal["tensorboard", "wandb"]
 """A place for figures, as `trainer.report` names it."""
@@ -185,7 +186,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {"id": secrets.token_hex(8), "sent": {}}
     try:
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        kept: dict[str, Any] = read_json(file)
         return {"id": str(kept["id"]), "sent": {str(group): int(step) for group, step in kept["sent"].items()}}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}); remove it to report to a new W&B run") from None

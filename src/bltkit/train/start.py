@@ -1,12 +1,15 @@
 """Where a run begins: with nothing, with a checkpoint of its own, or with one of another run that it branches off."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bltkit.files.lock import holder_of
+from bltkit.train.changes import Changes, changes_of
+from bltkit.train.checksums import DamagedCheckpointError
 from bltkit.train.config import TrainConfig
 from bltkit.train.run import RunDirectory, is_step
-from bltkit.train.state import POSITION, read_position
+from bltkit.train.state import POSITION, read_position, verify
 
 
 @dataclass(frozen=True)
@@ -16,15 +19,36 @@ class Start:
     checkpoint: Path | None
     own: bool
     """Is the checkpoint of this run; else of the trunk that it branches off."""
+    damaged: tuple[Path, ...] = ()
+    """Checkpoints of this run that are newer, and from which nothing can go on."""
+    changes: Changes = field(default_factory=dict)
+    """Of the run's config."""
 
 
-def starting_point(config: TrainConfig, run: RunDirectory, resume: bool, say: Callable[[str], None]) -> Start:
-    """The checkpoint to go on from. Raises ValueError where there is none, or something is in the way."""
-    if not resume and run.in_use():
-        raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
-    latest = run.latest() if resume else None
-    if latest is not None:
-        return Start(latest, own=True)
+def refuse_existing(run: RunDirectory, resume: bool) -> None:
+    """Raises ValueError where a new run would write into a directory that holds something."""
+    if resume or not run.in_use():
+        return
+    if (holder := holder_of(run.path)) is not None:
+        raise ValueError(f"{run.path} is in use by {holder}; wait for it, stop it, or choose another --out")
+    raise ValueError(f"{run.path} exists; add --resume to go on with it, or name another --out")
+
+
+def starting_point(
+    config: TrainConfig, run: RunDirectory, resume: bool, say: Callable[[str], None], *, verified: bool = True
+) -> Start:
+    """The checkpoint to go on from: of this run the newest that is sound, or the trunk's that the config names.
+
+    verified: read all of the checkpoint's files and compare their checksums; else the newest is taken to be sound.
+    Raises ValueError where there is none, something is in the way, or the config differs from the run's own in what
+    cannot change.
+    """
+    refuse_existing(run, resume)
+    steps = run.steps() if resume else []
+    if steps:
+        changes = changes_of(run.path, config, say)
+        checkpoint, damaged = _newest_sound(run, steps, say) if verified else (steps[-1], ())
+        return Start(checkpoint, own=True, damaged=damaged, changes=changes)
     if resume:
         say(f"no complete checkpoint in {run.path}: starting over")
     if config.trainer.branch is None:
@@ -35,7 +59,42 @@ def starting_point(config: TrainConfig, run: RunDirectory, resume: bool, say: Ca
             f"trainer.branch = {config.trainer.branch!r} is at step {step} already; raise trainer.max_steps "
             f"({config.trainer.max_steps}), which counts from the run's beginning"
         )
+    if verified:
+        _verify_trunk(trunk, config.trainer.branch, say)
     return Start(trunk, own=False)
+
+
+def _newest_sound(run: RunDirectory, steps: list[Path], say: Callable[[str], None]) -> tuple[Path, tuple[Path, ...]]:
+    """The newest checkpoint whose files are those that were written, and the damaged ones that are newer."""
+    damaged: list[DamagedCheckpointError] = []
+    for step in reversed(steps):
+        try:
+            with_checksums = verify(step)
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            faults = "; ".join(f"{error.checkpoint.name} is damaged ({error.reason})" for error in damaged)
+            say(f"{run.path}: {faults}: going on from {step.name}; what is damaged is kept as damaged-step-...")
+        if not with_checksums:
+            say(_unverified(step))
+        return step, tuple(error.checkpoint for error in damaged)
+    faults = "; ".join(f"{error.checkpoint.name} is damaged ({error.reason})" for error in damaged)
+    raise ValueError(f"{run.path} has no sound checkpoint to go on from: {faults}; start another run with --out")
+
+
+def _verify_trunk(trunk: Path, branch: str, say: Callable[[str], None]) -> None:
+    try:
+        if not verify(trunk):
+            say(_unverified(trunk))
+    except DamagedCheckpointError as error:
+        raise ValueError(
+            f"trainer.branch = {branch!r}: {trunk} is damaged ({error.reason}); name another step-XXXXXXXX of that run"
+        ) from None
+
+
+def _unverified(checkpoint: Path) -> str:
+    return f"{checkpoint} carries no checksums (it was written by version 0.1.0): its content cannot be verified"
 
 
 def find_trunk(branch: str) -> Path:

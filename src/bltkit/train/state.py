@@ -2,33 +2,46 @@
 
 `torch.distributed.checkpoint` holds the tensors under the names that they have in a model to which nothing was done,
 each process writing its own part, so that a run can go on with any number of processes. The position is a line of
-JSON. What is written is a copy, made while the loop waits; the writing itself happens beside the next steps.
+JSON. What is written is a copy, made while the loop waits; the writing itself happens beside the next steps, and so do
+the digests of all of it (`checksums.py`), which whoever goes on from a checkpoint compares first.
 """
 
 import json
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from bltkit.checkpoint import write_atomic
+from bltkit.files import parse_json
+from bltkit.train.checksums import (
+    DamagedCheckpointError,
+    read_checksums,
+    step_of,
+    verify_file,
+    verify_files,
+    write_checksums,
+)
 from bltkit.train.optim import Optimizer
 from bltkit.train.parallel import World, globally, named_weights
+from bltkit.train.tensor_reader import TensorReader
 
 STATE = "state"
 """The directory of the tensors, in a checkpoint's."""
 POSITION = "training.json"
 
-_WEIGHT, _MOMENT = "model.", "optim."
+FORMAT = 2
+"""Of the position. From 2 on a checkpoint has checksums; 1, of version 0.1.0, says no number."""
+
+WEIGHT, _MOMENT = "model.", "optim."
+"""What the names of weights and of the optimizer's tensors begin with."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ class Position:
     """What the guard remembers of past losses."""
     tally: dict[str, Any]
     """Sums since the last line of metrics."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """What the config names by path and the steps depend on, by key: digests of it. Empty in version 0.1.0."""
 
 
 def training_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Tensor]:
     """Every tensor that the next step depends on, by its name in the checkpoint."""
-    state = {_WEIGHT + name: globally(name, weight.detach(), model, world) for name, weight in weights_of(model)}
+    state = {WEIGHT + name: globally(name, weight.detach(), model, world) for name, weight in weights_of(model)}
     for key, value in optimizer.tensors().items():
         state[_MOMENT + key] = globally(key.partition("|")[0], value, model, world)
     return state
@@ -90,13 +105,16 @@ class Saver:
             with self._world.together(self._world.writers):
                 if self._world.is_main:
                     beside()
-                    write_atomic(directory / POSITION, json.dumps(asdict(position), indent=1).encode())
+                    content = {"format": FORMAT} | asdict(position)
+                    write_atomic(directory / POSITION, json.dumps(content, indent=1).encode())
             alone = self._world.size == 1
             try:
                 save(copied, checkpoint_id=directory / STATE, process_group=self._world.writers, no_dist=alone)
             except CheckpointException as error:  # a BaseException: nobody above expects one
                 raise _first(error) from None
             with self._world.together(self._world.writers):
+                if self._world.is_main:  # all have written
+                    write_checksums(directory, position.step)
                 done()
 
         if self._background:
@@ -128,32 +146,71 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def read_position(checkpoint: Path) -> Position:
-    """Raises ValueError for one that is damaged, or that this version cannot read."""
+    """The position of a checkpoint, compared with its checksum where it has one.
+
+    Raises ValueError for one that is damaged, or that this version cannot read.
+    """
+    checksums = read_checksums(checkpoint)
     try:
-        return Position(**json.loads((checkpoint / POSITION).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        data = (checkpoint / POSITION).read_bytes()
+        if checksums is not None:
+            verify_file(checkpoint, POSITION, data, checksums)
+        content = parse_json(data, POSITION)
+        version = content.pop("format", 1)
+        if not isinstance(version, int) or version > FORMAT:
+            raise ValueError(f"{POSITION} has format {version}, this version reads up to {FORMAT}: update bltkit")
+        position = Position(**content)
+        if type(position.step) is not int:
+            raise TypeError(f"{POSITION}: step = {position.step!r}")
+    except DamagedCheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise damaged(checkpoint, error) from None
+    if checksums is None and version > 1:
+        raise DamagedCheckpointError(checkpoint, "checksums.json is missing")
+    for told in (step_of(checkpoint), None if checksums is None else checksums["step"]):
+        if told is not None and told != position.step:
+            raise DamagedCheckpointError(checkpoint, f"{POSITION} is of step {position.step}")
+    return position
+
+
+def verify(checkpoint: Path) -> bool:
+    """Read everything that a checkpoint holds; True where it has checksums, which all files then have.
+
+    One of version 0.1.0 has none: of it the step, the description of the tensors and the files' lengths are compared.
+    Raises DamagedCheckpointError for a checkpoint that no run can go on from; nothing of it is unpickled.
+    """
+    checksums = read_checksums(checkpoint)
+    read_position(checkpoint)
+    if checksums is not None:
+        verify_files(checkpoint, checksums)
+        return True
+    try:
+        TensorReader(checkpoint / STATE).verify_sizes()
+    except (OSError, ValueError) as error:
+        raise damaged(checkpoint, error) from None
+    return False
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World) -> Position:
     """Load weights and moments, whatever number of processes wrote them, and return the position.
 
-    Raises ValueError for damaged files and for a model of another shape.
+    The files are taken to be sound (see `verify`). Raises ValueError for damaged ones and for a model of another shape.
     """
     position = read_position(checkpoint)
     _expect_one_process(world)
+    reader = TensorReader(checkpoint / STATE)
     try:
-        found = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
-        sizes = {key: tuple(entry.size) for key, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
-    except Exception as error:  # a pickle that is cut short raises anything
+        sizes = reader.shapes()
+    except (OSError, ValueError) as error:
         raise damaged(checkpoint, error) from None
     weights = dict(weights_of(model))
     state: dict[str, Tensor] = {}
     for name, weight in weights.items():
         tensor = globally(name, weight.detach(), model, world)
-        if sizes.get(_WEIGHT + name) != tuple(tensor.shape):
+        if sizes.get(WEIGHT + name) != tuple(tensor.shape):
             raise ValueError(f"{checkpoint} holds a model of another shape than the config; resume with the run's own")
-        state[_WEIGHT + name] = tensor
+        state[WEIGHT + name] = tensor
     moments = {}
     for key, size in sizes.items():
         if key.startswith(_MOMENT):
@@ -170,7 +227,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: Wor
                     f"{checkpoint} has moments of another shape for {name}; resume with the run's own config"
                 )
     try:
-        load(state, checkpoint_id=checkpoint / STATE, no_dist=world.size == 1)
+        load(state, storage_reader=reader, no_dist=world.size == 1)
     except CheckpointException as error:
         raise damaged(checkpoint, _first(error)) from None
     except Exception as error:  # of one process, whatever it ran into
@@ -191,10 +248,9 @@ def _first(error: CheckpointException) -> Exception:
     return found if isinstance(found, Exception) else RuntimeError(str(found))
 
 
-def damaged(checkpoint: Path, error: Exception) -> ValueError:
+def damaged(checkpoint: Path, error: Exception) -> DamagedCheckpointError:
     """What to say of files that cannot be read."""
+    if isinstance(error, DamagedCheckpointError):
+        return error
     reason = str(error).strip().splitlines()
-    return ValueError(
-        f"the training state in {checkpoint} is damaged ({type(error).__name__}: {reason[0] if reason else 'empty'}); "
-        "remove that folder to go on from an earlier step"
-    )
+    return DamagedCheckpointError(checkpoint, f"{type(error).__name__}: {reason[0] if reason else 'empty'}")

@@ -4,36 +4,40 @@ Every random choice is a function of the seed and the step, so weights, the opti
 all the state there is.
 """
 
+import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from bltkit.checkpoint import write_atomic, write_vocabulary
+from bltkit.checkpoint import write_vocabulary
 from bltkit.checkpoint.atomic import sync_tree
-from bltkit.config import dump_toml
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
 from bltkit.data.loader import Prepare
 from bltkit.data.sources.chat import chat_template
 from bltkit.data.template import RECORD_KEY
+from bltkit.files import writer_lock
 from bltkit.model import Blt, BltConfig
+from bltkit.train.changes import CONFIG_TOML, write_changes
+from bltkit.train.checksums import read_checksums
 from bltkit.train.config import TrainConfig
+from bltkit.train.failures import check_room, explained, is_lost_worker, state_bytes
 from bltkit.train.guard import GuardState
 from bltkit.train.learner import Counts, Learner
 from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading, validated
 from bltkit.train.optim import learning_rate
 from bltkit.train.parallel import World, check_rows, world_of
-from bltkit.train.patcher import load_patcher
+from bltkit.train.patcher import check_inputs, input_digests, load_patcher
 from bltkit.train.process import numerics, stop_requests
 from bltkit.train.run import CONFIG, CORPUS, RunDirectory
 from bltkit.train.sinks import check_reports
-from bltkit.train.start import Start, starting_point
-from bltkit.train.state import Position, Saver, restore, training_state
+from bltkit.train.start import Start, refuse_existing, starting_point
+from bltkit.train.state import WEIGHT, Position, Saver, restore, training_state
 from bltkit.train.vocabulary import known_vocabulary, trained_vocabulary
 
 
@@ -41,8 +45,8 @@ from bltkit.train.vocabulary import known_vocabulary, trained_vocabulary
 class Result:
     """How a run ended.
 
-    bits_per_byte: on validation text; on the first batch of training text where there is none, or no time for it
-        (`interrupted`).
+    bits_per_byte: on held-out text; on the first batch of training text where there is none, or no time for it
+        (`interrupted`). measured_on: which of the two.
     mean_patch_bytes: of a token model, of its tokens; None for models without patches.
     """
 
@@ -53,14 +57,18 @@ class Result:
     train_flops: float
     mean_patch_bytes: float | None
     interrupted: bool
+    measured_on: Literal["held-out", "training"]
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:
     """Train as `config` says and keep checkpoints in `out`; under torchrun, with all of its processes.
 
-    resume: go on from the newest complete checkpoint in `out`. Ctrl-C and SIGTERM save and return.
+    resume: go on from the newest complete checkpoint in `out` whose files have their checksums; the config may differ
+        from the run's own in what `changes.CHANGEABLE` lists. Ctrl-C and SIGTERM save and return.
     say: told about what a user should know, a line at a time, by the main process.
-    Raises ValueError for an existing `out` without `resume`, and for data or models that do not fit.
+    Raises ValueError for an existing `out` without `resume`, one that another process trains in, and for data, models
+    or changes that do not fit; OSError where there is no room for a checkpoint; FloatingPointError where the guard ends
+    the run.
     """
     trainer = config.trainer
     with (
@@ -69,9 +77,14 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Ca
     ):
         tell = say if world.is_main else _silent
         run = RunDirectory(Path(out))
-        with world.together():  # nobody writes before all have looked
-            start = starting_point(config, run, resume, tell)
-        return _Trainer(config, run, world, tell, start).run()
+        with contextlib.ExitStack() as stack:
+            with world.together():
+                refuse_existing(run, resume)  # before a lock is written beside somebody's files
+                if world.is_main:
+                    stack.enter_context(writer_lock(run.path, tell))
+            with world.together():  # nobody writes before all have looked
+                start = starting_point(config, run, resume, tell, verified=world.is_main)
+            return _Trainer(config, run, world, tell, world.of_main(start)).run()
 
 
 def _silent(line: str) -> None:
@@ -95,6 +108,7 @@ class _Trainer:
             self.tokenize = None if self.vocabulary is None else partial(TokenBatch.of, vocabulary=self.vocabulary)
             self.loader = self._loader(config.data.workers)
             goes_on = start.checkpoint is not None
+            self.inputs = input_digests(config, self.patcher)
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
         self.saver = Saver(world, config.checkpoint.background)
         self.stop: Callable[[], bool] = lambda: False
@@ -118,22 +132,22 @@ class _Trainer:
         config, out, main, start = self.config.trainer, self.run_directory.path, self.world.is_main, self.start
         schedule = self.config.optim.schedule_steps or config.max_steps
         guard, tally = self.learner.guard.to_json(), Tally().to_json()
-        position = Position(0, schedule, self.loader.state, 0, 0, 0.0, guard, tally)
+        position = Position(0, schedule, self.loader.state, 0, 0, 0.0, guard, tally, self.inputs)
         if start.checkpoint is not None:
             position = self._restore(start.checkpoint)
         first = position.step
+        whole, own = self._checkpoint_bytes()
+        with self.world.together():
+            if first < config.max_steps:
+                check_room(out, whole, own)
         with self.world.together():
             if main:
                 self._lay_out(first)
             reporter = Reporter(out if main else None, self.config, first)
         with stop_requests() as self.stop, reporter:
             try:
-                position = self._steps(position, reporter)
-            except OSError:  # a full disk: half a checkpoint would only take more of it
-                self.saver.close()
-                if main:
-                    self.run_directory.clean()
-                raise
+                with self._explained(whole):
+                    position = self._steps(position, reporter)
             finally:
                 self.loader.close()
                 self.saver.close()  # also of a run that the guard ends: what it has begun to write is from before
@@ -149,16 +163,41 @@ class _Trainer:
             self.say(f"{out} is at step {first} already; raise trainer.max_steps ({config.max_steps}) to go on")
         return self._result(position, row.get("validation_bits_per_byte"), interrupted=not finished)
 
+    @contextlib.contextmanager
+    def _explained(self, checkpoint_bytes: int) -> Iterator[None]:
+        """Of what ends a run early, leave nothing half-written, and say how to go on."""
+        try:
+            yield
+        except (OSError, RuntimeError, FloatingPointError) as error:
+            if isinstance(error, RuntimeError) and not is_lost_worker(error):
+                raise
+            self.saver.close()
+            if isinstance(error, OSError) and self.world.is_main:
+                self.run_directory.clean()  # half a checkpoint would only take more of a full disk
+            raise explained(error, self.run_directory, checkpoint_bytes) from None
+
+    def _checkpoint_bytes(self) -> tuple[int, int]:
+        """Bytes of a checkpoint's tensors in all processes' files, and of those in this one's largest."""
+        state = training_state(self.learner.model, self.learner.optimizer, self.world)
+        whole, own = state_bytes(state)
+        if self.config.checkpoint.export == "always":
+            width = 2 if self.config.checkpoint.dtype == "bf16" else 4
+            whole += width * sum(weight.numel() for name, weight in state.items() if name.startswith(WEIGHT))
+        return whole, own
+
     def _lay_out(self, step: int) -> None:
         """Make the run's directory what it is at `step`."""
         run, start = self.run_directory, self.start
         if not start.own:
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(run.path / "config.toml", dump_toml(self.config.model_dump(mode="json")).encode())
+            (run.path / CONFIG_TOML).unlink(missing_ok=True)  # of a run that never came to a checkpoint
+        if not start.own or step < self.config.trainer.max_steps:
+            write_changes(run.path, step, start.changes, self.config)
         run.clean()
+        for damaged in start.damaged:
+            run.set_aside(damaged)
         if start.own and start.checkpoint is not None:
             run.publish(start.checkpoint)  # a kill may have come between writing it and this
-        forget_after(run.path, step)
+        forget_after(run.path, step, self.say)
 
     def _steps(self, position: Position, reporter: Reporter) -> Position:
         """Train until the last step or a signal, and save."""
@@ -190,6 +229,7 @@ class _Trainer:
                 seconds=base_seconds + time.monotonic() - began,
                 guard=learner.guard.to_json(),
                 tally=(Tally() if reported else tally).to_json(),
+                inputs=self.inputs,
             )
             saved = False
             reporter.advance(position.step)
@@ -260,8 +300,10 @@ class _Trainer:
     def _export(self, position: Position) -> None:
         """Put the model into a complete checkpoint that was written without it, as that of a run that is over."""
         run, step = self.run_directory, position.step
-        assert self.start.checkpoint is not None
-        if (self.start.checkpoint / CONFIG).exists():
+        checkpoint = self.start.checkpoint
+        assert checkpoint is not None
+        checksums = read_checksums(checkpoint)
+        if (checkpoint / CONFIG).exists() and (checksums is None or CONFIG in checksums["files"]):
             return
         self.world.barrier()  # all have looked
         weights = self.learner.weights()
@@ -300,7 +342,10 @@ class _Trainer:
 
     def _restore(self, step: Path) -> Position:
         position = restore(step, self.learner.model, self.learner.optimizer, self.world)
+        if self.start.own:
+            check_inputs(position.inputs, self.inputs)
         self.loader.restore(position.loader)
+        position = dataclasses.replace(position, inputs=self.inputs)
         self.learner.guard = GuardState.from_json(position.guard)
         if self.config.optim.schedule_steps is not None or not self.start.own:
             schedule = self.config.optim.schedule_steps or self.config.trainer.max_steps
@@ -312,6 +357,7 @@ class _Trainer:
         return self.config.train_flops(position.text_bytes, patch_bytes)
 
     def _result(self, position: Position, validation: float | None, interrupted: bool) -> Result:
+        held_out = validation is not None
         if validation is None:
             found = self.learner.evaluate([self._first_batch()])
             validation = bits_per_byte(found.nats, found.num_bytes)
@@ -324,6 +370,7 @@ class _Trainer:
             train_flops=self._train_flops(position),
             mean_patch_bytes=patch_bytes,
             interrupted=interrupted,
+            measured_on="held-out" if held_out else "training",
         )
 
     def _first_batch(self) -> Batch:

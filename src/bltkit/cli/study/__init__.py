@@ -6,7 +6,6 @@ Each study is a command of its own, with its own options, in a file of its own. 
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from bltkit.cli.study.ablation import ablation
 from bltkit.cli.study.efficiency import efficiency
@@ -15,11 +14,12 @@ from bltkit.cli.study.evaluations import evaluations
 from bltkit.cli.study.fast_decoding import fast_decoding
 from bltkit.cli.study.robustness import robustness
 from bltkit.cli.study.scaling import scaling
+from bltkit.cli.verb import Verb, Verbs
 
 STUDIES = (fast_decoding, entropy, evaluations, robustness, scaling, efficiency, ablation)
 
 
-class _Studies(TyperGroup):
+class _Studies(Verbs):
     """Knows its commands, and the nearest one to a name that is not among them."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -36,4 +36,4 @@ app = typer.Typer(
     help="Run a study. Each has options of its own (`blt study NAME --help`); all take --out and --json.",
 )
 for study in STUDIES:
-    app.command()(study)
+    app.command(cls=Verb)(study)

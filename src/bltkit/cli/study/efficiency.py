@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, circumstances, measured, only_report, show
-from bltkit.cli.terminal import Json, progress_bar, say, there
+from bltkit.cli.terminal import Device, Json, progress_bar, say, threads_option
 
 FIELDS = {
     "--preset": "presets",
@@ -39,8 +39,8 @@ def efficiency(
     phase: Annotated[list[str] | None, typer.Option(help="prefill, decode, train (repeatable); default: all.")] = None,
     num_bytes: Annotated[int | None, typer.Option(help="Decoded in a run; default: 48.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds; default: 5.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: cpu.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(callback=threads_option, help="Default: 1.")] = None,
     report: Report = False,
     as_json: Json = False,
 ) -> None:
@@ -57,23 +57,24 @@ def efficiency(
         "--repeats": repeats,
     }
     if report:
-        only_report(given | {"--device": device, "--threads": threads})
+        only_report(given | {"--device": None if device == "auto" else device, "--threads": threads})
         _report(measured(out), out, as_json)
         return
     fields = {FIELDS[option]: value for option, value in given.items() if value is not None}
-    _report(_measure(fields, out, device or "cpu", threads or 1), out, as_json)
+    _report(_measure(fields, out, device, threads or 1), out, as_json)
 
 
 def _measure(fields: dict[str, Any], out: Path, device: str, threads: int) -> list[dict[str, Any]]:
-    import torch
-
     from bltkit.bench.record import machine
     from bltkit.bench.timing import threads_of
+    from bltkit.compute import device_of
     from bltkit.config import parse
     from bltkit.study.efficiency import Plan, run
 
     plan: Plan = parse(Plan, fields, "study efficiency")
-    place = torch.device(there(device))
+    place = device_of(device, "--device")
+    if place.type != "cpu":
+        say(f"device: {place}")
     with threads_of(threads), progress_bar("efficiency") as progress:
         stamp = circumstances() | {"machine": machine(place)}
         return run(plan, out, stamp, device=place, progress=progress, say=say)

@@ -12,7 +12,8 @@ from bltkit.cli.terminal import Json, progress_bar
 def entropy(
     out: Out,
     model: Annotated[
-        str | None, typer.Option(help="A MODEL with an entropy model and a rule; default: bltkit:tiny.")
+        str | None,
+        typer.Option("--model", "-m", help="A MODEL with an entropy model and a rule; default: bltkit:tiny."),
     ] = None,
     text: Annotated[
         list[str] | None,

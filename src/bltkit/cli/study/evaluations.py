@@ -5,13 +5,19 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, say
+from bltkit.cli.terminal import Json, print_json, print_text, say
 
 
 def evaluations(
     directories: Annotated[list[Path], typer.Argument(help="What `blt eval --out` wrote; the first is compared with.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page, such as runs.html; default for a single one: its report.html.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The page, such as runs.html; default for a single one: its report.html.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -32,5 +38,5 @@ def evaluations(
         if as_json:
             print_json({"page": str(place)} | comparison.to_json())
         else:
-            print(comparison.summary(), end="")
+            print_text(comparison.summary(), end="")
     say(f"wrote {place}")

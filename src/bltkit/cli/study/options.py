@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import print_json, say
+from bltkit.cli.terminal import print_json, print_text, say, threads_option
 
-Out = Annotated[Path, typer.Option(help="Directory of rows, table and pictures; a broken-off study goes on there.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="Directory of rows, table and pictures; a broken-off study goes on there."
+    ),
+]
 Report = Annotated[bool, typer.Option("--report", help="Table and pictures anew, from the rows in --out.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Default: torch's.")]
+Threads = Annotated[int | None, typer.Option("--threads", callback=threads_option, help="Default: torch's.")]
 
 
 def only_report(options: Mapping[str, Any]) -> None:
@@ -86,6 +91,6 @@ def show(
     if as_json:
         print_json({"rows": rows, **more, "figures": [str(figure) for figure in figures], "table": str(table)})
     else:
-        print(text(rows), end="")
+        print_text(text(rows), end="")
     for place in (table, *figures):
         say(f"wrote {place}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
-from bltkit.cli.terminal import Json, print_json, progress_bar, say
+from bltkit.cli.terminal import Json, print_json, print_text, progress_bar, say
 
 NOISES = ("antspeak", "drop", "randomcase", "repeat", "uppercase")
 
@@ -16,7 +16,9 @@ def robustness(
     model: Annotated[
         list[str] | None, typer.Option(help="NAME=MODEL, such as blt=bltkit:tiny or llama=token:DIR (repeatable).")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="As `blt eval --tasks` has them (repeatable).")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--tasks", help="As `blt eval --tasks` has them (repeatable).")
+    ] = None,
     noise: Annotated[
         list[str] | None,
         typer.Option(help=f"Such as drop or ocr:0.2+uppercase:1 (repeatable); default: {', '.join(NOISES)}."),
@@ -85,6 +87,6 @@ def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"rows": rows, "page": str(out / PAGE), "table": str(out / TABLE)})
     else:
-        print(table(rows), end="")
+        print_text(table(rows), end="")
     for place in written:
         say(f"wrote {place}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Report, circumstances, measured, only_report, show
-from bltkit.cli.terminal import Json, print_json, progress_bar, say
+from bltkit.cli.terminal import Json, print_json, print_text, progress_bar, say
 
 if TYPE_CHECKING:
     from bltkit.study.scaling import Plan
@@ -16,7 +16,10 @@ def scaling(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of rows, runs and pictures; several processes may share it, a study goes on there."
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Directory of rows, runs and pictures; several processes may share it, a study goes on there.",
         ),
     ] = None,
     plan: Annotated[str | None, typer.Option(help="cpu (the default), gpu, cluster, or a TOML file.")] = None,
@@ -93,7 +96,7 @@ def _cost(plan: "Plan", only: list[str], rate: float | None, as_json: bool) -> N
     if as_json:
         print_json(found.to_json())
     else:
-        print(found.summary())
+        print_text(found.summary())
 
 
 def _measure(plan: "Plan", out: Path, only: list[str], minutes: float | None, rates: bool) -> None:

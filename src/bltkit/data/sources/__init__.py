@@ -23,6 +23,7 @@ from bltkit.data.sources.prompts import PromptSource
 from bltkit.data.sources.source import Document, Fault, Faults, Input, SourceConfig, read
 from bltkit.data.sources.stdlib import StdlibSource
 from bltkit.data.sources.text import TextSource
+from bltkit.files.compressed import SUFFIXES
 
 __all__ = [
     "AnnotatedSource",
@@ -46,9 +47,9 @@ __all__ = [
     "read_documents",
 ]
 
-_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_JSONL = (".jsonl", *(f".jsonl{suffix}" for suffix in SUFFIXES))
 _TABLES = (".parquet", ".arrow", ".feather")
-_NOT_PLAIN = (".gz", ".zst", ".zip", ".xz", ".bz2", ".json")
+_NOT_PLAIN = (*SUFFIXES, ".zip", ".json")
 _HUB = "hf:"  # as for models
 
 
@@ -73,7 +74,7 @@ def _from_string(value: Any) -> Any:
     if name.endswith(_NOT_PLAIN):
         # Training on the compressed bytes would work and be worthless, so it has to be asked for.
         raise ValueError(
-            f"{value!r}: only .jsonl, .jsonl.gz and .jsonl.zst are unpacked; unpack it, "
+            f"{value!r}: only JSON lines are unpacked ({', '.join(_JSONL)}); unpack it, "
             f'or say {{kind = "text", paths = ["{value}"]}} to take its raw bytes'
         )
     if not value.strip():

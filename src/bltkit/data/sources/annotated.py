@@ -154,9 +154,7 @@ def check_dtype(rule: PatchingRule, dtype: str, where: str) -> None:
 
 
 def _shard(path: Path, entry: ShardEntry, recut: PatchingRule | None) -> Iterator[Document]:
-    if not path.exists():
-        raise ValueError(f"{path} is missing, but {MANIFEST} lists it; run the same `blt annotate` again to mend it")
-    shard = ShardFile(path)
+    shard = ShardFile(path, entry)
     if shard.num_documents != entry.documents:
         raise ValueError(f"{path} holds {shard.num_documents} documents, but {MANIFEST} says {entry.documents}")
     try:

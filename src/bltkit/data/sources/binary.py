@@ -42,4 +42,4 @@ class BinarySource(FileSource):
                             break
             except OSError as error:
                 reason = error.strerror or str(error)
-                self.pass_over(ValueError(f"{path}: cannot be read ({reason}); see its permissions"), faults)
+                self.pass_over(ValueError(f"{path}: cannot be read ({reason})"), faults)

@@ -105,7 +105,10 @@ class HubSource(TableSource):
     def _reason(self, error: Exception) -> str:
         cause = error.__cause__ or error.__context__  # "An error occurred while generating": the cause says which
         parts = [str(error), str(cause)] if cause is not None and "error occurred" in str(error) else [str(error)]
-        return f"data source {self.label}: {' '.join(' '.join(parts).split())[:400]}"
+        reason = " ".join(" ".join(parts).split())[:400]
+        if "JSON parse error" in reason:  # the library knows neither file nor line
+            reason += '; kind = "jsonl" with the paths of its files names the file and the line'
+        return f"data source {self.label}: {reason}"
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bltkit.data.sources.columns import BATCH_ROWS, TableSource
 from bltkit.data.sources.paths import FileSource, expand
 from bltkit.data.sources.source import Document, Faults
+from bltkit.files import BrokenFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +43,7 @@ class ParquetSource(FileSource, TableSource):
                     for batch in batches:
                         yield from self.batch_documents(batch, str(path), row, faults)
                         row += batch.num_rows
-                except _BrokenFile as error:
+                except BrokenFile as error:
                     self.pass_over(error, faults)
 
     def _choose(self, path: Path) -> _Choose:
@@ -50,16 +51,12 @@ class ParquetSource(FileSource, TableSource):
             try:
                 return self.columns(schema, str(path))
             except ValueError as error:
-                raise _BrokenFile(str(error)) from None
+                raise BrokenFile(str(error)) from None
 
         return choose
 
 
 _Choose = Callable[["pa.Schema"], list[str]]
-
-
-class _BrokenFile(ValueError):
-    """The file cannot be read, or not on from here."""
 
 
 def _batches(path: Path, choose: _Choose) -> Generator[pa.RecordBatch, None, None]:
@@ -81,11 +78,11 @@ def _batches(path: Path, choose: _Choose) -> Generator[pa.RecordBatch, None, Non
                     raise ValueError("Feather version 1; write it again with pyarrow.feather")
                 case _:
                     raise ValueError("neither Parquet nor Arrow" if magic else "an empty file")
-    except _BrokenFile:
+    except BrokenFile:
         raise
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise _BrokenFile(f"{path}: cannot be read ({reason}); fetch it again or repair it") from None
+        raise BrokenFile(f"{path}: cannot be read ({reason}); fetch it again or repair it") from None
 
 
 def _parquet(file: BufferedReader, choose: _Choose) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from bltkit.data.sources.source import Input, SourceConfig, stat_inputs
+from bltkit.files import is_file_or_dangling
 
 _GLOB = frozenset("*?[")
 
@@ -38,6 +39,9 @@ class FileSource(SourceConfig):
 def expand(paths: Sequence[str]) -> tuple[Path, ...]:
     """The files that `paths` name: in the order given, a glob's matches sorted, each file once.
 
+    A link that leads nowhere is among them: the source that cannot read it counts it. Folders, pipes and sockets that a
+    glob matches are not.
+
     Raises `ValueError` for a path that does not exist, a folder, or a glob without a match.
     """
     files: dict[Path, None] = {}
@@ -45,14 +49,15 @@ def expand(paths: Sequence[str]) -> tuple[Path, ...]:
         path = Path(entry).expanduser()
         if path.is_dir():
             raise ValueError(f"data source: {entry} is a folder; name its files, for example {entry.rstrip('/')}/*.txt")
-        if path.exists():
-            # Before the glob: a file may have brackets in its name. Not is_file: a pipe may be read.
+        if path.exists() or path.is_symlink():
+            # Before the glob: a file may have brackets in its name. Not is_file: a pipe may be read, and a link that
+            # leads nowhere is a file that cannot.
             files[path] = None
             continue
         if not _GLOB & set(entry):
             raise ValueError(f"data source: {entry} does not exist; paths are relative to {Path.cwd()}")
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        matches = [match for match in matches if match.is_file()]
+        matches = [match for match in matches if is_file_or_dangling(match)]
         if not matches:
             raise ValueError(f"data source: {entry} matches no file; paths are relative to {Path.cwd()}")
         files.update(dict.fromkeys(matches))

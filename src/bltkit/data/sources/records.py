@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from bltkit.vocab import to_bytes
-
 Metadata = Annotated[
     Literal["all"] | tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) and value != "all" else value),
@@ -38,7 +36,7 @@ def find(record: Mapping[str, Any], field: str, where: str, setting: str = "fiel
 def text_bytes(value: Any, field: str, where: str) -> bytes:
     """A field's value -> a document's bytes: a string's UTF-8, bytes as they are, null -> an empty document."""
     if isinstance(value, str):
-        return to_bytes(value)  # JSON can hold lone surrogates ("\ud800"), which plain UTF-8 cannot
+        return value.encode()  # half a surrogate pair was refused by the reader
     if isinstance(value, bytes):
         return value
     if value is None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from bltkit.config import Config
+from bltkit.files import is_file_or_dangling
 
 Fault = Literal["broken", "not_utf8", "empty"]
 """What can be wrong: cannot be read, bytes that are no UTF-8, no bytes at all."""
@@ -167,12 +168,15 @@ def read(source: SourceConfig, faults: Faults | None = None) -> Iterator[Documen
 
 
 def stat_inputs(paths: Iterable[Path]) -> tuple[Input, ...] | None:
-    """`inputs` of a source that reads these files; None where one is not a regular file (a pipe)."""
+    """`inputs` of a source that reads these files; None where one is not a regular file (a pipe).
+
+    A link that leads nowhere is an input with the size and time of the link, so that it shows when it is mended.
+    """
     found = []
     for path in paths:
-        if not path.is_file():
+        if not is_file_or_dangling(path):
             return None
-        stat = path.stat()
+        stat = path.stat() if path.exists() else path.lstat()
         found.append(Input(str(path.absolute()), stat.st_size, stat.st_mtime_ns))
     return tuple(found)
 

@@ -1,4 +1,7 @@
-"""Plain files: each file is one document, its bytes as they stand; nothing has to be text (see also `binary`)."""
+"""Plain files: each file is one document, its bytes as they stand; nothing has to be text (see also `binary`).
+
+Nothing is unpacked or removed either: a byte order mark and the bytes of a compressed file are data.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,6 @@ class TextSource(FileSource):
                 data = path.read_bytes()
             except OSError as error:
                 reason = error.strerror or str(error)
-                self.pass_over(ValueError(f"{path}: cannot be read ({reason}); see its permissions"), faults)
+                self.pass_over(ValueError(f"{path}: cannot be read ({reason})"), faults)
                 continue
             yield Document(str(path), data)

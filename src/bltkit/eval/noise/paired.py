@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bltkit.eval.place import read_text_lines
+from bltkit.files import lines, parse_json
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,23 @@ class Paired:
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """The pairs of a `.jsonl` file, `.zst` and `.gz` as well, in order.
+    """The pairs of a `.jsonl` file, compressed as well, in order.
 
     Raises ValueError that names file and line: no JSON object, `clean` or `noisy` missing, not text or blank.
     """
     if not path.is_file():
         raise ValueError(f'{path}: no such file; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
-    lines = 0
-    for lines, line in read_text_lines(path):
+    number = 0
+    for number, line in enumerate(lines(path), 1):
         if line.strip():
+            where = f"{path}, line {number}"
+            row = parse_json(line, where, finite=True)
             try:
-                pair = pair_of(json.loads(line))
+                pair = pair_of(row)
             except ValueError as error:
-                raise ValueError(f"{path}, line {lines}: {error}") from None
+                raise ValueError(f"{where}: {error}") from None
             yield pair
-    if not lines:
+    if not number:
         raise ValueError(f'{path} is empty; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
 
 
@@ -100,6 +102,4 @@ def pair_of(row: object) -> Pair:
             raise ValueError(f"field {name!r} is missing; the row has {', '.join(map(str, row)) or 'none'}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"{name} = {row[name]!r} is not a text")
-        if any("\ud800" <= one <= "\udfff" for one in row[name]):
-            raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
     return Pair(row["clean"], row["noisy"])

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bltkit.compute import check_threads
 from bltkit.eval.sandbox.inside import syscalls
 from bltkit.eval.sandbox.limits import Limits, Outcome
 from bltkit.eval.sandbox.run import Heard, attend
@@ -73,6 +74,8 @@ class Sandbox:
         """Outcomes of (code, tests), in their order; `workers` at a time, by default one a processor."""
         if not programs:
             return []
+        if workers is not None:
+            check_threads(workers, "workers")
         with ThreadPoolExecutor(min(workers or os.cpu_count() or 1, len(programs))) as pool:
             return list(pool.map(lambda program: self.run(*program), programs))
 

@@ -1,5 +1,6 @@
 """Models under evaluation, ours and others', behind one protocol."""
 
+from bltkit.compute import device_of
 from bltkit.eval.subjects.byte_model import BATCH_BYTES, ByteModel
 from bltkit.eval.subjects.subject import Subject
 from bltkit.generate import Strategy
@@ -22,15 +23,16 @@ def open_subject(
 
     Raises ValueError where there is no such model, or it cannot do what is asked.
     """
+    place = device_of(device)
     if batch is not None and batch < 1:
         raise ValueError(f"batch = {batch}: at least 1 position is computed at once")
     if not name.startswith(TOKEN):
-        return ByteModel.load(name, context=context, strategy=strategy, batch_bytes=batch or BATCH_BYTES, device=device)
+        return ByteModel.load(name, context=context, strategy=strategy, batch_bytes=batch or BATCH_BYTES, device=place)
     if strategy is not None:
         raise ValueError(f"strategy {strategy.kind!r} is for byte models, and {name} is none; leave it out")
     from bltkit.eval.subjects.token_model import BATCH_TOKENS, TokenModel
 
-    return TokenModel.load(name, context=context, batch_tokens=batch or BATCH_TOKENS, device=device)
+    return TokenModel.load(name, context=context, batch_tokens=batch or BATCH_TOKENS, device=place)
 
 
 __all__ = ["TOKEN", "ByteModel", "Subject", "open_subject"]

@@ -3,12 +3,13 @@
 Fast tokenizers only, as only these say which characters a token stands for. Nothing here adds BOS or EOS.
 """
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+
+from bltkit.files import parse_json
 
 _LOST = "\ufffd"
 
@@ -56,7 +57,7 @@ class TextTokenizer:
         backend.no_truncation()
         self._backend = backend
         self._special = frozenset(tokenizer.all_special_ids)
-        decoder = json.loads(backend.to_str())["decoder"] or {}
+        decoder = parse_json(backend.to_str(), "tokenizer")["decoder"] or {}
         self._spelled = decoder.get("type") == "ByteLevel"
         self._added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
 
@@ -152,7 +153,8 @@ def spans(tokens: Tokens, first: int, positions: int | None, window_bytes: int |
     """
     count = len(tokens.ids)
     room = count if positions is None else positions
-    seen = min((room + 1) // 2, room - 1)
+    # A text whose tokens all fit is cut by bytes alone: a limit on tokens would take context that it has.
+    seen = count if room >= count else min((room + 1) // 2, room - 1)
     begin = 0
     if window_bytes is None:
         begin = max(0, count - room if count - first <= room else first - seen)

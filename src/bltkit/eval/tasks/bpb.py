@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from bltkit.eval.place import Place, read_rows
+from bltkit.eval.place import Place, read_rows, unpacked_name
 from bltkit.eval.requests import Answer, Coded, Compression, Request
 from bltkit.eval.scripts import main_script
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
+from bltkit.files import is_file_or_dangling, read_whole
+from bltkit.files.compressed import SUFFIXES
 from bltkit.vocab import to_bytes
-
-_PACKED = (".jsonl", ".jsonl.zst", ".jsonl.gz")
 
 
 class BitsPerByte(Task):
@@ -21,7 +21,8 @@ class BitsPerByte(Task):
     EOS, every byte scored once.
 
     Source: the files of the folder `text` (or `bpb:folder=NAME`) in `--data DIR`: a document for each line of a
-    `.jsonl` file (`text`), any other file as one document of whatever bytes it holds. `bpb:udhr` is one file, called by
+    `.jsonl` file (`text`), any other file as one document of whatever bytes it holds; `.gz`, `.zst`, `.xz` and `.bz2`
+    are unpacked. `bpb:udhr` is one file, called by
     its name up to the first dot. Groups: `source`, the file, and `script`, that of most letters of the document.
     Normalisation: nats / (ln 2 x bytes), summed over documents first. Known difference: the papers' texts are not
     published.
@@ -38,7 +39,7 @@ class BitsPerByte(Task):
         files: dict[str, Path] = {}
         for path in place.glob(f"{self.folder}/**/*"):
             source = path.name.partition(".")[0]
-            if source and path.is_file() and files.setdefault(source, path) != path:
+            if source and is_file_or_dangling(path) and files.setdefault(source, path) != path:
                 raise ValueError(f"{path}: {files[source]} is called {source!r} too; give one of them another name")
         if not files:
             raise ValueError(f"{self.folder}/: no files in {place}; put texts there, or say bpb:folder=NAME")
@@ -58,8 +59,9 @@ class BitsPerByte(Task):
 
 def _documents(path: Path) -> Iterator[str]:
     """Bytes that are not UTF-8 are escaped, and come back as they were."""
-    if not path.name.endswith(_PACKED):
-        yield path.read_bytes().decode("utf-8", "surrogateescape")
+    if not unpacked_name(path).endswith(".jsonl"):
+        data = read_whole(path) if path.suffix in SUFFIXES else path.read_bytes()
+        yield data.decode("utf-8", "surrogateescape")
         return
     for number, row in enumerate(read_rows(path), 1):
         if not isinstance(row.get("text"), str):

@@ -19,6 +19,7 @@ from torch import Tensor
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash
 from bltkit.checkpoint.manifest import TableConfig, scorer_config
 from bltkit.config import parse
+from bltkit.files import read_json
 from bltkit.model.flops import forward_flops
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
@@ -113,7 +114,10 @@ class Cuts:
             if not done.exists():
                 self.say(f"training an entropy model, {self.settings.scorer_steps} steps")
                 done.write_text(json.dumps(self.train(config, place)), encoding="utf-8")
-        return place, float(json.loads(done.read_text(encoding="utf-8")))
+        result = read_json(done)
+        if not isinstance(result, int | float):
+            raise ValueError(f"{done}: not a number; remove {place} and run again")
+        return place, float(result)
 
 
 def digest(config: TrainConfig, scorer: str | None) -> str:

@@ -4,7 +4,6 @@ Records hold every prompt, many megabytes of them; of an item only what is count
 read from its place in the file again.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict, model_validator
 
 from bltkit.config import Config, parse
+from bltkit.files import parse_json
 
 RESULTS = "results.json"
 RECORDS = "records"
@@ -155,7 +155,7 @@ class Run:
         entry = self.entries[task][item]
         with self._place(task).open("rb") as file:
             file.seek(entry.start)
-            return _record(json.loads(file.read(entry.size)))
+            return _record(_parse(file.read(entry.size), str(file.name)))
 
     def _index(self, task: str, result: TaskResult) -> Mapping[str, Entry]:
         path = self._place(task)
@@ -163,11 +163,13 @@ class Run:
             raise ValueError(f"{path}: missing; the evaluation was broken off, run it again with --resume")
         found: dict[str, Entry] = {}
         for number, start, line in _lines(path):
+            where = f"{path}, line {number}"
+            data = _parse(line, where)
             try:
-                record = _record(json.loads(line))
+                record = _record(data)
                 entry = _entry(record, start, len(line))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{path}, line {number}: not an item's record; run the evaluation again") from None
+                raise ValueError(f"{where}: not an item's record; run the evaluation again") from None
             if record.id in found:
                 raise ValueError(f"{path}, line {number}: item {record.id!r} is there twice; run the evaluation again")
             found[record.id] = entry
@@ -189,10 +191,7 @@ def read_run(directory: Path) -> Run:
     if not path.is_file():
         what = "no such directory" if not directory.is_dir() else f"no {RESULTS} in it"
         raise ValueError(f"{directory}: {what}; name one that `blt eval --out` wrote to its end")
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError:
-        raise ValueError(f"{path}: not JSON; run the evaluation again") from None
+    data = _parse(path.read_bytes(), str(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise ValueError(f"{path}: format {found!r}, this version reads {FORMAT}; run the evaluation again")
@@ -229,6 +228,13 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             if line.endswith(b"\n"):
                 yield number, start, line
             start += len(line)
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return parse_json(data, where, surrogates=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; run the evaluation again") from None
 
 
 def _record(data: Mapping[str, Any]) -> Record:

@@ -4,12 +4,12 @@ A round is what the engine does: a strategy drafts, the full model reads the cho
 (`generate.engine`). So a round of d drafted bytes of which a share is kept makes 1 + share x d bytes of text.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from bltkit.files import read_json
 from bltkit.generate.ledger import Passes
 from bltkit.generate.strategies import Auto, Autoregressive, Diffusion, Speculative, Strategy
 from bltkit.generate.strategies.blocks import BlockStrategy
@@ -111,9 +111,9 @@ _STATS = ("bytes", "entropy_passes", "encoder_passes", "global_passes", "decoder
 def read_stats(path: str | Path) -> dict[str, Any]:
     """The `stats` of a file that `blt generate --json` wrote. Raises ValueError for another one."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        data = None
+        data = read_json(Path(path), surrogates=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; write it with blt generate ... --json > FILE") from None
     stats = data.get("stats", data) if isinstance(data, dict) else None
     if not isinstance(stats, dict):
         raise ValueError(f"{path} holds no stats; write it with blt generate ... --json > FILE")

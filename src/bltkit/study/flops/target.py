@@ -4,7 +4,6 @@ Parameters are counted on the meta device, and of a token model the configuratio
 memory here.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from bltkit.checkpoint import load_bundle, resolve_model
 from bltkit.checkpoint.locate import HUB
 from bltkit.config import Config, load_toml, nearest, parse
+from bltkit.files import read_json
 from bltkit.generate.strategies import parse_strategy
 from bltkit.model import ENTROPY_PRESETS, BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, entropy_preset
 from bltkit.model.config import TokenConfig, TokenShape
@@ -187,11 +187,9 @@ def _of_token_model(name: str) -> TokenShape:
         raise ValueError(f"{TOKEN}{name} would fetch the weights too: put its config.json into a directory, token:DIR")
     file = resolve_model(name) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except FileNotFoundError:
         raise ValueError(f"{TOKEN}{name}: there is no config.json; name the directory of a token model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{file} is not valid JSON") from None
     return token_shape_of_hf(config if isinstance(config, dict) else {}, str(file))
 
 

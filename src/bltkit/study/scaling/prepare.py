@@ -14,6 +14,7 @@ from filelock import FileLock
 from bltkit.checkpoint import load_bundle, resolve_model, scorer_hash, write_atomic
 from bltkit.config import parse
 from bltkit.data import Corpus
+from bltkit.files import read_json_object
 from bltkit.model import EntropyModel
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
@@ -146,7 +147,10 @@ def sample(corpus: Corpus, num_bytes: int) -> Iterator[bytes]:
 def _read(path: Path) -> Prepared | None:
     if not path.exists():
         return None
-    return Prepared(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Prepared(**read_json_object(path))
+    except TypeError:
+        raise ValueError(f"{path}: not what a study prepares; remove it, or take another directory") from None
 
 
 def _quiet(line: str) -> None:

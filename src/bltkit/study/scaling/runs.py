@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
 from bltkit.config import parse
+from bltkit.files import read_json_object
 from bltkit.model import CnnConfig, EntropyConfig
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling import batches
@@ -224,9 +225,12 @@ class _Study:
     def _branch(self, unit: Unit, budget: float, place: Path) -> Branch:
         """Where the budget's run begins to decay and ends: as written down, or found and written down."""
         path = place / _POINTS
-        points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        points = read_json_object(path) if path.exists() else {}
         if _name(budget) in points:
-            return Branch(**points[_name(budget)])
+            try:
+                return Branch(**points[_name(budget)])
+            except TypeError:
+                raise ValueError(f"{path}: {_name(budget)} is no branch; remove the file") from None
 
         def spent(seen: Seen) -> float:
             return self.cost(unit, seen).training(seen.num_bytes, self.plan.include_scorer)
