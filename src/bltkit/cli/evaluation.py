@@ -72,12 +72,12 @@ def evaluate(
     if noise == "list":
         from bltkit.eval.noise import describe_noises
 
-        print(describe_noises())
+        print_text(describe_noises())
         return
     if strategy == "list":
         from bltkit.generate.strategies import describe_strategies
 
-        print(describe_strategies())
+        print_text(describe_strategies())
         return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")

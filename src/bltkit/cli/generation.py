@@ -73,7 +73,7 @@ def generate(
     if strategy == "list":
         from bltkit.generate.strategies import describe_strategies
 
-        print(describe_strategies())
+        print_text(describe_strategies())
         return
     if logprobs and not as_json:
         raise ValueError("--logprobs come as JSON; add --json")

@@ -24,7 +24,7 @@ def train(
     if keys or schema:
         from bltkit.train.reference import keys_text, schema_text
 
-        print(schema_text() if schema else keys_text())
+        print_text(schema_text() if schema else keys_text())
         return
     if config is None:
         raise ValueError("name a training config (TOML); `blt train --keys` shows what it may hold")
