@@ -1,7 +1,7 @@
 """The ledger as a value: its rows, their sums, and the tables that people read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from bltkit.study.flops.passes import PassRates
@@ -76,7 +76,7 @@ class Ledger:
     """Its passes per byte of text."""
     paper_bytes: float | None = None
     """What the paper's estimate of bandwidth charges a byte of text: see `generate.ledger.paper_gb`."""
-    patch_bytes_source: str | None = None
+    patch_bytes_source: str | None = field(default=None, compare=False)
     """Where `patch_bytes` is known from: given, the rule, measured in training, calibrated, or assumed."""
     notes: tuple[str, ...] = ()
     """What was assumed."""
