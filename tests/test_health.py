@@ -114,6 +114,7 @@ def test_a_sane_checkpoint_raises_nothing() -> None:
         "byte-response",
         "encoder-pooling",
         "decoder-read",
+        "scores",
         "scorer-leak",
         "borders-too-frequent",
         "borders-too-sparse",
@@ -275,10 +276,10 @@ def test_a_missing_scorer_is_found() -> None:
 
 def test_what_does_not_apply_is_not_reported() -> None:
     boundary = BoundaryModel(BoundaryConfig(width=8, layers=1, heads=2, ffn_width=12)).reset_parameters()
-    assert set(_status(check(Bundle(None, boundary, None, {}), _DOCUMENTS))) == {"weights", "scorer-leak"}
+    assert set(_status(check(Bundle(None, boundary, None, {}), _DOCUMENTS))) == {"weights", "scores", "scorer-leak"}
     cnn = CnnEntropy(CnnConfig(width=8)).reset_parameters()
     names = set(_status(check(Bundle(None, cnn, None, {}), _DOCUMENTS)))
-    assert names == {"weights", "scorer-leak", "entropy-model-vs-ngram"}
+    assert names == {"weights", "scores", "scorer-leak", "entropy-model-vs-ngram"}
 
 
 def test_too_little_text_is_said_and_not_judged() -> None:
@@ -372,9 +373,32 @@ def _obvious_ngram(train: Sequence[bytes], test: Sequence[bytes], order: int) ->
 _documents = st.lists(st.binary(max_size=12).map(lambda data: bytes(byte % 3 for byte in data)), max_size=4)
 
 
-@given(train=_documents, test=_documents, order=st.integers(0, 3))
+@given(train=_documents, test=_documents, order=st.integers(0, 9))
 def test_ngram_equals_the_obvious_loop(train: list[bytes], test: list[bytes], order: int) -> None:
     assert ngram_nats(train, test, order).tolist() == pytest.approx(_obvious_ngram(train, test, order))
+
+
+@pytest.mark.parametrize("order", range(13))
+@pytest.mark.parametrize("alphabet", [b"\0\xff", b"\xfe\xff", bytes(range(256)), b"\xff"])
+def test_ngram_is_exact_at_every_order(order: int, alphabet: bytes) -> None:
+    """From order 7 on a context as a number of base 257 outgrows 64 bits; bytes 0 and 255 are its extreme digits."""
+    draw = random.Random(order)
+    train = [bytes(draw.choices(alphabet, k=120)), b"", bytes(draw.choices(alphabet, k=3))]
+    test = [train[0][:60], bytes(draw.choices(alphabet, k=40))]
+    assert ngram_nats(train, test, order).tolist() == pytest.approx(_obvious_ngram(train, test, order), rel=1e-12)
+
+
+def test_ngram_of_a_longer_text() -> None:
+    """A copy from far away is foreseen from a long context; a wrapped context would collide or miss."""
+    draw = random.Random(0)
+    train = bytes(draw.choices(range(256), k=20_000))
+    assert ngram_nats([train], [train[5000:5200]], 12)[12:].max() < 0.1
+    assert ngram_nats([train], [bytes(draw.choices(range(256), k=200))], 12).min() > 1
+
+
+def test_ngram_refuses_a_negative_order() -> None:
+    with pytest.raises(ValueError, match="order = -1"):
+        ngram_nats([b"a"], [b"a"], -1)
 
 
 @given(train=_documents, context=st.binary(max_size=3))

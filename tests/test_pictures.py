@@ -46,11 +46,13 @@ def test_cells_cover_every_byte_and_no_border(data: bytes, borders: set[int], sh
     assert [cell.start for cell in found] == [0, *(cell.end for cell in found)][: len(found)]
     assert (found[-1].end if found else 0) == len(data)
     for cell in found:
-        assert not any(cell.start < border < cell.end for border in borders)
+        assert cell.inside == tuple(border for border in sorted(borders) if cell.start < border < cell.end)
         piece = data[cell.start : cell.end]
         assert cell.text.isprintable()
         if cell.kind == "text":
-            assert cell.text.encode() == piece and all(map(shows, cell.text))
+            assert cell.text.removeprefix("\u25cc").encode() == piece.removeprefix("\u25cc".encode()) and all(
+                map(shows, cell.text)
+            )
         elif cell.kind == "hex":
             assert bytes.fromhex(cell.text) == piece and len(piece) == 1
         else:
@@ -62,9 +64,13 @@ def test_cells_of_characters() -> None:
         return [cell.text for cell in cells(data, starts)]
 
     assert shown("aé世".encode()) == ["a", "é", "世"]
-    assert shown("aé".encode(), (0, 2)) == ["a", "C3", "A9"]
+    assert shown("aé".encode(), (0, 2)) == ["a", "é"], "a border inside a character does not tear it"
+    assert [cell.inside for cell in cells("aé世".encode(), (0, 1, 2, 4, 5))] == [(), (2,), (4, 5)]
     assert shown("e\u0301x".encode()) == ["e\u0301", "x"]
-    assert shown("e\u0301".encode(), (0, 1)) == ["e", "CC", "81"]
+    assert shown("e\u0301".encode(), (0, 1)) == ["e\u0301"]
+    assert shown("\u0301\n\u0301".encode()) == ["\u25cc\u0301", "↵", "\u25cc\u0301"]
+    assert shown("Привет 🙂".encode(), (0, 3, 5)) == [*"Привет", " ", "🙂"]
+    assert shown(b"\xd0\x9f\xd1|\xe4\xb8") == ["П", "D1", "|", "E4", "B8"]
     assert shown(b"\x00\n\xff\xe4") == ["00", "↵", "FF", "E4"]
 
 
@@ -187,10 +193,10 @@ def printed(subject: PatchedText | Comparison, *, color: bool, width: int = 70, 
 
 
 def test_terminal_without_colour_marks_borders() -> None:
-    assert printed(patch_text(b"Hi,  a b", SpaceRule()), color=False).splitlines()[0] == "Hi,|  a |b"
+    assert printed(patch_text(b"Hi,  a b", SpaceRule()), color=False).splitlines()[0] == "Hi,│  a │b"
     assert "\x1b" not in printed(compared(WEIRD), color=False)
     rows = printed(compare(b"abcdefgh", config=None, scorer=None), color=False).splitlines()
-    assert rows[:3] == ["Bytes   a|b|c|d|e|f|g|h", "Stride  abcd|efgh", "Space   abcdefgh"]
+    assert rows[:3] == ["Bytes   a│b│c│d│e│f│g│h", "Stride  abcd│efgh", "Space   abcdefgh"]
 
 
 def test_terminal_in_colour_marks_nothing_else() -> None:

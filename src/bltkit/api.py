@@ -167,22 +167,19 @@ class ByteLM:
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
         model, form = self._needed_model(), typed("form", form, str)
-        chosen = best_form(measure_forms(model, self.scorer, LOSSLESS)) if form == "auto" else parse_form(form)
+        size, _ = self.bundle.mean_patch_bytes or (4.5, "assumed")
+        measured = measure_forms(model, self.scorer, LOSSLESS, patch_bytes=size) if form == "auto" else None
+        chosen = parse_form(form) if measured is None else best_form(measured)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
-        scorer = self.scorer
-        if scorer is None:
-            return patch_text(to_bytes(text), self._needed_rule())
+        data, rule = to_bytes(text), self._needed_rule()
+        if (scorer := self.scorer) is None:
+            return patch_text(data, rule)
         device = next(scorer.parameters()).device
-        return patch_text(
-            to_bytes(text),
-            self._needed_rule(),
-            lambda ids: scorer.scores(ids.to(device)),
-            score_kind=self._score_kind(),
-        )
+        return patch_text(data, rule, lambda ids: scorer.scores(ids.to(device)), score_kind=self._score_kind())
 
     @spelled_out
     def generate(self, prompt: str | bytes = b"", **options: Unpack[Options]) -> Generation:

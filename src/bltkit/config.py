@@ -4,10 +4,15 @@ A part of the system that has settings declares a `Config` beside its code; `par
 and names the nearest known key when a key is unknown, because a silently ignored setting costs a training run.
 """
 
+import ast
 import difflib
+import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -186,3 +191,108 @@ def _locate(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> tuple
         inner += [child for node in nodes if "items" in node for child in resolve(node["items"])]
         nodes, table, chosen = inner, nodes, False
     return names, table
+
+
+def field_doc(kind: type[Config], name: str) -> str:
+    """The meaning of a field: the string under it in the class, or in the nearest base that declares it.
+
+    Read from the source when asked for: classes cost nothing more to import.
+    """
+    for base in kind.__mro__:
+        if base is Config or not issubclass(base, Config):
+            break
+        if name in _attribute_docs(base):
+            return _attribute_docs(base)[name]
+    return kind.model_fields[name].description or ""
+
+
+@cache
+def _attribute_docs(kind: type[Config]) -> dict[str, str]:
+    """The strings under the fields that a class itself declares."""
+    statements = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(statements, ast.ClassDef)
+    docs = {}
+    for statement, after in pairwise(statements.body):
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_text:
+            docs[statement.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
+    return docs
+
+
+def example_of(kind: type[Config]) -> str:
+    """`KIND:FIELD=VALUE,...` with the fields that have no default, each as its last example; else its name."""
+    values = {}
+    for name, field in kind.model_fields.items():
+        if field.is_required() and name != "kind":
+            values[name] = (field.examples or [name.upper()])[-1]
+    items = ",".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )
+    tag = kind.model_fields["kind"].default
+    return f"{tag}:{items}" if items else str(tag)
+
+
+def describe_kinds(title: str, kinds: Mapping[str, type[Config]], example: Callable[[Any], str] | None = None) -> str:
+    """The list that `--rule list` and its like print: each kind, its fields, and an example by `example`."""
+    lines = [f"{title}, written KIND or KIND:FIELD=VALUE,FIELD=VALUE"]
+    for name, kind in kinds.items():
+        first = (kind.__doc__ or "").strip().split("\n\n")[0]
+        lines += [
+            "",
+            name,
+            *textwrap.wrap(" ".join(first.split()), 96, initial_indent="    ", subsequent_indent="    "),
+        ]
+        properties = kind.model_json_schema(mode="validation")
+        for field in kind.model_fields:
+            if field != "kind":
+                node = properties["properties"][field]
+                default = default_of(kind, field)
+                meaning = field_doc(kind, field)
+                text = f"{field}: {type_of(node, properties)}; {default}" + (f". {meaning}" if meaning else "")
+                lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="        ")
+        lines.append(f"    for example {(example or example_of)(kind)}")
+    return "\n".join(lines)
+
+
+def default_of(kind: type[Config], name: str) -> str:
+    """`required`, or `default VALUE`."""
+    field = kind.model_fields[name]
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "default: none"
+    if isinstance(value, Config):
+        value = value.model_dump(exclude_defaults=True) or "as its own defaults say"
+        return f"default: {value}"
+    if isinstance(value, tuple) and any(isinstance(item, Config) for item in value):
+        return "default: " + ", ".join(str(getattr(item, "kind", item)) for item in value)
+    return f"default: {_dump_value(value)}"
+
+
+def type_of(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """The type of a JSON schema's node in words, bounds and allowed values included."""
+    if "$ref" in node:
+        target = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        tag = target.get("properties", {}).get("kind", {}).get("const")
+        return f"table of kind {tag!r}" if tag else "table"
+    options = node.get("anyOf") or node.get("oneOf") or node.get("allOf")
+    if options:
+        return " or ".join(dict.fromkeys(type_of(option, schema) for option in options if option.get("type") != "null"))
+    if "const" in node:
+        return json.dumps(node["const"])
+    if "enum" in node:
+        return " or ".join(map(json.dumps, node["enum"]))
+    if node.get("type") == "array":
+        inner: Mapping[str, Any] = node.get("items") or next(iter(node.get("prefixItems", [])), {})
+        return f"list of {type_of(inner, schema)}"
+    names = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true or false",
+        "object": "table",
+    }
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = ", ".join(f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node)
+    return " ".join(filter(None, (names.get(node.get("type", ""), "any value"), bounds)))

@@ -5,6 +5,7 @@ seen). A byte is pooled into the patch it lies in (`byte_patch`); its prediction
 complete once the byte is known (`byte_latent`). No stage derives alignment a second time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,23 +30,39 @@ class Patches:
     max_patches: int
 
     @classmethod
-    def from_starts(cls, starts: Bool[Tensor, "B T1"], num_bytes: Int64[Tensor, " B"] | None = None) -> "Patches":
-        """Check and complete `starts` (the one place that reads from the device).
+    def from_starts(
+        cls,
+        starts: Bool[Tensor, "B T1"],
+        num_bytes: Int64[Tensor, " B"] | None = None,
+        refusal: tuple[Bool[Tensor, ""], Callable[[], ValueError]] | None = None,
+    ) -> "Patches":
+        """Check and complete `starts`. The one place that reads from the device, once.
 
-        Raises ValueError where the first byte opens no patch, a patch after BOS is missing (spec 3.5: the model
-        would see the future), or num_bytes does not fit.
+        refusal: a further condition on the device, and the error where it holds; it travels with the same read.
+
+        Raises ValueError where the first byte opens no patch, a patch after BOS is missing (the model would see the
+        future), num_bytes does not fit, or `refusal` holds.
         """
         rows, columns = starts.shape
         if num_bytes is None:
             num_bytes = torch.full((rows,), columns - 1, dtype=torch.long, device=starts.device)
-        if rows == 0 or columns < 2 or not bool(((num_bytes >= 1) & (num_bytes < columns)).all()):
-            raise ValueError(f"num_bytes must be 1..{columns - 1} in every row, got {num_bytes.tolist()}")
+        bounds = f"num_bytes must be 1..{columns - 1} in every row"
+        if rows == 0 or columns < 2:
+            raise ValueError(f"{bounds}, got {num_bytes.tolist()}")
         inside = torch.arange(columns, device=starts.device) <= num_bytes[:, None]
         starts = starts & inside
-        if not bool(starts[:, :2].all()):
-            raise ValueError("every row's first two positions must open a patch: BOS is a patch of its own")
         own = starts[:, :-1] & inside[:, 1:]
-        return cls(starts, num_bytes, int(own.sum(-1).max()))
+        fits = ((num_bytes >= 1) & (num_bytes < columns)).all()
+        refused = fits.new_zeros(()) if refusal is None else refusal[0]
+        answers = torch.stack((fits.long(), starts[:, :2].all().long(), refused.long(), own.sum(-1).max()))
+        all_fit, all_open, is_refused, max_patches = answers.tolist()
+        if not all_fit:
+            raise ValueError(f"{bounds}, got {num_bytes.tolist()}")
+        if is_refused and refusal is not None:
+            raise refusal[1]()
+        if not all_open:
+            raise ValueError("every row's first two positions must open a patch: BOS is a patch of its own")
+        return cls(starts, num_bytes, max_patches)
 
     @cached_property
     def valid(self) -> Bool[Tensor, "B T"]:

@@ -17,6 +17,7 @@ import torch
 from bltkit.model import Scorer
 from bltkit.model.cache import StackCache
 from bltkit.model.entropy import ScorerState, stretches
+from bltkit.patching.finite import check_finite
 from bltkit.vocab import BOS, OFFSET, PAD
 
 WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -55,6 +56,8 @@ def entropies_of(
 ) -> list[npt.NDArray[np.float32]]:
     """For each text n + 1 entropies in nats: element i of the prediction of byte i, from BOS and the bytes before it.
 
+    Raises ValueError where an entropy is not finite.
+
     scorer: an entropy model in float32, on `device`.
     workers: threads that compute batches side by side on a CPU; they change nothing but the time.
     progress: told the bytes scored since it was last told.
@@ -76,7 +79,7 @@ def entropies_of(
     if device.type != "cpu":
         for batch in batches:
             _tell(progress, score(batch))
-        return found
+        return _checked(found)
     before = torch.get_num_threads()
     # torch's number of threads is a thread's own: each of these computes alone.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -86,6 +89,12 @@ def entropies_of(
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupted run waits for the batches at hand only
         torch.set_num_threads(before)
+    return _checked(found)
+
+
+def _checked(found: list[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
+    for number, values in enumerate(found):
+        check_finite(values, "entropy", f"text {number + 1} of {len(found)}")
     return found
 
 

@@ -80,7 +80,8 @@ def weights(
     rows: list[WeightsRow] = []
     with threads_of(threads) as count:
         progress("products in all forms")
-        times = measure_forms(model, scorer, tuple(asked), rows=batch, patch_bytes=PATCH_BYTES, repeats=repeats)
+        patch_bytes = subject.rule.mean_patch_bytes or PATCH_BYTES
+        times = measure_forms(model, scorer, tuple(asked), rows=batch, patch_bytes=patch_bytes, repeats=repeats)
         for form in times:
             formed, formed_scorer = reform(model, form), reform(scorer, form)
             found = bits_per_byte(formed, formed_scorer, text)

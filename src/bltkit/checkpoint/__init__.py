@@ -5,7 +5,8 @@ under another model_type, so that transformers refuses it instead of computing s
 """
 
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
-from bltkit.checkpoint.bundle import Bundle, load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.bundle import load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash

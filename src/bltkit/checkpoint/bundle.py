@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
     FORMAT,
@@ -42,17 +43,6 @@ CONFIG = "config.json"
 MAX_SHARD_BYTES = 5_000_000_000
 OWN_TYPE = "bltkit"
 """model_type of what Hugging Face's format cannot say; of a scorer alone, with `-KIND` behind it."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What a checkpoint holds: a model with its scorer and rule, or a scorer alone (then `rule` may be its own)."""
-
-    model: Blt | None
-    scorer: ScorerModule | None
-    rule: PatchingRule | None
-    record: dict[str, Any] = field(default_factory=dict)
-    """The training record: plain values that JSON can hold."""
 
 
 def save_bundle(

@@ -70,6 +70,16 @@ def evaluate(
     if tasks == ["list"]:
         print_text(TASKS.listing())
         return
+    if noise == "list":
+        from bltkit.eval.noise import describe_noises
+
+        print_text(describe_noises())
+        return
+    if strategy == "list":
+        from bltkit.generate.strategies import describe_strategies
+
+        print_text(describe_strategies())
+        return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
     if noise is not None and paired is not None:

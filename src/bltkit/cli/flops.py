@@ -10,6 +10,7 @@ from bltkit.cli.terminal import Json, print_json, print_text, say, show
 
 if TYPE_CHECKING:
     from bltkit.data.sources import AnnotatedSource
+    from bltkit.study.flops import Ledger
     from bltkit.study.plan import Run
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*\s*=")
@@ -25,7 +26,9 @@ def flops(
             "llama:3-8b or llama:width=...,layers=...,heads=...,vocab_size=...",
         ),
     ],
-    patch_bytes: Annotated[float | None, typer.Option(help="Bytes per patch; default: the model's, else 4.5.")] = None,
+    patch_bytes: Annotated[
+        float | None, typer.Option(help="Bytes per patch; default: the rule's or the model's, else 4.5.")
+    ] = None,
     bytes_per_token: Annotated[float | None, typer.Option(help="Of token models; default: 4.4.")] = None,
     context: Annotated[int, typer.Option(help="Bytes in the row.")] = 8192,
     annotated: Annotated[
@@ -101,7 +104,7 @@ def flops(
     from bltkit.study.planner import plan
 
     found = plan(
-        _run_of(target, overrides),
+        _run_of(target, overrides, ledger),
         mesh,
         device=device,
         rate=rate,
@@ -115,8 +118,8 @@ def flops(
         print_text(f"{ledger.summary()}\n\n{found.summary()}")
 
 
-def _run_of(target: str, overrides: list[str]) -> "Run":
-    """What a plan needs of a training config."""
+def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
+    """What a plan needs of a training config. ledger: its own, which knows the size of patches."""
     from bltkit.config import load_toml, parse
     from bltkit.model import TokenConfig
     from bltkit.study.flops import scorer_named
@@ -146,4 +149,6 @@ def _run_of(target: str, overrides: list[str]) -> "Run":
         recompute=trainer.checkpoint_activations,
         precision=trainer.precision,
         scorer=scorer,
+        patch_bytes=ledger.patch_bytes,
+        patch_bytes_source=ledger.patch_bytes_source,
     )

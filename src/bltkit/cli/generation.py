@@ -16,6 +16,7 @@ from bltkit.cli.terminal import (
     Threads,
     is_terminal,
     print_json,
+    print_text,
     read_text,
     run_on,
     say,
@@ -88,6 +89,11 @@ def generate(
     Bytes go into pipes and files as they are. On a terminal the prompt is shown dim in front of them, control
     characters are escaped, and a last character that is not complete is not shown.
     """
+    if strategy == "list":
+        from bltkit.generate.strategies import describe_strategies
+
+        print_text(describe_strategies())
+        return
     if prompts is None:
         for name, value in {"--out": out, "--batch": batch}.items():
             if value is not None:

@@ -10,15 +10,25 @@ from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, p
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file.")],
+    config: Annotated[Path | None, typer.Argument(help="TOML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Directory of the run; default: runs/out/NAME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Print every config key: type, default, meaning.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema of the config, for editors.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train an entropy, boundary or token model or a BLT; `torchrun -m bltkit train ...` trains on many processes."""
+    if keys or schema:
+        from bltkit.train.reference import keys_text, schema_text
+
+        print_text(schema_text() if schema else keys_text())
+        return
+    if config is None:
+        raise ValueError("name a training config (TOML); `blt train --keys` shows what it may hold")
+
     from bltkit.config import load_toml, parse
     from bltkit.train import TrainConfig
     from bltkit.train import train as run

@@ -1,7 +1,10 @@
 """Verbs that look at a text: `patch`, `score`."""
 
+import contextlib
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,25 +23,44 @@ from bltkit.cli.terminal import (
     run_on,
 )
 
+PIECE_BYTES = 2**16
+"""Bytes of a file that are read at once where only lengths are counted."""
+
 
 def patch(
     text: Text = None,
     file: File = None,
     model: Model = "bltkit:tiny",
-    rule: Annotated[str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule; `list` shows all.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All schemes of the paper under one another.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Only count: a table and a histogram of patch lengths, of any long text.")
+    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show all of a long text, not its beginning.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Show how a text is cut into patches, with the entropy of every byte."""
+    if rule in ("list", "help"):
+        from bltkit.patching.registry import describe_rules
+
+        print_text(describe_rules())
+        return
+    if stats:
+        if compare or plot or show_all:
+            raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
+        _count_lengths(text, file, model, rule, run_on(model, device, threads, "rows"), as_json)
+        return
     data = read_text(text, file)
     place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
     from bltkit.study.compare import compare_bundle
     from bltkit.study.pictures import write_picture
-    from bltkit.study.terminal import render
+    from bltkit.study.terminal import MAX_LINES, render
 
     lm = ByteLM.load(model, device=place)
     lm = lm.with_patching(rule) if rule else lm
@@ -48,7 +70,37 @@ def patch(
     if as_json:
         print_json(shown.to_json())
     else:
-        print_rich(render(shown))
+        print_rich(render(shown, None if show_all else MAX_LINES))
+
+
+def _count_lengths(
+    text: str | None, file: Path | None, model: str, rule: str | None, place: Any, as_json: bool
+) -> None:
+    """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
+    from bltkit.api import ByteLM
+    from bltkit.study.patch_lengths import lengths_of, measure_lengths
+
+    with contextlib.ExitStack() as stack:
+        if file is not None and text is None and file.is_file():
+            opened = stack.enter_context(file.open("rb"))
+            size = file.stat().st_size or None
+            pieces: Iterable[bytes] = iter(lambda: opened.read(PIECE_BYTES), b"")
+        else:
+            data = read_text(text, file)
+            size, pieces = len(data), [data]
+        lm = ByteLM.load(model, device=place)
+        lm = lm.with_patching(rule) if rule else lm
+        if lm.rule is None:
+            raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
+        if lm.rule.streams:
+            progress = stack.enter_context(progress_bar("patching"))
+            result = measure_lengths(pieces, lm.rule, lm.scorer, progress=lambda done: progress(done, size))
+        else:
+            result = lengths_of(lm.patches(b"".join(pieces)).lengths, lm.rule)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_text(result.summary(unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def score(

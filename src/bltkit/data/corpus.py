@@ -59,7 +59,9 @@ class DataConfig(Config):
     """The `[data]` section: what is read and how it becomes rows."""
 
     sources: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = (StdlibSource(),)
+    """What is read: tables by kind, or paths, globs and `stdlib` as text."""
     row_bytes: int = Field(default=2048, ge=MIN_ROW_BYTES)
+    """Bytes of a training row, BOS and EOS included."""
     row_patches: int | None = Field(default=None, ge=MIN_ROW_PATCHES)
     """Patches that a row holds at most; needs sources with stored patch starts (`blt annotate`)."""
     batch_rows: int = Field(default=8, ge=1)

@@ -27,6 +27,7 @@ from bltkit.config import Config, parse
 from bltkit.data.sources.source import Document
 from bltkit.files import check_seal, needs_space, parse_json, read_json, require_regular, sealed
 from bltkit.patching import PatchingRule, patch
+from bltkit.patching.finite import check_finite
 from bltkit.vocab import BOS, OFFSET, PAD
 
 FORMAT = 2
@@ -234,7 +235,9 @@ class ShardFile:
             rows = list(_documents(self._file.read_row_group(number)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(error) from None
-        yield from rows
+        for document in rows:
+            check_finite(document.entropies, "entropy", f"stored in {self.path}, document {document.document.name}")
+            yield document
 
     def documents(self) -> Iterator[AnnotatedDocument]:
         """All documents, in order."""

@@ -17,6 +17,8 @@ from bltkit.eval.entropies import bytes_for_drift, drift, patch_sizes
 from bltkit.eval.ngram import ngram_nats
 from bltkit.eval.score import byte_scores, window_shape
 from bltkit.model import Blt, CnnEntropy, EntropyModel
+from bltkit.patching.finite import finite
+from bltkit.vocab import encode
 
 NGRAM_BYTES = 2_000_000
 """Most text that the n-gram model counts."""
@@ -115,6 +117,22 @@ def alignment_findings(model: Blt) -> Iterator[Finding]:
         worst = max(offsets, key=lambda offset: math.inf if offset is None else abs(offset))
         status: Status = "ok" if worst == 0 else "problem"
         yield Finding(name, status, None if worst is None else float(worst), expected, cause, code)
+
+
+def score_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
+    """Is every score of the model that places patches a finite number."""
+    scorer = bundle.scorer
+    assert scorer is not None
+    device = next(scorer.parameters()).device
+    broken = sum(int((~finite(scorer.scores(encode(text)[None].to(device)))).sum()) for text in sample.held_out)
+    yield Finding(
+        "scores",
+        "problem" if broken else "ok",
+        float(broken),
+        "0 scores of the model that places patches that are not finite",
+        "its weights are too large for their type, or the file is damaged; nothing that depends on patches was checked",
+        "load it in fp32, take an earlier checkpoint of it, or copy the file anew",
+    )
 
 
 def scorer_findings(bundle: Bundle) -> Iterator[Finding]:

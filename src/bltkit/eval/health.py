@@ -22,6 +22,7 @@ from bltkit.eval.findings import (
     alignment_findings,
     border_findings,
     ngram_findings,
+    score_findings,
     scorer_findings,
     threshold_findings,
     weight_findings,
@@ -90,6 +91,10 @@ def check(
         say("alignment of bytes and patches")
         findings += alignment_findings(bundle.model)
     if bundle.scorer is not None:
+        say("scores")
+        findings += score_findings(bundle, sample)
+        if findings[-1].status == "problem":
+            return Health(tuple(findings))
         findings += scorer_findings(bundle)
     if bundle.rule is not None and bundle.rule.streams:
         say("patch sizes")

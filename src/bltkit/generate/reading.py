@@ -178,8 +178,8 @@ def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
     outputs, (encoder,) = model.encoder.stack.extend(model.embed.extend(window), [before.encoder])
     states = model.encoder.pooled_from(outputs)
 
-    found = answers.opens.tolist()  # the one place where the host waits for the device
-    opens = tuple(tuple(own[: len(row)]) for own, row in zip(found, rows, strict=True))
+    # The one place where the host waits for the device.
+    opens = tuple(map(tuple, answers.read([len(row) for row in rows])))
     closed = _close(before, states, opens) if any(map(any, opens)) else None
     byte_kv = before.patch_kv if closed is None else _of_bytes(closed)
     logits, decoder = model.decoder.extend(model.byte_inputs(outputs[-1], ids), byte_kv, before.decoder)

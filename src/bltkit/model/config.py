@@ -31,9 +31,11 @@ class StackConfig(Config):
     """A stack of pre-norm transformer layers with interleaved RoPE and SwiGLU (spec 0.1)."""
 
     width: PositiveInt
+    """Width of the residual stream; an even multiple of `heads`."""
     layers: NonNegativeInt
     """None at all only in a BLT's encoder, which then pools the embeddings themselves."""
     heads: PositiveInt
+    """Query heads of attention."""
     kv_heads: PositiveInt | None = None
     """Key/value heads for grouped-query attention; as many as `heads` when absent."""
     ffn_width: PositiveInt | None = None
@@ -41,7 +43,9 @@ class StackConfig(Config):
     window: PositiveInt | None = None
     """A query sees this many keys, itself included; all earlier ones when absent."""
     rope_theta: PositiveFloat = 500000.0
+    """Base of the rotary positions."""
     norm_eps: PositiveFloat = 1e-5
+    """Added to the mean square in RMSNorm."""
 
     @property
     def head_dim(self) -> int:
@@ -74,6 +78,7 @@ class ByteTransformerConfig(StackConfig):
     window: PositiveInt | None = 512
     rope_theta: PositiveFloat = 10000.0
     document_masks: bool = True
+    """Attention stays within a document."""
     reset_at_newline: bool = False
     """Context begins anew at every newline (BLT 4.4: against entropy drift in structured text)."""
     max_positions: PositiveInt = 8192
@@ -97,7 +102,9 @@ class CnnConfig(Config):
 
     kind: Literal["cnn"] = "cnn"
     width: PositiveInt = 128
+    """Width of the byte embedding."""
     context: Annotated[int, Field(ge=1, le=2)] = 2
+    """Bytes that a prediction sees."""
 
 
 class TrainedTokenizer(Config):
@@ -113,6 +120,7 @@ class SavedTokenizer(Config):
 
     kind: Literal["saved"] = "saved"
     path: str
+    """A tokenizer.json, or the directory that holds one."""
 
 
 Tokenizer = Annotated[
@@ -158,6 +166,7 @@ class NgramConfig(Config):
     buckets: PositiveInt = 500002
     """Rows per (function, size) table."""
     functions: PositiveInt = 1
+    """Hash functions, each with tables of its own."""
 
     @property
     def num_tables(self) -> int:
@@ -183,11 +192,15 @@ class BltConfig(Config):
 
     kind: Literal["blt"] = "blt"
     encoder: StackConfig
+    """The local encoder: bytes to patches."""
     latent: StackConfig
+    """The global transformer over patches."""
     decoder: StackConfig
+    """The local decoder: patches to bytes; as wide as the encoder."""
     cross_attn_k: PositiveInt = 2
     """Latent vectors of local width per patch."""
     ngrams: NgramConfig = NgramConfig()
+    """Hash n-gram embeddings beside the bytes'."""
     pooling: Literal["max", "mean", "last"] = "max"
     """What a patch's vectors are a projection of, before its bytes are attended to: the maximum or the mean of its
     byte states, or the states of its last `pooled_bytes` bytes side by side."""
@@ -210,8 +223,11 @@ class BltConfig(Config):
     diffusion_block: PositiveInt | None = None
     """Bytes of a block that the decoder was trained to fill in at once (BLT-D); None: it knows the next byte only."""
     quirks: Quirks = Quirks()
+    """What the released weights need and the paper does not say."""
     max_positions: PositiveInt = 24576
+    """Bytes; told to Hugging Face's config, and nothing here enforces it."""
     max_patch_positions: PositiveInt = 4096
+    """Patches; told to Hugging Face's config, and nothing here enforces it."""
 
     @property
     def num_encoder_cross(self) -> int:

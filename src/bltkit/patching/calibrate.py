@@ -13,7 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit.patching.engine import patch
-from bltkit.patching.rule import PatchingRule
+from bltkit.patching.finite import check_finite
+from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.vocab import BOS, OFFSET
 
 
@@ -57,7 +58,7 @@ def calibrate(
             f"rule {rule.kind!r} has no threshold to calibrate; use 'threshold', 'rise', 'both' or 'bpe', "
             "or give 'stride' its patch size as k"
         )
-    row, row_scores = _one_row(ids, scores)
+    row, row_scores = _one_row(ids, scores, rule.scores)
     num_bytes = int((row >= OFFSET).sum())
     if num_bytes == 0:
         raise ValueError("the documents hold no text; calibration needs some bytes")
@@ -87,7 +88,7 @@ def calibrate(
 
 
 def _one_row(
-    ids: Sequence[Int64[Tensor, "_"]], scores: Sequence[Float[Tensor, "_"]]
+    ids: Sequence[Int64[Tensor, "_"]], scores: Sequence[Float[Tensor, "_"]], kind: ScoreKind | None
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
     """All documents behind one another: patching treats each as if it stood alone, and many are patched at once."""
     if len(ids) != len(scores):
@@ -102,8 +103,7 @@ def _one_row(
     if not ids:
         raise ValueError("no documents to calibrate on; name some files")
     row_scores = torch.cat([values.float() for values in scores])
-    if not bool(row_scores.isfinite().all()):
-        raise ValueError("some scores are not finite; the scorer model is broken")
+    check_finite(row_scores, kind)
     return torch.cat(list(ids)), row_scores
 
 

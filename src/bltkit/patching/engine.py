@@ -6,7 +6,7 @@ patch, the byte after it opens the next, and the count restarts. Without, as in 
 one document.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bltkit.patches import Patches
+from bltkit.patching.finite import finite, not_finite
 from bltkit.patching.rule import PatchingRule
 from bltkit.vocab import BOS, PAD
 
@@ -58,7 +59,8 @@ class Answers:
     """A rule's answers to S further ids of every row, of which any number may be kept."""
 
     opens: Bool[Tensor, "B S"]
-    """Does the byte behind the id open a patch."""
+    """Does the byte behind the id open a patch. On the device, where nobody has looked yet whether the scores are
+    finite: `read` does."""
     rule: PatchingRule
     stream: Stream
     """Before the ids."""
@@ -68,6 +70,24 @@ class Answers:
     ids: Int64[Tensor, "B W"]
     """With `lookback` columns in front."""
     scores: Float[Tensor, "B W"] | None
+
+    def read(self, counts: Sequence[int] | None = None) -> list[list[bool]]:
+        """`opens` of the first counts[b] ids of each row (default: all), on the host: the one wait for the device.
+
+        Raises ValueError where one of their scores is not finite.
+        """
+        counts = [self.opens.shape[1]] * len(self.opens) if counts is None else counts
+        if self.scores is None:
+            return [row[:count] for row, count in zip(self.opens.tolist(), counts, strict=True)]
+        new_scores = self.scores[:, self.rule.lookback :]
+        opens, sound = torch.stack((self.opens, finite(new_scores))).tolist()
+        rows = [row[:count] for row, count in zip(opens, counts, strict=True)]
+        for row, count in enumerate(counts):
+            if False in sound[row][:count]:
+                at = sound[row].index(False)
+                place = int(self.stream.position[row]) + at
+                raise not_finite(self.rule.scores, _place(float(new_scores[row, at]), row, len(rows), place))
+        return rows
 
     def keep(self, num_bytes: Int64[Tensor, " B"] | None = None) -> Stream:
         """The stream after the first num_bytes[b] of the ids; after all of them when None."""
@@ -96,7 +116,8 @@ def patch(
     num_bytes: [B] ids in each row (default: T). What stands behind them does not matter.
     documents: whether a BOS inside a row begins a new document.
 
-    Raises ValueError where the rule reads scores and none, or scores of another shape, are given.
+    Raises ValueError where the rule reads scores and none, or scores of another shape, are given, and where a score of
+    a row's own ids is not finite.
     """
     scores = _checked_scores(rule, ids, scores)
     if num_bytes is not None:
@@ -106,7 +127,7 @@ def patch(
     starts = F.pad(_advance(rule, stream, ids, scores).opens, (1, 0), value=True)
     if documents:
         starts = starts | F.pad(ids == BOS, (0, 1))
-    return Patches.from_starts(starts, num_bytes)
+    return Patches.from_starts(starts, num_bytes, _refusal(rule, scores, num_bytes))
 
 
 def start_stream(
@@ -140,6 +161,8 @@ def extend(
     Raises ValueError as `patch` does, and for a rule that cannot stream.
     """
     answers = ask(rule, stream, ids, scores)
+    if answers.scores is not None:  # without scores there is nothing to wait for
+        answers.read(None if num_bytes is None else num_bytes.tolist())
     opens = answers.opens
     if num_bytes is not None:
         opens = opens & (torch.arange(ids.shape[1], device=ids.device) < num_bytes[:, None])
@@ -152,7 +175,10 @@ def ask(
     ids: Int64[Tensor, "B S"],
     scores: Float[Tensor, "B S"] | None = None,
 ) -> Answers:
-    """`extend` for a caller who decides only afterwards how many of the ids it keeps."""
+    """`extend` for a caller who decides only afterwards how many of the ids it keeps.
+
+    Does not wait for the device: `Answers.read` does, and refuses scores that are not finite.
+    """
     _check_streams(rule)
     return _advance(rule, stream, ids, _checked_scores(rule, ids, scores))
 
@@ -177,6 +203,28 @@ def _advance(
     length = _columns_since(starts, stream.open_bytes) + 1
     cut = length % rule.max_patch_bytes == 0
     return Answers(natural | cut, rule, stream, position, length.masked_fill(natural, 0), ids, scores)
+
+
+def _refusal(
+    rule: PatchingRule, scores: Float[Tensor, "B T"] | None, num_bytes: Int64[Tensor, " B"] | None
+) -> tuple[Bool[Tensor, ""], Callable[[], ValueError]] | None:
+    """The condition "a score of a row's own ids is not finite", and its error."""
+    if scores is None:
+        return None
+    broken = ~finite(scores)
+    if num_bytes is not None:
+        broken = broken & (torch.arange(scores.shape[1], device=scores.device) < num_bytes[:, None])
+
+    def error() -> ValueError:
+        row, at = broken.nonzero()[0].tolist()
+        return not_finite(rule.scores, _place(float(scores[row, at]), row, len(scores), at))
+
+    return broken.any(), error
+
+
+def _place(value: float, row: int, rows: int, position: int) -> str:
+    """Position p holds the score of the prediction made from BOS and p bytes."""
+    return f"{value} after {position} bytes" + (f" of row {row}" if rows > 1 else "")
 
 
 def _columns_since(marks: Bool[Tensor, "B S"], first: Int64[Tensor, " B"]) -> Int64[Tensor, "B S"]:

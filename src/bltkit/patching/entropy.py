@@ -69,6 +69,7 @@ class BothRule(PatchingRule):
     rise: float = Field(examples=[-0.25, 0.125])
     """Nats."""
     skip_third: bool = Field(default=False, examples=[False, True])
+    """Byte 3 never opens a patch, as in the reference."""
 
     scores: ClassVar[ScoreKind | None] = "entropy"
     lookback: ClassVar[int] = 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bltkit.patching.calibrate import tuned_field
 from bltkit.patching.engine import patch
+from bltkit.patching.finite import check_finite
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.vocab import encode
 
@@ -71,19 +72,29 @@ class PatchedText:
         return None if field is None else float(getattr(self.rule, field))
 
     def to_json(self) -> dict[str, Any]:
-        """As `blt patch --json` prints it. `text` shows bytes that are no UTF-8 as U+FFFD; `hex` is exact."""
+        """As `blt patch --json` prints it: the summary first, then what is as long as the text.
+
+        `text` shows bytes that are no UTF-8 as U+FFFD; `hex` is exact.
+        """
         entropy = self.score_kind == "entropy"
         logit = self.score_kind == "boundary"
         return {
             "num_bytes": len(self.data),
-            "entropies": self.scores and list(self.scores) if entropy else None,
-            "boundary_logits": self.scores and list(self.scores) if logit else None,
+            "rule": str(self.rule),
+            "threshold": self.threshold,
+            "num_patches": len(self.starts),
+            "mean_patch_bytes": self.mean_patch_bytes,
+            "median_patch_bytes": sorted(self.lengths)[(len(self.lengths) - 1) // 2] if self.lengths else 0,
+            "largest_patch_bytes": self.largest,
+            "border_rate": self.border_rate,
             "next": {
                 "entropy": self.next_score if entropy else None,
                 "boundary_logit": self.next_score if logit else None,
                 "opens": self.next_opens,
             },
             "starts": list(self.starts),
+            "entropies": self.scores and list(self.scores) if entropy else None,
+            "boundary_logits": self.scores and list(self.scores) if logit else None,
             "patches": [
                 {
                     "start": start,
@@ -93,9 +104,6 @@ class PatchedText:
                 }
                 for start, piece in zip(self.starts, self.pieces, strict=True)
             ],
-            "rule": str(self.rule),
-            "threshold": self.threshold,
-            "mean_patch_bytes": self.mean_patch_bytes,
         }
 
 
@@ -112,13 +120,16 @@ def patch_text(
         a picture can show them beside any rule.
     score_kind: what `scores_of` gives; by default what the rule reads, and entropies for a rule that reads none.
 
-    Raises ValueError where the rule reads a score and there is none, or one of the other kind.
+    Raises ValueError where the rule reads a score and there is none, or one of the other kind, and where a score is
+    not finite, whether the rule reads it or not.
     """
     kind = score_kind or rule.scores or "entropy"
     if scores_of is not None and rule.scores not in (None, kind):
         raise ValueError(f"rule {rule.kind!r} reads the {rule.scores} score of every byte, not the {kind} score")
     ids = encode(data)[None]
     scores = None if scores_of is None else scores_of(ids).float().cpu()
+    if scores is not None:
+        check_finite(scores, kind)
     starts = patch(rule, ids, scores).starts[0]
     values: list[float] | None = None if scores is None else scores[0].tolist()
     return PatchedText(

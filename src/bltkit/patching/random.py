@@ -25,8 +25,16 @@ class RandomRule(PatchingRule):
     k: float = Field(ge=1, examples=[1.0, 2.5, 4.5])
     """Mean patch size in bytes."""
     seed: NonNegativeInt = Field(default=0, examples=[0, 7])
+    """Other seeds give other borders."""
 
     lookback: ClassVar[int] = 7
+
+    @property
+    def mean_patch_bytes(self) -> float:
+        """k; with `max_patch_bytes` = m what cuts after every m bytes leave of it, k (1 - (1 - 1/k)^m)."""
+        if self.max_patch_bytes is None:
+            return self.k
+        return self.k * (1 - (1 - 1 / self.k) ** self.max_patch_bytes)
 
     def opens(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias
 
-from bltkit.config import nearest, parse, parse_value
+from bltkit.config import describe_kinds, example_of, nearest, parse, parse_value
 from bltkit.patching.rule import PatchingRule
 from bltkit.registry import Registry
 
@@ -38,12 +38,17 @@ def parse_rule(rule: str | Mapping[str, Any], where: str = "rule") -> PatchingRu
     if not isinstance(kind, str) or kind not in RULES:
         close = get_close_matches(str(kind), RULES, n=1)
         hint = f" did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{where}: unknown rule {kind!r};{hint} rules: {', '.join(RULES)}")
+        raise ValueError(
+            f"{where}: unknown rule {kind!r};{hint} rules: {', '.join(RULES)} (`--rule list` shows their fields)"
+        )
     for name in data:
         if name not in RULES[kind].model_fields:
             known = [field for field in RULES[kind].model_fields if field != "kind"]
             raise ValueError(f"{where}: rule {kind!r} has no field {name!r}{nearest(name, known)}")
-    return parse(RULES[kind], data, where)
+    try:
+        return parse(RULES[kind], data, where)
+    except ValueError as error:
+        raise ValueError(f"{error}; for example {example_of(RULES[kind])}; `--rule list` shows all") from None
 
 
 def _fields(text: str, where: str) -> dict[str, Any]:
@@ -58,3 +63,8 @@ def _fields(text: str, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {name!r} is given twice in {text!r}")
         data[name] = parse_value(value.strip())
     return data
+
+
+def describe_rules() -> str:
+    """The list of rules with their fields, defaults and an example each: what `--rule list` prints."""
+    return describe_kinds("patching rules", RULES)

@@ -34,6 +34,11 @@ class PatchingRule(Config):
     lookback: ClassVar[int] = 0
     """How many columns before t the answer at t reads."""
 
+    @property
+    def mean_patch_bytes(self) -> float | None:
+        """Mean bytes per patch where the rule alone decides it; None where the text, or a model, has a say."""
+        return 1.0 if self.max_patch_bytes == 1 else None
+
     @abstractmethod
     def opens(
         self,

@@ -1,5 +1,6 @@
 """Patches of a fixed size: every k bytes (MegaByte's rule), or every byte. No scores are read (spec 3.7)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -20,6 +21,16 @@ class StrideRule(PatchingRule):
     k: float = Field(ge=1, examples=[1.0, 1.7, 3.0, 4.1, 4.5])
     """Mean patch size in bytes."""
 
+    @property
+    def mean_patch_bytes(self) -> float:
+        """k, or what cuts of its patches after every `max_patch_bytes` bytes leave of it."""
+        if self.max_patch_bytes is None:
+            return self.k
+        short = math.floor(self.k)
+        share_long = self.k - short  # of patches that have one byte more
+        pieces = [math.ceil(length / self.max_patch_bytes) for length in (short, short + 1)]
+        return self.k / (pieces[0] * (1 - share_long) + pieces[1] * share_long)
+
     def opens(
         self,
         ids: Int64[Tensor, "B W"],
@@ -35,6 +46,11 @@ class ByteRule(PatchingRule):
     """Every byte is a patch: the upper bound of what patching can cost."""
 
     kind: Literal["byte"] = "byte"
+
+    @property
+    def mean_patch_bytes(self) -> float:
+        """1."""
+        return 1.0
 
     def opens(
         self,

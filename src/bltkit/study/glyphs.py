@@ -1,18 +1,22 @@
 """Bytes as something to look at: characters where they can be shown, hex where they cannot.
 
 Patches are cut between bytes, screens show characters. A cell is the least that can be shown as a whole: a character
-with all its bytes, or one byte as two hex digits, where bytes are no text, the character has no glyph, or a patch
-begins inside it.
+with all its bytes and the accents that combine with it, or one byte as two hex digits, where bytes are no UTF-8 or the
+character has no glyph. A patch may begin inside a character: its cell says where, and the medium marks it.
 """
 
 import unicodedata
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 SYMBOLS = {"\n": "↵", "\t": "⇥"}
 """Stand-ins for the control characters that texts are full of; all others are shown as hex."""
+
+
+DOTTED_CIRCLE = "\u25cc"
+"""What an accent is set on that has no character before it."""
 
 
 @dataclass(frozen=True)
@@ -23,42 +27,49 @@ class Cell:
     num_bytes: int
     text: str
     kind: Literal["text", "symbol", "hex"]
+    inside: tuple[int, ...] = ()
+    """Offsets at which a patch begins inside the cell; one that begins with it is not among them."""
 
     @property
     def end(self) -> int:
-        """Offset of the first byte behind it."""
+        """Offset of the first byte after it."""
         return self.start + self.num_bytes
 
 
 def cells(data: bytes, starts: Sequence[int], shows: Callable[[str], bool] = str.isprintable) -> tuple[Cell, ...]:
-    """The cells of `data`, in order and without gaps; none reaches over one of `starts`.
+    """The cells of `data`, in order and without gaps; the same ones whatever `starts` are.
 
+    starts: offsets of patches, rising, for `Cell.inside`.
     shows: whether the medium has a glyph for a character. Accents that combine with the character before them share
         its cell; characters that order, join or hide others without being seen (category Cf) are never shown as text.
     """
-    borders = frozenset(starts)
-    found: list[Cell] = []
+    content: list[Cell] = []
     position = 0
     for character in data.decode("utf-8", "surrogateescape"):
         stray = "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
         num_bytes = 1 if stray else len(character.encode())
         end = position + num_bytes
-        whole = not any(offset in borders for offset in range(position + 1, end))
         symbol = SYMBOLS.get(character)
         combines = unicodedata.category(character) in ("Mn", "Mc", "Me")
         if symbol is not None and shows(symbol):
-            found.append(Cell(position, num_bytes, symbol, "symbol"))
-        elif not (whole and character.isprintable() and shows(character)):
-            found += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
-        elif not combines:
-            found.append(Cell(position, num_bytes, character, "text"))
-        elif found and found[-1].kind == "text" and position not in borders:
-            before = found[-1]
-            found[-1] = replace(before, num_bytes=end - before.start, text=before.text + character)
+            content.append(Cell(position, num_bytes, symbol, "symbol"))
+        elif not (character.isprintable() and shows(character)):
+            content += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+        elif combines and content and content[-1].kind == "text":
+            before = content[-1]
+            content[-1] = replace(before, num_bytes=end - before.start, text=before.text + character)
+        elif combines and not shows(DOTTED_CIRCLE):
+            content += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
         else:
-            found += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+            content.append(Cell(position, num_bytes, DOTTED_CIRCLE + character if combines else character, "text"))
         position = end
-    return tuple(found)
+    return tuple(_with_borders(content, starts))
+
+
+def _with_borders(content: Sequence[Cell], starts: Sequence[int]) -> Iterator[Cell]:
+    for cell in content:
+        first, last = bisect_right(starts, cell.start), bisect_left(starts, cell.end)
+        yield replace(cell, inside=tuple(starts[first:last])) if first < last else cell
 
 
 def wrap(

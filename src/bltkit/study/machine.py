@@ -48,9 +48,9 @@ class Mesh:
     @classmethod
     def parse(cls, text: str) -> Self:
         """From "NODESxDEVICES". Raises ValueError for anything else."""
-        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
+        found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text.strip())
         if found is None:
-            raise ValueError(f"--mesh {text}: write NODESxDEVICES, such as 8x8")
+            raise ValueError(f"--mesh {text}: write NODESxDEVICES, such as 8x8, both from 1 to 999999")
         return cls(int(found[1]), int(found[2]))
 
     @property

@@ -22,6 +22,10 @@ class Run:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     scorer: EntropyConfig | BoundaryConfig | CnnConfig | None = None
     """What every device runs to find the patches; None where they are stored or need no scores."""
+    patch_bytes: float | None = None
+    """Mean bytes per patch, where something is known of it."""
+    patch_bytes_source: str | None = None
+    """Where that is known from; see `Ledger.patch_bytes_source`."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,12 @@ from bltkit.study.machine import LINK_SHARE, USABLE, UTILIZATION, Mesh, device_n
 from bltkit.study.plan import Plan, Run
 from bltkit.vocab import VOCAB_SIZE
 
+LEAST_RATE = 1e-9
+"""Of a rate (TFLOP/s, GB/s) or a memory (GB) that a user names; the most is its inverse."""
+
+MAX_COUNT = 10**12
+"""Most steps, rows, or bytes of a row that are planned."""
+
 _TABLES = "embed.ngrams"
 
 
@@ -55,12 +61,21 @@ class _Planner:
         patch_bytes: float | None,
     ) -> None:
         for option, value in (("rate", rate), ("memory", memory), ("bandwidth", bandwidth)):
-            if value is not None and not value > 0:
-                raise ValueError(f"--{option} {value} must be above 0")
+            if value is not None and not LEAST_RATE <= value <= 1 / LEAST_RATE:
+                raise ValueError(f"--{option} {value} must lie between {LEAST_RATE:g} and {1 / LEAST_RATE:g}")
         self.run, self.mesh, self.name, self.device = run, Mesh.parse(mesh), device, device_named(device)
-        self.patch_bytes = PATCH_BYTES if patch_bytes is None else patch_bytes
+        known = (patch_bytes, "--patch-bytes"), (run.patch_bytes, run.patch_bytes_source or "")
+        sizes = [(size, source) for size, source in known if size is not None]
+        self.patch_bytes, self.patch_bytes_source = (*sizes, (PATCH_BYTES, "assumed"))[0]
         if not 1 <= self.patch_bytes <= run.row_bytes:
-            raise ValueError(f"--patch-bytes {patch_bytes} must lie between 1 and data.row_bytes = {run.row_bytes}")
+            raise ValueError(
+                f"{self.patch_bytes:g} bytes per patch ({self.patch_bytes_source}) must lie between 1 and "
+                f"data.row_bytes = {run.row_bytes}"
+            )
+        for name in ("max_steps", "row_bytes", "batch_rows", "accumulate"):
+            if getattr(run, name) > MAX_COUNT:
+                section = "data" if name in ("row_bytes", "batch_rows") else "trainer"
+                raise ValueError(f"{section}.{name} = {getattr(run, name)} is too large to be planned")
         ranks = self.mesh.ranks
         self.shard = run.shard or ranks
         if self.shard > ranks or ranks % self.shard:
@@ -242,7 +257,7 @@ class _Planner:
         return {"compute": compute, "dense": dense, "tables": tables, "step": max(compute, dense) + tables}
 
     def _assumptions(self) -> tuple[str, ...]:
-        found = [f"{self.patch_bytes:g} bytes per patch"] if self.is_blt else []
+        found = [f"{self.patch_bytes:g} bytes per patch ({self.patch_bytes_source})"] if self.is_blt else []
         if not self.rate_given:
             found.append(f"{UTILIZATION:.0%} of the peak of {self.device.peak_tflops:g} TFLOP/s (--rate)")
         if self.mesh.ranks > 1:

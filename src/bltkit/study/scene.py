@@ -17,6 +17,23 @@ MONO = ("DejaVu Sans Mono", "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu S
 SANS = ("DejaVu Sans", "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif")
 """Font of the PNG (it comes with matplotlib), and fonts of the HTML page."""
 
+FALLBACKS = (
+    "DejaVu Sans",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Arial Unicode MS",
+    "Noto Sans Devanagari",
+    "Noto Emoji",
+    "Symbola",
+)
+"""Fonts that a PNG takes a character from that its own has not, as far as they are installed."""
+
 MAX_PIXELS = 2**15
 """Longest side of a PNG; image libraries get into trouble beyond."""
 
@@ -124,17 +141,26 @@ def matplotlib_figure() -> type[Any]:
 
 
 def png_glyphs() -> Callable[[str], bool]:
-    """Whether the PNG's monospaced font has a glyph for a character. Raises ValueError without matplotlib."""
+    """Whether a PNG's fonts have a glyph for a character. Raises ValueError without matplotlib."""
     matplotlib_figure()
     from matplotlib.font_manager import findfont, get_font
 
-    font = get_font(findfont(MONO[0]))
+    fonts = [get_font(findfont(name)) for name in png_families(MONO[0])]
 
     @cache
     def shows(character: str) -> bool:
-        return bool(font.get_char_index(ord(character)))
+        return any(font.get_char_index(ord(character)) for font in fonts)
 
     return shows
+
+
+@cache
+def png_families(first: str) -> tuple[str, ...]:
+    """A font of matplotlib's and the installed `FALLBACKS`, in the order in which a glyph is looked for."""
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return tuple(dict.fromkeys((first, *(name for name in FALLBACKS if name in installed))))
 
 
 def _paint(axes: Any, shape: Shape, order: int, points_per_pixel: float, background: str) -> None:
@@ -153,7 +179,7 @@ def _paint(axes: Any, shape: Shape, order: int, points_per_pixel: float, backgro
                 color=shape.fill,
                 ha={"start": "left", "middle": "center", "end": "right"}[shape.anchor],
                 va="baseline",
-                family=(MONO if shape.mono else SANS)[0],
+                family=list(png_families((MONO if shape.mono else SANS)[0])),
                 weight="bold" if shape.bold else "normal",
                 parse_math=False,
                 zorder=order,

@@ -1,7 +1,7 @@
-"""Patches in a terminal: backgrounds in turn, bars of entropy below; borders as `|` where there is no colour.
+"""Patches in a terminal: backgrounds in turn, bars of entropy below; border marks where there is no colour.
 
 rich asks a renderable for its lines once it knows the console, so one value fits a wide colour terminal, a narrow
-one, and a pipe.
+one, and a pipe. A border inside a character is marked behind it, with colour and without.
 """
 
 from bisect import bisect_right
@@ -17,17 +17,25 @@ from rich.text import Text
 from bltkit.patching.patched import PatchedText
 from bltkit.study.compare import Comparison
 from bltkit.study.glyphs import Cell, cells, split, wrap
+from bltkit.study.palette import ASCII_BORDER, BORDER, INSIDE, patch_style
 from bltkit.study.report import count, describe, facts, statistics
 
-BACKGROUNDS = ("#a9cdee", "#f7d08f", "#b5dfc4", "#f3c3cf")
-INK = "#1c2430"
+MAX_LINES = 40
+"""Lines of a text, bars included, that `blt patch` shows unless it is asked for all."""
+
+_BYTES_PER_COLUMN = 16
+"""Bytes of a text that are looked at for each column that may be shown: characters, with room for accents."""
+
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.:-=+*#"
 
 
-def render(subject: PatchedText | Comparison) -> "PatchView | ComparisonView":
-    """What `rich.console.Console.print` shows of a text or of a comparison."""
-    return PatchView(subject) if isinstance(subject, PatchedText) else ComparisonView(subject)
+def render(subject: PatchedText | Comparison, max_lines: int | None = None) -> "PatchView | ComparisonView":
+    """What `rich.console.Console.print` shows of a text or of a comparison.
+
+    max_lines: of the text, about; a longer one is cut, and a note says so. All of it by default.
+    """
+    return PatchView(subject, max_lines) if isinstance(subject, PatchedText) else ComparisonView(subject, max_lines)
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,23 @@ class PatchView:
     """A text in its patches; below each line a bar per cell, dim where the byte goes on with a patch."""
 
     patched: PatchedText
+    max_lines: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         patched = self.patched
         look = _Look.of(console, options)
-        content = cells(patched.data, patched.starts, look.shows)
         levels = _levels(patched)
         borders = frozenset(patched.starts)
-        for line in wrap(content, options.max_width, lambda cell: look.columns(cell, borders)):
+        most = None if self.max_lines is None else max(1, self.max_lines // (1 if levels is None else 2))
+        data = _beginning(patched.data, most, options.max_width)
+        content = cells(data, patched.starts, look.shows)
+        lines = wrap(content, options.max_width, lambda cell: look.columns(cell, borders))
+        shown = _first_lines(lines, most, len(data) < len(patched.data))
+        for line in shown:
             yield look.line(patched, line)
             if levels is not None:
                 yield look.bars(patched, line, levels)
+        yield from _note(shown, len(patched.data))
         if patched.starts:
             patches = count(len(patched.starts), "patch", "patches")
             yield Text(f"{patches}, {patched.mean_patch_bytes:.2f} bytes on average", "bold")
@@ -60,25 +74,31 @@ class ComparisonView:
     """The schemes' cuts under one another, a table of their figures, and what was left out and why."""
 
     comparison: Comparison
+    max_lines: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         comparison = self.comparison
         look = _Look.of(console, options)
         margin = max(len(scheme.title) for scheme in comparison.schemes) + 2
         room = max(8, options.max_width - margin)
-        content = cells(comparison.data, (), look.shows)
+        most = None if self.max_lines is None else max(1, self.max_lines // (len(comparison.schemes) + 1))
+        data = _beginning(comparison.data, most, room)
+        content = cells(data, (), look.shows)
         # Without colour every byte of the byte row has a border mark beside it.
         columns = room if look.color else room // 2
         lines = wrap(content, columns, _most_columns, at_newlines=False)
-        ends = [line[-1].end for line in lines]
+        shown = _first_lines(lines, most, len(data) < len(comparison.data))
+        ends = [line[-1].end for line in shown]
+        # Every scheme has the same cells, which know different borders.
         rows = [
-            split(cells(scheme.patched.data, scheme.patched.starts, look.shows), ends) for scheme in comparison.schemes
+            split(cells(data[: ends[-1]], scheme.patched.starts, look.shows), ends) for scheme in comparison.schemes
         ]
         for own_cells in zip(*rows, strict=True):
             for scheme, own in zip(comparison.schemes, own_cells, strict=True):
                 yield Text(scheme.title.ljust(margin), "bold", end="")
                 yield look.line(scheme.patched, own, aligned=True)
             yield Text()
+        yield from _note(shown, len(comparison.data))
         yield _figures(comparison)
         for left_out in comparison.left_out:
             yield Text(f"{left_out.title} left out: {left_out.reason}", "dim")
@@ -101,13 +121,22 @@ def _figures(comparison: Comparison) -> Table:
 class _Look:
     """What the console can do."""
 
-    color: bool
+    color_system: str | None
     unicode: bool
 
     @classmethod
     def of(cls, console: Console, options: ConsoleOptions) -> "_Look":
-        color = console.color_system is not None and not console.no_color
-        return cls(color, not options.ascii_only)
+        return cls(None if console.no_color else console.color_system, not options.ascii_only)
+
+    @property
+    def color(self) -> bool:
+        """Are patches told apart by colour."""
+        return self.color_system is not None
+
+    @property
+    def border(self) -> str:
+        """The mark between patches where there is no colour."""
+        return BORDER if self.unicode else ASCII_BORDER
 
     @property
     def shows(self) -> Callable[[str], bool]:
@@ -119,9 +148,12 @@ class _Look:
         text = Text(no_wrap=True, overflow="ignore")
         for cell, number, opens in _in_patches(patched, line):
             if not self.color and opens and cell.start:
-                text.append("|")
-            padding = _most_columns(cell) - _columns(cell) if aligned else 0
-            text.append(cell.text + " " * padding, self._style(cell, number))
+                text.append(self.border)
+            text.append(cell.text, self._style(cell, number))
+            for further in range(1, len(cell.inside) + 1):
+                text.append(INSIDE, patch_style(number + further, self.color_system))
+            padding = _most_columns(cell) - _columns(cell) - len(cell.inside) if aligned and self.color else 0
+            text.append(" " * padding, patch_style(number + len(cell.inside), self.color_system))
         return text
 
     def bars(self, patched: PatchedText, line: Sequence[Cell], levels: Sequence[int]) -> Text:
@@ -132,20 +164,34 @@ class _Look:
             if not self.color and opens and cell.start:
                 text.append(" ")
             bar = glyphs[max(levels[cell.start : cell.end])]
-            text.append(bar * _columns(cell), "cyan" if opens else "dim")
+            text.append(bar * _columns(cell) + " " * len(cell.inside), "cyan" if opens else "dim")
         return text
 
     def columns(self, cell: Cell, borders: frozenset[int]) -> int:
         """Columns that a cell takes, its border mark included."""
-        return _columns(cell) + (not self.color and cell.start in borders)
+        return _columns(cell) + len(cell.inside) + (not self.color and cell.start in borders)
 
     def _style(self, cell: Cell, number: int) -> Style:
-        if not self.color:
-            return Style()
-        background = BACKGROUNDS[number % len(BACKGROUNDS)]
-        return Style(
-            color=INK, bgcolor=background, dim=cell.kind == "symbol" or None, italic=cell.kind == "hex" or None
-        )
+        style = patch_style(number, self.color_system)
+        return style + Style(italic=True) if self.color and cell.kind == "hex" else style
+
+
+def _beginning(data: bytes, max_lines: int | None, columns: int) -> bytes:
+    """As much of a text as can come into so many lines, so that a long one costs no more."""
+    return data if max_lines is None else data[: max_lines * columns * _BYTES_PER_COLUMN]
+
+
+def _first_lines(lines: Sequence[tuple[Cell, ...]], max_lines: int | None, is_cut: bool) -> Sequence[tuple[Cell, ...]]:
+    """Those that are shown. is_cut: the text goes on, so the last line may end within a character."""
+    if max_lines is None:
+        return lines
+    return lines[: min(max_lines, max(1, len(lines) - 1))] if is_cut else lines[:max_lines]
+
+
+def _note(shown: Sequence[tuple[Cell, ...]], num_bytes: int) -> Iterator[Text]:
+    end = shown[-1][-1].end if shown else 0
+    if end < num_bytes:
+        yield Text(f"the first {end:,} of {num_bytes:,} bytes are shown; --all shows all, --stats figures only", "dim")
 
 
 def _in_patches(patched: PatchedText, line: Sequence[Cell]) -> Iterator[tuple[Cell, int, bool]]:
@@ -160,8 +206,8 @@ def _columns(cell: Cell) -> int:
 
 
 def _most_columns(cell: Cell) -> int:
-    """Columns of the cell in the cut that shows its bytes as hex."""
-    return _columns(cell) if cell.num_bytes == 1 else 2 * cell.num_bytes
+    """Columns of the cell in the cut that begins a patch at each of its bytes."""
+    return _columns(cell) + cell.num_bytes - 1
 
 
 def _levels(patched: PatchedText) -> tuple[int, ...] | None:

@@ -40,9 +40,11 @@ class LoraSection(Config):
     """Low-rank adapters in the global transformer: of its weights these alone are trained."""
 
     rank: PositiveInt = 8
+    """Inner width of the adapters."""
     alpha: PositiveFloat = 16.0
     """The adapters' product is multiplied by alpha / rank."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("qkv", "out", "gate_up", "down")
+    """Matrices of a layer that get an adapter."""
 
 
 class AdaptSection(Config):
@@ -52,6 +54,7 @@ class AdaptSection(Config):
     """Parts that keep their weights: `embed`, `encoder`, `latent`, `decoder`, `ngrams`, or a path within them such as
     `decoder.stack.layers.0`."""
     lora: LoraSection | None = None
+    """Train low-rank adapters of the global transformer alone; absent: no adapters."""
 
 
 def adapt(model: nn.Module, section: AdaptSection, seed: int) -> None:

@@ -39,7 +39,9 @@ class TrainerSection(Config):
     """How long, on what, and what is reported."""
 
     max_steps: PositiveInt
+    """Steps after which the run ends."""
     seed: NonNegativeInt = 0
+    """Decides initial weights, the order of the rows, and all that objectives draw."""
     init: str | None = None
     """Checkpoint whose weights a new run starts from; its optimizer and position do not come along."""
     branch: str | None = None
@@ -50,6 +52,7 @@ class TrainerSection(Config):
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: str = "auto"
+    """`auto` takes a GPU where there is one; else a name of torch such as `cuda` or `cpu`."""
     threads: PositiveInt | None = None
     """Of torch on the CPU, in each process; results are the same bit for bit only with as many."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -63,18 +66,22 @@ class TrainerSection(Config):
     deterministic: bool = False
     """Refuse operations that may give other bits when run again."""
     log_every: PositiveInt = 10
+    """Steps between rows of metrics.jsonl."""
     report: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
     validate_every: NonNegativeInt = 0
     """Steps between validations; 0 validates at the end only."""
     validation_batches: PositiveInt = 16
+    """Batches of a validation."""
 
 
 class CheckpointSection(Config):
     """When a run is saved, and how much of it is kept."""
 
     every_seconds: PositiveFloat = 60.0
+    """Seconds between checkpoints."""
     every_steps: PositiveInt | None = None
+    """Steps between checkpoints, besides those by time."""
     keep: PositiveInt = 2
     """Newest checkpoints that are kept."""
     keep_every: PositiveInt | None = None
@@ -95,14 +102,23 @@ class TrainConfig(Config):
 
     # `preset` is gone when the union is validated; the schema names it for the suggestions of error messages.
     model: Annotated[ModelConfig, Field(json_schema_extra={"properties": {"preset": {"type": "string"}}})]
+    """Shape of the model that is trained."""
     patching: PatchingSection = PatchingSection()
+    """Where a BLT's patches come from."""
     objective: Objective = NextByte()
+    """What is learned."""
     data: DataConfig = DataConfig()
+    """What is read and how it becomes rows."""
     optim: OptimSection = OptimSection()
+    """AdamW and its schedule."""
     trainer: TrainerSection
+    """How long, on what, and what is reported."""
     guard: GuardSection = GuardSection()
+    """What counts as a loss spike, and what then happens."""
     adapt: AdaptSection = AdaptSection()
+    """What is trained, where that is not all of the model."""
     checkpoint: CheckpointSection = CheckpointSection()
+    """When a run is saved, and how much of it is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,11 +136,17 @@ class TrainConfig(Config):
         given = {"objective": {"kind": "next-token"}} if section.get("kind") == "bpe" else {}
         return {**given, **data, "model": expanded}
 
-    def train_flops(self, text_bytes: float, patch_bytes: float = 1.0) -> float:
+    def train_flops(self, text_bytes: float, patch_bytes: float | None = None) -> float:
         """Operations that training on so much text takes: three forward passes, the model's own exact count.
 
-        patch_bytes: mean bytes of a patch, or of a token model's token; of no meaning for other models.
+        patch_bytes: mean bytes of a patch, or of a token model's token; by default what the rule alone decides; of no
+            meaning for other models. Raises ValueError where it is needed and neither says it.
         """
+        if patch_bytes is None and self.model.kind in ("blt", "bpe"):
+            patch_bytes = None if self.patching.rule is None else self.patching.rule.mean_patch_bytes
+            if patch_bytes is None:
+                raise ValueError("patch_bytes: neither given nor decided by patching.rule; say how long units are")
+        patch_bytes = 1.0 if patch_bytes is None else patch_bytes
         length = self.data.row_bytes
         forward = forward_flops(self.model, patch_bytes, length)
         if isinstance(self.model, BltConfig):

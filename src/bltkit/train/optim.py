@@ -42,18 +42,22 @@ class OptimSection(Config):
     """AdamW, its parameter groups and its schedule (BLT 4.7, spec 8)."""
 
     lr: PositiveFloat = 4e-4
+    """Highest learning rate."""
     tables_lr: PositiveFloat | None = None
     """Of the hash n-gram tables; by default `lr`."""
     latent_lr: PositiveFloat | None = None
     """Of the global transformer; by default `lr`."""
     betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator of AdamW's step."""
     muon: MuonSection | None = None
     """`{}` updates matrices by Muon (Jordan et al. 2024) instead of AdamW."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the weights per update, such as 0.997. Where it is kept, it is what is exported;
     validation measures both."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay per unit of learning rate."""
     decay: Literal["all", "matrices"] = "all"
     """What decays: `all`, as in the released models, or `matrices`: neither norms nor embeddings (tables included)."""
     tables: Literal["rows", "dense"] = "rows"
@@ -64,7 +68,9 @@ class OptimSection(Config):
     schedule: Schedule = CosineSchedule()
     """How the rates go over the run: `cosine`, `wsd`, `constant`, or a table with the fields of one."""
     warmup_steps: NonNegativeInt = 100
+    """Steps over which the rate rises from 0."""
     min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Rate at the end as a share of the highest."""
     schedule_steps: PositiveInt | None = None
     """Length of the schedule; by default the first run's trainer.max_steps, which then stays with the checkpoint."""
 

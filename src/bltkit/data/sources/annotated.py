@@ -38,10 +38,13 @@ class AnnotatedSource(SourceConfig):
 
     kind: Literal["annotated"] = "annotated"
     path: str
+    """Directory of `blt annotate`."""
     rule: Annotated[Rule, BeforeValidator(lambda rule: parse_rule(rule) if isinstance(rule, str) else rule)] | None = (
         None
     )
+    """Rule that patches follow; the stored one when absent."""
     source: int | None = None
+    """Index from 0: only the documents of this one of the annotated sources."""
 
     is_text: ClassVar[bool] = False  # judged when it was annotated
 

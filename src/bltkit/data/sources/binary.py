@@ -23,7 +23,9 @@ class BinarySource(FileSource):
 
     kind: Literal["binary"] = "binary"
     chunk_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
+    """Length of a document in bytes; a file's last one is shorter."""
     not_utf8: Literal["keep"] = "keep"
+    """Binary documents are no text, so nothing is judged."""
 
     is_text: ClassVar[bool] = False
 

@@ -23,8 +23,11 @@ class ChatSource(JsonLines):
 
     kind: Literal["chat"] = "chat"
     field: str = "messages"
+    """Key of the list of messages, with dots through nested objects."""
     learn: Learn = "assistant"
+    """Which turns of the assistant are learned."""
     template: ChatTemplate = ChatTemplate()
+    """How messages become bytes."""
 
     def document(self, record: dict[str, Any], where: str) -> Document:
         messages = find(record, self.field, where)

@@ -25,7 +25,9 @@ class TableSource(SourceConfig):
     """
 
     field: str = "text"
+    """Column of the text, with dots through struct columns."""
     metadata: Metadata = ()
+    """Columns to carry along, or "all"."""
 
     def columns(self, schema: pa.Schema, where: str) -> list[str]:
         """The top-level columns that hold the text and the metadata, in the table's order.

@@ -32,10 +32,15 @@ class HubSource(TableSource):
 
     kind: Literal["hub"] = "hub"
     name: str = Field(min_length=1)
+    """OWNER/NAME of a dataset, or a local directory."""
     config: str | None = None
+    """Configuration of the dataset; its default one when absent."""
     split: str = Field(default="train", min_length=1)
+    """Split that is read."""
     streaming: bool = False
+    """Read rows where they lie, without a copy in the cache."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
     @property
     def label(self) -> str:

@@ -55,7 +55,9 @@ class JsonlSource(JsonLines):
 
     kind: Literal["jsonl"] = "jsonl"
     field: str = "text"
+    """Key of the text, with dots through nested objects."""
     metadata: Metadata = ()
+    """Fields to carry along, or "all"."""
 
     def document(self, record: dict[str, Any], where: str) -> Document:
         data = text_bytes(find(record, self.field, where), self.field, where)

@@ -29,6 +29,7 @@ class FileSource(SourceConfig):
     """A small data set, for the contract tests: file name -> content."""
 
     paths: Paths
+    """Files, folders or globs."""
 
     @classmethod
     def example(cls, folder: Path) -> Self:

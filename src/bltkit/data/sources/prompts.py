@@ -24,7 +24,9 @@ class PromptSource(JsonLines):
 
     kind: Literal["prompts"] = "prompts"
     prompt: str = "prompt"
+    """Key of the prompt, with dots through nested objects."""
     completion: str = "completion"
+    """Key of the completion, which alone is learned."""
 
     def document(self, record: dict[str, Any], where: str) -> Document:
         prompt = _string(record, self.prompt, "prompt", where)

@@ -101,9 +101,13 @@ class SourceConfig(Config):
     """
 
     weight: float = Field(default=1.0, ge=0.001, le=1000.0, allow_inf_nan=False)
+    """Visits of each document per epoch; fractions visit a share of them."""
     broken: Literal["refuse", "skip"] = "refuse"
+    """Lines, records and files that cannot be read: stop, or leave out and count."""
     not_utf8: Literal["keep", "skip", "refuse"] = "keep"
+    """Documents whose bytes are no UTF-8: keep, leave out, or stop."""
     empty: Literal["skip", "refuse"] = "skip"
+    """Documents without any bytes: leave out, or stop."""
 
     is_text: ClassVar[bool] = True
     """False where documents are no text by design: `not_utf8` is not judged then."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from bltkit.config import nearest, parse, parse_value
+from bltkit.config import describe_kinds, nearest, parse, parse_value
 from bltkit.generate.strategies.ar import Autoregressive
 from bltkit.generate.strategies.auto import Auto
 from bltkit.generate.strategies.diffusion import Diffusion
@@ -47,7 +47,10 @@ def strategy_of(kind: str, **fields: object) -> Strategy:
     """
     kind = strategy_kind(kind)
     given = {name: value for name, value in fields.items() if value is not None}
-    found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+    try:
+        found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+    except ValueError as error:
+        raise ValueError(f"{error}; `--strategy list` shows all fields") from None
     return found
 
 
@@ -66,6 +69,11 @@ def parse_strategy(text: str, where: str = "strategy") -> Strategy:
     return strategy_of(kind.strip(), **fields)
 
 
+def describe_strategies() -> str:
+    """The list of strategies with their fields, defaults and an example each: what `--strategy list` prints."""
+    return describe_kinds("decoding strategies", STRATEGIES)
+
+
 __all__ = [
     "ALIASES",
     "STRATEGIES",
@@ -79,6 +87,7 @@ __all__ = [
     "Strategies",
     "Strategy",
     "Verified",
+    "describe_strategies",
     "parse_strategy",
     "strategy_kind",
     "strategy_of",

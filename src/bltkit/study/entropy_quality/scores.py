@@ -16,6 +16,7 @@ from bltkit.checkpoint import Bundle
 from bltkit.eval.score import byte_scores, windows
 from bltkit.model import CnnEntropy, EntropyModel
 from bltkit.model.entropy import entropy
+from bltkit.patching.finite import check_finite
 from bltkit.study.entropy_quality.measures import Flags, Numbers
 from bltkit.vocab import PAD, encode
 
@@ -90,6 +91,9 @@ def _predictions(
         )
         logits = scorer(ids[:, :-1].to(device)).float().cpu()
         uncertain = entropy(logits)
+        lengths = torch.tensor([one.stop - one.begin for one in group])
+        own = torch.arange(uncertain.shape[1]) < lengths[:, None]
+        check_finite(uncertain.where(own, 0.0), "entropy", f"bytes from {group[0].begin} on")
         log_p = F.log_softmax(logits, -1)
         cost = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
         for row, one in enumerate(group):

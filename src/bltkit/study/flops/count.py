@@ -37,7 +37,10 @@ from bltkit.study.flops.passes import PassRates
 from bltkit.study.flops.row import Ledger, Row, sum_rows
 
 PATCH_BYTES = 4.5
-"""Mean bytes per patch where neither the user nor the model's record says it: the paper's and the released models'."""
+"""Mean bytes per patch that is assumed where nobody knows it: the paper's and the released models'."""
+
+MAX_CONTEXT = 10**12
+"""Longest row that is counted, in bytes."""
 
 BYTES_PER_TOKEN = 4.4
 """Of a token model, where the user does not say it: what the paper has for the tokenizer of Llama 3."""
@@ -69,6 +72,7 @@ def ledger(
     block: int = 0,
     passes: PassRates | None = None,
     strategy: str | None = None,
+    patch_bytes_source: str | None = None,
 ) -> Ledger:
     """The ledger of a BLT, of its scorer, or of both.
 
@@ -76,10 +80,12 @@ def ledger(
     annotated: training finds the patches stored, and does not run the scorer. recompute: activations in training.
     block: cells of the block that training adds for every patch (BLT-D), 0 for none.
     passes: of the decoding strategy, which `strategy` names; byte by byte by default.
+    patch_bytes_source: where `patch_bytes` is known from, for the tables.
     Raises ValueError where there is nothing to count, or a number is out of range.
     """
     if model is None and scorer is None:
         raise ValueError("nothing to count: give a model, a scorer, or both")
+    check_context(context)
     if not 1 <= patch_bytes <= context:
         raise ValueError(f"patch_bytes = {patch_bytes} must lie between 1 and context = {context}")
     if model is None:
@@ -102,6 +108,7 @@ def ledger(
             context=context,
             element_bytes=element_bytes,
             scorer=scorer_name,
+            patch_bytes_source=patch_bytes_source,
         )
     rates = PassRates.plain(patch_bytes, scorer is not None) if passes is None else passes
     rows = _model_rows(model, patch_bytes, context, element_bytes, rates, passes is not None)
@@ -133,6 +140,7 @@ def ledger(
         scorer=scorer_name,
         strategy=strategy,
         passes=passes,
+        patch_bytes_source=patch_bytes_source,
         paper_bytes=1e9 * paper_gb(rates.decoder, rates.latent, *charged),
         notes=tuple(notes),
     )
@@ -152,6 +160,7 @@ def token_ledger(
     context / bytes_per_token tokens. The table of a tied model stands under `embed`, and `head` reads it.
     Raises ValueError for a number out of range.
     """
+    check_context(context)
     if not 1 <= bytes_per_token <= context:
         raise ValueError(f"bytes_per_token = {bytes_per_token} must lie between 1 and context = {context}")
     width, layers, kv = shape.width, shape.layers, shape.num_kv_heads * shape.head_dim
@@ -193,6 +202,12 @@ def token_ledger(
         element_bytes=element_bytes,
         scorer=None,
     )
+
+
+def check_context(context: int) -> None:
+    """Raise ValueError for a row of no bytes, or of more than `MAX_CONTEXT`."""
+    if not 1 <= context <= MAX_CONTEXT:
+        raise ValueError(f"context = {context}: the bytes of a row must lie between 1 and {MAX_CONTEXT:,}")
 
 
 def _model_rows(

@@ -63,10 +63,14 @@ class PassRates:
         How many ids were read follows: every round reads the chosen one and the drafts. Blocks of a strategy that
         chooses their length count as whole. Raises ValueError where a count is missing or nothing was made.
         """
-        missing = [name for name in _STATS if not isinstance(stats.get(name), int | float)]
+        missing = [name for name in _STATS if not _is_count(stats.get(name))]
+        if missing and missing[0] not in stats:
+            raise ValueError(f"stats: {missing[0]} is missing")
         if missing or stats["bytes"] < 1:
             raise ValueError(
-                f"stats: {missing[0]} is missing" if missing else "stats: bytes = 0 tell nothing of a byte's cost"
+                f"stats: {missing[0]} = {stats.get(missing[0])!r} must be a number from 0 on"
+                if missing
+                else "stats: bytes = 0 tell nothing of a byte's cost"
             )
         made, entropy, encoder, latent, decoder, drafted, accepted = (int(stats[name]) for name in _STATS)
         # The scorer runs once a round; where there is none the encoder does, unless it drafts as well.
@@ -95,6 +99,10 @@ class PassRates:
         """Passes per byte."""
         parts = {"decoder": self.decoder, "encoder": self.encoder, "global": self.latent, "entropy": self.entropy}
         return ", ".join(f"{name} {rate:.3f}" for name, rate in parts.items()) + " passes per byte of text"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 10**15
 
 
 _STATS = ("bytes", "entropy_passes", "encoder_passes", "global_passes", "decoder_passes", "drafted", "accepted")

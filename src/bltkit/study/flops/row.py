@@ -1,7 +1,7 @@
 """The ledger as a value: its rows, their sums, and the tables that people read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from bltkit.study.flops.passes import PassRates
@@ -76,6 +76,8 @@ class Ledger:
     """Its passes per byte of text."""
     paper_bytes: float | None = None
     """What the paper's estimate of bandwidth charges a byte of text: see `generate.ledger.paper_gb`."""
+    patch_bytes_source: str | None = field(default=None, compare=False)
+    """Where `patch_bytes` is known from: given, the rule, measured in training, calibrated, or assumed."""
     notes: tuple[str, ...] = ()
     """What was assumed."""
 
@@ -107,7 +109,10 @@ class Ledger:
         """What the text is cut into."""
         if self.bytes_per_token is not None:
             return f"{self.bytes_per_token:.2f} bytes per token"
-        return "byte by byte" if self.patch_bytes is None else f"{self.patch_bytes:.2f} bytes per patch"
+        if self.patch_bytes is None:
+            return "byte by byte"
+        source = "" if self.patch_bytes_source is None else f" ({self.patch_bytes_source})"
+        return f"{self.patch_bytes:.2f} bytes per patch{source}"
 
 
 def sum_rows(rows: Sequence[Row]) -> Row:

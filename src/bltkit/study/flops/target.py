@@ -7,7 +7,7 @@ memory here.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -22,11 +22,14 @@ from bltkit.model.flops import ScorerConfig
 from bltkit.model.presets import expand_preset
 from bltkit.model.token_shape import LLAMA, parse_token_shape, token_shape_of_hf
 from bltkit.patching import PatchingRule, Rule, parse_rule
-from bltkit.study.flops.count import BYTES_PER_TOKEN, PATCH_BYTES, ledger, token_ledger
+from bltkit.study.flops.count import BYTES_PER_TOKEN, PATCH_BYTES, check_context, ledger, token_ledger
 from bltkit.study.flops.passes import PassRates, expected, read_stats
 from bltkit.study.flops.row import Ledger
 
 TOKEN = "token:"
+
+MAX_LAYERS, MAX_SIZE = 10_000, 100_000_000
+"""Largest number of layers, and any other number of a shape, that is counted."""
 
 ASSUMED_SCORER = "100m"
 """Preset counted where a training config names an entropy model that is not there yet (the released models'), unless
@@ -60,7 +63,8 @@ class Decoding:
 @dataclass(frozen=True)
 class Subject:
     """What is to be counted. scored: training runs the scorer; else its patches are stored. block: cells that training
-    adds for every patch. patch_bytes: that the model's record holds."""
+    adds for every patch. patch_bytes: mean bytes per patch and where it is known from; None where nobody knows.
+    max_patch_bytes: longest patch of the rule."""
 
     model: BltConfig | TokenShape | None
     scorer: ScorerConfig | None = None
@@ -68,7 +72,16 @@ class Subject:
     scored: bool = True
     recompute: bool = False
     block: int = 0
-    patch_bytes: float | None = None
+    patch_bytes: tuple[float, str] | None = None
+    max_patch_bytes: int | None = None
+
+    def patch_size(self) -> tuple[float, str]:
+        """Mean bytes per patch, and where it is known from; `PATCH_BYTES` is assumed where nobody knows."""
+        if self.patch_bytes is not None:
+            return self.patch_bytes
+        if self.max_patch_bytes is not None and self.max_patch_bytes < PATCH_BYTES:
+            return float(self.max_patch_bytes), f"assumed: max_patch_bytes = {self.max_patch_bytes} is the most"
+        return PATCH_BYTES, "assumed"
 
 
 def ledger_of(
@@ -86,7 +99,8 @@ def ledger_of(
     target: a token model is `token:DIR`, of whose files config.json alone is read, or `llama:NAME` or
     `llama:width=...,layers=...,heads=...,vocab_size=...`.
     overrides: `section.key=value` on top of a config.
-    patch_bytes: by default what the model's record holds as `mean_patch_bytes`, else `PATCH_BYTES`.
+    patch_bytes: by default the rule's own mean where it has one, else what the model's record holds as measured or
+        calibrated, else `PATCH_BYTES`; `Ledger.patch_bytes_source` says which.
     bytes_per_token: `BYTES_PER_TOKEN` by default.
     annotated: does training find the patches stored; by default what a config says, and False for a MODEL.
     A config's scorer is the checkpoint under `patching.model`; of one that is not there yet the size is assumed, and
@@ -101,8 +115,10 @@ def ledger_of(
         return token_ledger(subject.model, per_token, context, recompute=subject.recompute)
     if bytes_per_token is not None:
         raise ValueError(f"bytes_per_token: {target} is no token model; say --patch-bytes")
-    if patch_bytes is None:
-        patch_bytes = PATCH_BYTES if subject.patch_bytes is None else subject.patch_bytes
+    check_context(context)
+    patch_bytes, source = subject.patch_size() if patch_bytes is None else (patch_bytes, "given")
+    if source != "given" and patch_bytes > context:
+        raise ValueError(f"context = {context} is less than one patch of {patch_bytes:g} bytes ({source})")
     rates, notes, strategy = None, tuple[str, ...](), None
     if decoding is not None:
         if not isinstance(subject.model, BltConfig):
@@ -120,6 +136,8 @@ def ledger_of(
         block=subject.block,
         passes=rates,
         strategy=strategy,
+        # Nothing is cut into patches where there is but a scorer.
+        patch_bytes_source=None if subject.model is None else source,
     )
     return replace(found, notes=(*found.notes, *notes))
 
@@ -154,13 +172,13 @@ def _subject(target: str, overrides: Sequence[str]) -> Subject:
     bundle = load_bundle(resolve_model(target), device="meta")
     scorer = _config_of(bundle.scorer)
     model = None if bundle.model is None else bundle.model.config
-    recorded = bundle.record.get("mean_patch_bytes")
     return Subject(
         model,
         scorer,
         None if scorer is None else target,
         block=0 if model is None else model.diffusion_block or 0,
-        patch_bytes=recorded if isinstance(recorded, float) else None,
+        patch_bytes=bundle.mean_patch_bytes,
+        max_patch_bytes=None if bundle.rule is None else bundle.rule.max_patch_bytes,
     )
 
 
@@ -191,6 +209,8 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
     if section["kind"] not in kinds:
         raise ValueError(f"{path}: model.kind = {section['kind']!r}{nearest(str(section['kind']), list(kinds))}")
     model: Config = parse(kinds[section["kind"]], section, f"{path}: model")
+    check_countable(model, f"{path}: model")
+    _check_sections(data, str(path))
     recompute = bool(_table(data, "trainer").get("checkpoint_activations", False))
     if isinstance(model, TokenConfig):
         return Subject(model, recompute=recompute)
@@ -199,7 +219,59 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
         return Subject(None, model, str(path), recompute=recompute)
     name = _table(data, "patching").get("model")
     scorer, scorer_name = (None, None) if name is None or _needs_no_scores(data) else scorer_named(name)
-    return Subject(model, scorer, scorer_name, not _stored(data), recompute, _block(data))
+    size, longest = patch_size_of(data)
+    return Subject(model, scorer, scorer_name, not _stored(data), recompute, _block(data), size, longest)
+
+
+def check_countable(shape: Config, where: str) -> None:
+    """Raise ValueError for a model that no machine holds, not even as shapes: its modules are built to be counted."""
+    for name in type(shape).model_fields:
+        value = getattr(shape, name)
+        if isinstance(value, Config):
+            check_countable(value, f"{where}.{name}")
+        most = MAX_LAYERS if name == "layers" else MAX_SIZE
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{where}.{name} = {value} is too large to be counted; the most is {most:,}")
+
+
+def _check_sections(data: dict[str, Any], where: str) -> None:
+    """Every section of a training config but the model. What is not needed to count may be missing, never wrong."""
+    from bltkit.train import TrainConfig
+
+    for name, value in data.items():
+        if name not in TrainConfig.model_fields:
+            raise ValueError(f"{where}: unknown key {name!r}{nearest(name, list(TrainConfig.model_fields))}")
+        if name == "trainer" and isinstance(value, dict):
+            value = {"max_steps": 1, **value}
+        if name != "model":
+            field = TrainConfig.model_fields[name]
+            parse(Annotated[field.annotation, *field.metadata, field], value, f"{where}: [{name}]")
+
+
+def patch_size_of(data: dict[str, Any]) -> tuple[tuple[float, str] | None, int | None]:
+    """What a training config tells of its patches: their mean size with its source, and the size of the longest.
+
+    By the rule; the rate that a learned boundary is trained to; or the checkpoint of the entropy model, which was
+    calibrated.
+    """
+    from bltkit.train.objectives import LearnedBoundary
+
+    objective = _table(data, "objective")
+    if objective.get("kind") == LearnedBoundary.model_fields["kind"].default:
+        learned: LearnedBoundary = parse(LearnedBoundary, objective, "objective")
+        return (learned.patch_bytes, "objective.patch_bytes"), learned.max_patch_bytes
+    section = _table(data, "patching")
+    rule = _rule(data)
+    if rule is not None and rule.mean_patch_bytes is not None:
+        return (rule.mean_patch_bytes, f"rule {rule}"), rule.max_patch_bytes
+    longest = None if rule is None else rule.max_patch_bytes
+    try:
+        stored = load_bundle(resolve_model(section["model"]), device="meta")
+    except (KeyError, ValueError):  # named nowhere, or not there yet
+        return None, longest
+    if rule is None or rule == stored.rule:
+        return stored.mean_patch_bytes, None if stored.rule is None else stored.rule.max_patch_bytes
+    return None, longest
 
 
 def _table(data: dict[str, Any], name: str) -> dict[str, Any]:
@@ -208,11 +280,16 @@ def _table(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _needs_no_scores(data: dict[str, Any]) -> bool:
+    rule = _rule(data)
+    return rule is not None and rule.scores is None
+
+
+def _rule(data: dict[str, Any]) -> PatchingRule | None:
     rule = _table(data, "patching").get("rule")
     if rule is None:
-        return False
-    found: PatchingRule = parse_rule(rule) if isinstance(rule, str) else parse(Rule, rule, "patching.rule")
-    return found.scores is None
+        return None
+    parsed: PatchingRule = parse_rule(rule) if isinstance(rule, str) else parse(Rule, rule, "patching.rule")
+    return parsed
 
 
 def _stored(data: dict[str, Any]) -> bool:
