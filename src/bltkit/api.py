@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
+from bltkit.checkpoint.patch_size import mean_patch_bytes
 from bltkit.compute import device_of
 from bltkit.config import parse
 from bltkit.eval.noise import Noise, parse_noise
@@ -138,7 +139,7 @@ class ByteLM:
         """
         model = self._needed_model()
         if form == "auto":
-            patch_bytes = 4.5 if self.bundle.mean_patch_bytes is None else self.bundle.mean_patch_bytes[0]
+            patch_bytes, _ = mean_patch_bytes(self.bundle) or (4.5, "assumed")
             chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, patch_bytes=patch_bytes))
         else:
             chosen = parse_form(form)

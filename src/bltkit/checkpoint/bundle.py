@@ -6,7 +6,6 @@ Modules are built on the meta device and get the file's tensors assigned: nothin
 import hashlib
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,17 +53,6 @@ class Bundle:
     rule: PatchingRule | None
     record: dict[str, Any] = field(default_factory=dict)
     """The training record: plain values that JSON can hold."""
-
-    @property
-    def mean_patch_bytes(self) -> tuple[float, str] | None:
-        """Mean bytes per patch, and where it is known from: the rule alone, else training or calibration; else None."""
-        if self.rule is not None and self.rule.mean_patch_bytes is not None:
-            return self.rule.mean_patch_bytes, f"rule {self.rule}"
-        for key, source in (("mean_patch_bytes", "measured in training"), ("calibrated_patch_bytes", "calibrated")):
-            value = self.record.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf:
-                return float(value), source
-        return None
 
 
 def save_bundle(

@@ -13,6 +13,7 @@ from torch import nn
 
 from bltkit.checkpoint import load_bundle, resolve_model
 from bltkit.checkpoint.locate import HUB
+from bltkit.checkpoint.patch_size import mean_patch_bytes
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.files import read_json
 from bltkit.generate.strategies import parse_strategy
@@ -177,7 +178,7 @@ def _subject(target: str, overrides: Sequence[str]) -> Subject:
         scorer,
         None if scorer is None else target,
         block=0 if model is None else model.diffusion_block or 0,
-        patch_bytes=bundle.mean_patch_bytes,
+        patch_bytes=mean_patch_bytes(bundle),
         max_patch_bytes=None if bundle.rule is None else bundle.rule.max_patch_bytes,
     )
 
@@ -270,7 +271,7 @@ def patch_size_of(data: dict[str, Any]) -> tuple[tuple[float, str] | None, int |
     except (KeyError, ValueError):  # named nowhere, or not there yet
         return None, longest
     if rule is None or rule == stored.rule:
-        return stored.mean_patch_bytes, None if stored.rule is None else stored.rule.max_patch_bytes
+        return mean_patch_bytes(stored), None if stored.rule is None else stored.rule.max_patch_bytes
     return None, longest
 
 
