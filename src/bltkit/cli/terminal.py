@@ -86,10 +86,12 @@ def read_text(text: str | None, file: Path | None) -> bytes:
 
     if (text is None) == (file is None):
         raise ValueError("give a TEXT (`-` for stdin) or --file F, one of them")
+    if text == "-" or str(file) == "-":
+        return read_stdin()
     if file is not None:
         return read_file(file)
     assert text is not None
-    return read_stdin() if text == "-" else to_bytes(text)
+    return to_bytes(text)
 
 
 def read_file(file: Path) -> bytes:

@@ -64,7 +64,7 @@ def patch(
     from bltkit.study.terminal import MAX_LINES, render
 
     lm = ByteLM.load(model, device=place)
-    lm = lm.with_patching(rule) if rule else lm
+    lm = lm if rule is None else lm.with_patching(rule)
     shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
         write_picture(shown, plot)
@@ -90,7 +90,7 @@ def _count_lengths(
             data = read_text(text, file)
             size, pieces = len(data), [data]
         lm = ByteLM.load(model, device=place)
-        lm = lm.with_patching(rule) if rule else lm
+        lm = lm if rule is None else lm.with_patching(rule)
         if lm.rule is None:
             raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
         if lm.rule.streams:

@@ -29,7 +29,8 @@ class Options(TypedDict, total=False):
     max_bytes: int
     """Maximum number of bytes to generate, those of a stop string included."""
     strategy: str | Strategy
-    """`ar`, `speculative`, `verified`, `diffusion`, `auto`, or the papers' names (`blt-s`, `blt-dv`, `blt-d`)."""
+    """`ar`, `speculative`, `verified`, `diffusion`, `auto`, or the papers' names (`blt-s`, `blt-dv`, `blt-d`); with
+    fields as in `diffusion:alpha=0.6`."""
     draft: int | None
     """Bytes drafted a round; of `diffusion` and `verified` the size of a block."""
     alpha: float | None

@@ -72,9 +72,9 @@ def parse_strategy(text: str, where: str = "strategy", **further: object) -> Str
         if not (field and equals and value) or field in fields:
             raise ValueError(f"{where} {text!r}: {item!r} is not a further field=value, as in 'speculative:draft=8'")
         fields[field] = parse_value(value)
-    for name, value in further.items():
-        if value is not None and name in fields:
-            raise ValueError(f"{where} {text!r}: {name} = {value} is given a second time; leave out one of them")
+    for name, second in further.items():
+        if second is not None and name in fields:
+            raise ValueError(f"{where} {text!r}: {name} = {second} is given a second time; leave out one of them")
     return strategy_of(kind.strip(), **{**further, **fields})
 
 
