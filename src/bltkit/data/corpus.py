@@ -83,9 +83,11 @@ class DataConfig(Config):
         for stage in self.stages:
             shape = self._shorter(stage)
             if shape.row_bytes < MIN_ROW_BYTES or (shape.row_patches or MIN_ROW_PATCHES) < MIN_ROW_PATCHES:
+                most = min(self.row_bytes // MIN_ROW_BYTES, (self.row_patches or self.row_bytes) // MIN_ROW_PATCHES)
                 raise ValueError(
-                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes; use at most "
-                    f"{self.row_bytes // MIN_ROW_BYTES}"
+                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes"
+                    f"{'' if shape.row_patches is None else f' and {shape.row_patches} patches'}; "
+                    + (f"use at most {most}" if most > 1 else "such rows cannot be shorter")
                 )
         return self
 
