@@ -131,7 +131,9 @@ def test_a_step_of_another_run_is_none_of_this_one(finished: Workplace, place: W
     """Its files have their checksums, and its step is the right one."""
     run = place.path / "run"
     assert json.loads((run / "run.json").read_text()).keys() == {"run"}
-    place.train("other", "cnn", *SAVED, "trainer.max_steps=6", "optim.lr=0.5")
+    from bltkit.train import train
+
+    train(finished.config("cnn", *SAVED, "trainer.max_steps=6", "optim.lr=0.5"), place.path / "other")
     shutil.rmtree(run / NEW)
     shutil.copytree(place.path / "other" / NEW, run / NEW)
     said = resumed(finished, place)
@@ -217,6 +219,17 @@ def test_what_can_be_seen_without_checksums(damage: str, finished: Workplace, pl
     said = resumed(finished, place)
     assert f"{NEW} is damaged" in said[0] and f"{OLD} carries no checksums" in said[1]
     same(place.tensors("run"), place.tensors("whole"))
+
+
+def test_torchs_advice_to_load_anything_is_not_passed_on(finished: Workplace, place: Workplace) -> None:
+    """Pickles in place of tensors, under a list of checksums that fits them."""
+    step = place.path / "run" / NEW
+    state_file(step).write_bytes(pickle.dumps(Attack(place.path / "sign", "system")) * 1000)
+    write_checksums(step, 6)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        resumed(finished, place)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not (place.path / "sign").exists()
 
 
 class Attack:

@@ -245,7 +245,9 @@ def restore(
     kept = {name: value for name, value in averages.items() if _AVERAGE + name in sizes}
     state |= {_AVERAGE + name: globally(name, value, model, world) for name, value in kept.items()}
     try:
-        load(state, storage_reader=reader, no_dist=world.size == 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch guesses at what a file is that it then refuses
+            load(state, storage_reader=reader, no_dist=world.size == 1)
     except CheckpointException as error:
         raise damaged(checkpoint, _first(error)) from None
     except Exception as error:  # of one process, whatever it ran into
@@ -272,5 +274,6 @@ def damaged(checkpoint: Path, error: Exception) -> DamagedCheckpointError:
     """What to say of files that cannot be read."""
     if isinstance(error, DamagedCheckpointError):
         return error
-    reason = str(error).strip().splitlines()
-    return DamagedCheckpointError(checkpoint, f"{type(error).__name__}: {reason[0] if reason else 'empty'}")
+    # Torch's second sentence advises to load what may run commands.
+    reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return DamagedCheckpointError(checkpoint, f"{type(error).__name__}: {reason or 'empty'}")

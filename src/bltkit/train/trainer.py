@@ -108,9 +108,8 @@ class _Trainer:
         with reading(self.world.is_main) as progress:
             corpus = Corpus.from_sources(sources, data.validation_fraction, directory=directory, progress=progress)
         for source, stats in zip(sources, corpus.stats, strict=True):
-            for kind, count in stats.faults.items():
-                if getattr(source, kind) == "skip":
-                    self.say(f"{stats.label}: left out {count} that are {kind}, such as {stats.examples[kind][0]}")
+            for line in stats.remarks(source):
+                self.say(line)
         return corpus
 
     def run(self) -> Result:
