@@ -27,6 +27,7 @@ from bltkit.generate import (
     Session,
     Stats,
     Strategy,
+    parse_strategy,
     strategy_kind,
     strategy_of,
 )
@@ -40,9 +41,12 @@ WARM_UP = 16
 def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tuple[Strategy, ...]:
     """Each strategy, one that drafts once for every number of `drafts` (None adapts, which is the default).
 
+    One that is given with its fields (`speculative:draft=8`) stays as it is.
+
     Raises ValueError for an unknown strategy, and for drafts where none of them drafts.
     """
-    kinds = [strategy_kind(name) for name in kinds]
+    whole = [parse_strategy(text) for text in kinds if ":" in text]
+    kinds = [strategy_kind(name) for name in kinds if ":" not in name]
     drafting = [kind for kind in kinds if "draft" in STRATEGIES[kind].model_fields]
     found: list[Strategy] = []
     for kind in dict.fromkeys(kinds):
@@ -50,7 +54,7 @@ def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tu
         found += [strategy_of(kind, draft=draft) for draft in own]
     if drafts and not drafting:
         raise ValueError(f"draft = {list(drafts)}: none of the strategies {', '.join(kinds) or 'ar'} drafts")
-    return tuple(found)
+    return tuple(dict.fromkeys([*found, *whole]))
 
 
 def generate(

@@ -15,7 +15,7 @@ from bltkit.config import nearest, parse
 from bltkit.generate.constraint import Utf8
 from bltkit.generate.request import Request
 from bltkit.generate.sampling import Sampling
-from bltkit.generate.strategies import Strategy, strategy_of
+from bltkit.generate.strategies import Strategy, parse_strategy, strategy_of
 from bltkit.vocab import to_bytes
 
 Stop = str | bytes | Sequence[str | bytes]
@@ -148,9 +148,11 @@ def parse_options(prompt: bytes, options: Mapping[str, Any]) -> tuple[Request, S
     fields = {name: values[name] for name in _DRAFTING if values.get(name) is not None}
     fields |= {"align_border": True} if values.get("align_border") else {}
     if isinstance(strategy, str):
-        return request, strategy_of(strategy, **fields)
+        if ":" not in strategy:
+            return request, strategy_of(strategy, **fields)
+        strategy = parse_strategy(strategy)
     for name, value in fields.items():
-        raise ValueError(f"{name} = {value}: the strategy is given as a value; set the field there")
+        raise ValueError(f"{name} = {value}: the strategy is given with its fields; set this one there")
     return request, strategy
 
 
@@ -209,7 +211,7 @@ _WORDS = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    Strategy: "a strategy's name, or a Strategy",
+    Strategy: "a strategy's name, KIND:FIELD=VALUE, or a Strategy",
     str: "text",
 }
 
