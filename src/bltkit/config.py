@@ -146,7 +146,7 @@ def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
             known = {key for node in siblings for key in node.get("properties", {})}
             return f"unknown key {field!r}{nearest(names[-1], sorted(known))}{more}"
         case "missing":
-            return f"key {field!r} is missing{more}"
+            return f"key {field!r} is missing{_such_as(names, siblings)}{more}"
         case "union_tag_invalid":
             kinds = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"])
             return f"{'.'.join((*names, 'kind'))} = {first['ctx']['tag']!r}{nearest(first['ctx']['tag'], kinds)}{more}"
@@ -160,6 +160,13 @@ def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
 
 
 _MAX_SHOWN = 80
+
+
+def _such_as(names: Sequence[str], siblings: Sequence[dict[str, Any]]) -> str:
+    """An example of a key of an inner table; what reads a short form gives one of the whole form."""
+    nodes = [node["properties"][names[-1]] for node in siblings if names[-1] in node.get("properties", {})]
+    examples = [example for node in nodes for example in node.get("examples", [])]
+    return f"; for example {names[-1]} = {_dump_value(examples[-1])}" if examples and len(names) > 1 else ""
 
 
 def _locate(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> tuple[list[str], list[dict[str, Any]]]:

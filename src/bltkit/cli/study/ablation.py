@@ -8,6 +8,9 @@ import typer
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
 from bltkit.cli.terminal import Json, lists, progress_bar, say
 
+MAX_SEEDS = 1000
+"""More is a mistake."""
+
 
 def ablation(
     name: Annotated[
@@ -63,6 +66,8 @@ def ablation(
     if name is None:
         raise ValueError(f"study 'ablation' needs the name of one: {', '.join(ABLATIONS)}")
     found = ablation_named(name)
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds {seeds}: train with 1 to {MAX_SEEDS:,} seeds")
     fields = {
         "steps": steps,
         "scorer_steps": scorer_steps,
