@@ -53,6 +53,7 @@ class RowStage(Config):
     until: float = Field(gt=0, lt=1)
     """Share of the schedule's steps after which the next stage begins."""
     shorter: int = Field(ge=2)
+    """Rows have `row_bytes` divided by this."""
 
 
 class DataConfig(Config):
