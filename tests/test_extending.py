@@ -133,7 +133,7 @@ def test_the_line_makes_it_a_value_and_a_name(kind: str, imported: Any) -> None:
     registry = REGISTRIES[kind]
     grown = registry.with_kind(EXAMPLES[kind].target)
     assert list(grown) == [*registry, kind] and grown[kind] is imported
-    assert f"\n{kind} " in grown.listing()
+    assert f"\n{kind}\n" in grown.listing()
     annotation = Annotated[registry.base, grown]  # type: ignore[name-defined]
     fields = {"kind": kind} | FIELDS.get(kind, {})
     value = parse(annotation, fields, "config")

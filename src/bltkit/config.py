@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -237,28 +237,6 @@ def example_of(kind: type[Config]) -> str:
     )
     tag = kind.model_fields["kind"].default
     return f"{tag}:{items}" if items else str(tag)
-
-
-def describe_kinds(title: str, kinds: Mapping[str, type[Config]], example: Callable[[Any], str] | None = None) -> str:
-    """The list that `--rule list` and its like print: each kind, its fields, and an example by `example`."""
-    lines = [f"{title}, written KIND or KIND:FIELD=VALUE,FIELD=VALUE"]
-    for name, kind in kinds.items():
-        first = (kind.__doc__ or "").strip().split("\n\n")[0]
-        lines += [
-            "",
-            name,
-            *textwrap.wrap(" ".join(first.split()), 96, initial_indent="    ", subsequent_indent="    "),
-        ]
-        properties = kind.model_json_schema(mode="validation")
-        for field in kind.model_fields:
-            if field != "kind":
-                node = properties["properties"][field]
-                default = default_of(kind, field)
-                meaning = field_doc(kind, field)
-                text = f"{field}: {type_of(node, properties)}; {default}" + (f". {meaning}" if meaning else "")
-                lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="        ")
-        lines.append(f"    for example {(example or example_of)(kind)}")
-    return "\n".join(lines)
 
 
 def default_of(kind: type[Config], name: str) -> str:

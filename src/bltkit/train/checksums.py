@@ -1,10 +1,11 @@
-"""What a checkpoint holds, written down: its step, and size and digest of each file, in `checksums.json`.
+"""What a checkpoint holds, written down: its run, its step, and size and digest of each file, in `checksums.json`.
 
-A run is never resumed from files that are not these. The list carries its step and a digest of its own, so that neither
-one file of another step nor all files of another step together, under this step's name, pass for this one. Files are
-read in pieces, several at once; nothing is parsed before its digest is known to be right.
+A run is never resumed from files that are not these. The list carries its run, its step and a digest of its own, so
+that neither one file of another step nor all files of another step or run together, under this step's name, pass for
+this one. Files are read in pieces, several at once; nothing is parsed before its digest is known to be right.
 """
 
+import errno
 import hashlib
 import json
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.files import read_json
+from bltkit.files import read_json, require_regular
 
 CHECKSUMS = "checksums.json"
 FORMAT = 1
@@ -33,13 +34,13 @@ class DamagedCheckpointError(ValueError):
         self.checkpoint, self.reason = checkpoint, reason
 
 
-def write_checksums(directory: Path, step: int) -> None:
-    """Write down every file below `directory`, whose checkpoint is of `step`. Raises OSError."""
+def write_checksums(directory: Path, step: int, run: str | None = None) -> None:
+    """Write down every file below `directory`, whose checkpoint is of `step`. run: the run's number. Raises OSError."""
     names = [str(file.relative_to(directory)) for file in sorted(directory.rglob("*")) if file.is_file()]
     with ThreadPoolExecutor(_READERS) as readers:
         entries = list(readers.map(lambda name: _entry(directory / name), (n for n in names if n != CHECKSUMS)))
     files = dict(zip((name for name in names if name != CHECKSUMS), entries, strict=True))
-    content = {"format": FORMAT, "step": step, "files": files}
+    content = {"format": FORMAT, "step": step} | ({} if run is None else {"run": run}) | {"files": files}
     data = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
     write_atomic(directory / CHECKSUMS, data.encode())
 
@@ -49,7 +50,10 @@ def read_checksums(checkpoint: Path) -> dict[str, Any] | None:
 
     Raises DamagedCheckpointError for a list that was changed or belongs to another step than the directory's name says.
     """
+    if not checkpoint.is_dir():
+        raise DamagedCheckpointError(checkpoint, "it is no directory")
     try:
+        require_regular(checkpoint / CHECKSUMS)
         content = read_json(checkpoint / CHECKSUMS)
         recorded = content.pop("sha256")
         step, version, files = int(content["step"]), int(content["format"]), dict(content["files"])
@@ -65,7 +69,7 @@ def read_checksums(checkpoint: Path) -> dict[str, Any] | None:
         raise DamagedCheckpointError(checkpoint, f"{CHECKSUMS} has another digest than it says")
     if (named := step_of(checkpoint)) is not None and named != step:
         raise DamagedCheckpointError(checkpoint, f"its files are those of step {step}")
-    return {"step": step, "files": files}
+    return {"step": step, "files": files, "run": content.get("run")}
 
 
 def verify_file(checkpoint: Path, name: str, data: bytes, checksums: dict[str, Any]) -> None:
@@ -92,6 +96,10 @@ def verify_files(checkpoint: Path, checksums: dict[str, Any]) -> None:
             return f"{name} is missing"
         except (KeyError, TypeError):
             return f"{CHECKSUMS} says nothing of {name}"
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return f"{name} cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(_READERS) as readers:
         for fault in readers.map(check, sorted(checksums["files"].items())):
@@ -100,9 +108,12 @@ def verify_files(checkpoint: Path, checksums: dict[str, Any]) -> None:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step that a directory's name says; None for another name. A link is followed."""
-    prefix, _, digits = checkpoint.resolve().name.partition("-")
-    return int(digits) if prefix == "step" and len(digits) == 8 and digits.isdecimal() else None
+    """The step that a directory's name says; None for another name. A link of another name is followed."""
+    for path in (checkpoint, checkpoint.resolve()):
+        prefix, _, digits = path.name.partition("-")
+        if prefix == "step" and len(digits) == 8 and digits.isdecimal():
+            return int(digits)
+    return None
 
 
 def _entry(path: Path) -> dict[str, Any]:
