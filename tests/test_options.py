@@ -99,12 +99,16 @@ def test_names_of_the_papers() -> None:
         parse_strategy("blt_s")
 
 
+def test_interpreters_complete_public_names() -> None:
+    assert set(bltkit.__all__) <= set(dir(bltkit))
+
+
 def test_a_model_says_what_it_is() -> None:
     lm = bltkit.load("bltkit:tiny")
     assert lm.model is not None
     shown = repr(lm)
     size = sum(weight.numel() for weight in lm.model.parameters())
-    for words in (f"{size:,} parameters", str(lm.rule), "on cpu", "float32", " thread"):
+    for words in (f"{size:,} parameters", str(lm.rule), "on cpu", "float32", "thread"):
         assert words in shown
     assert "packed" in repr(lm.with_weights("packed")) and f"{size:,}" in repr(lm.with_weights("packed"))
 

@@ -188,7 +188,7 @@ def _account(generations: "Sequence[Generation]") -> str:
     num_bytes, seconds = sum(each.bytes for each in stats), max(each.seconds for each in stats)
     speed = num_bytes / seconds if seconds > 0 else 0.0
     passes = max(each.global_passes for each in stats)
-    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global passes, {threads_used()}"
+    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global pass{'es' * (passes != 1)}, {threads_used()}"
     return line + (f", {accepted}" if (accepted := _accepted(generations)) else "")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores
+from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores, threads_used
 from bltkit.terminal.streams import (
     console,
     is_terminal,
@@ -118,14 +118,6 @@ def run_on(model: str | None, device: str, threads: int | None, work: Work) -> A
     elif place.type != "cpu":
         say(f"device: {place}")
     return place
-
-
-def threads_used() -> str:
-    """For a line that tells about a run: `1 thread`, `8 threads`."""
-    import torch
-
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' * (count > 1)}"
 
 
 def show(result: Any, as_json: bool) -> None:
