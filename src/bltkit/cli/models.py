@@ -49,8 +49,8 @@ def check(
     model: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; or a directory of annotated shards or of a "
-            "mapped corpus, whose files are verified."
+            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; a training run, of which all checkpoints are "
+            "verified; or a directory of annotated shards or of a mapped corpus, whose files are verified."
         ),
     ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,

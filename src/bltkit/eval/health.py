@@ -28,7 +28,7 @@ from bltkit.eval.findings import (
     weight_findings,
     window_findings,
 )
-from bltkit.eval.intact import checkpoint_finding, data_findings
+from bltkit.eval.intact import checkpoint_finding, data_findings, training_finding
 from bltkit.model import CnnEntropy, EntropyModel
 
 SAMPLE_BYTES = 16384
@@ -118,8 +118,9 @@ def check_directory(
 ) -> Health:
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
-    directory: a checkpoint; or annotated shards or a mapped corpus, which have files alone. Of a token model the files
-    are compared and it is loaded. documents, progress: as for `check`.
+    directory: a checkpoint, or a training run, of which all complete checkpoints are compared; or annotated shards or a
+    mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. documents,
+    progress: as for `check`.
 
     Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
     files are those that were written.
@@ -133,14 +134,18 @@ def check_directory(
         findings = data_findings(directory, tell)
         if findings is not None:
             return Health(findings)
-    files = checkpoint_finding(directory, tell)
-    if files.status == "problem":
-        return Health((files,))
+    state = training_finding(directory, tell)
+    states = () if state is None else (state,)
+    if states and not os.path.lexists(directory / "config.json"):  # no model yet (`checkpoint.export = "end"`)
+        return Health(states)
+    files = (*states, checkpoint_finding(directory, tell))
+    if files[-1].status == "problem":
+        return Health(files)
     say("loading")
     if is_token_model(directory):
         load_token_model(directory)
-        return Health((files,))
-    return Health((files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
+        return Health(files)
+    return Health((*files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
 
 
 def default_documents() -> tuple[bytes, ...]:

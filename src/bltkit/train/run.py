@@ -10,8 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from bltkit.checkpoint.checksums import CHECKSUMS, write_checksums
 from bltkit.files.lock import LOCK_FILES
-from bltkit.train.checksums import CHECKSUMS, write_checksums
 from bltkit.train.state import POSITION, STATE
 
 CONFIG = "config.json"

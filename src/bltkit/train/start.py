@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bltkit.checkpoint.checksums import DamagedCheckpointError
 from bltkit.files.lock import holder_of
 from bltkit.train.changes import Changes, changes_of
-from bltkit.train.checksums import DamagedCheckpointError
 from bltkit.train.config import TrainConfig
 from bltkit.train.run import RunDirectory, is_step
 from bltkit.train.state import POSITION, read_position, verify
