@@ -61,10 +61,10 @@ def check(
     """Verify a checkpoint's files and look for the known failures of a BLT; each with cause and remedy."""
     place = run_on(model, device, threads, "rows")
     from bltkit.checkpoint import resolve_model
-    from bltkit.data import read_documents
+    from bltkit.data import read_texts
     from bltkit.eval.health import check_directory
 
-    documents = [document.data for document in read_documents(files)] if files else None
+    documents = read_texts(files) if files else None
     with progress_bar("check") as progress:
         progress.stage("loading")
         report = check_directory(resolve_model(model), documents, device=place, progress=progress.stage)

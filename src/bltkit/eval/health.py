@@ -6,7 +6,7 @@ worse results: a lost window, a foreign entropy model, a threshold of another te
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
-from bltkit.data.sources import StdlibSource
+from bltkit.data.sources import StdlibSource, Texts
 from bltkit.eval.findings import (
     NGRAM_BYTES,
     Finding,
@@ -159,14 +159,27 @@ def default_documents() -> tuple[bytes, ...]:
 
 def _sample(documents: Sequence[bytes]) -> Sample:
     """The last fifth of each document is held out; of that, so much of each (of 16 at most) as the budget allows."""
-    documents = [document for document in documents if document]
-    if not documents:
+    texts = documents if isinstance(documents, Texts) else Texts(documents)
+    if not texts:
         raise ValueError("the files to check with hold no text; name files with text like the model's own")
-    cuts = [int(len(document) * (1 - _HELD_OUT)) for document in documents]
-    some = range(0, len(documents), -(-len(documents) // 16))
+    some = [texts[i] for i in range(0, len(texts), -(-len(texts) // 16))]
     share = max(1, SAMPLE_BYTES // len(some))
     return Sample(
-        held_out=tuple(documents[i][cuts[i] :][:share] for i in some),
-        rest=tuple(document[:cut] for document, cut in zip(documents, cuts, strict=True)),
-        joined=b"".join(documents)[:NGRAM_BYTES],
+        held_out=tuple(text[_cut(text) :][:share] for text in some),
+        rest=tuple(_first((text[: _cut(text)] for text in texts), NGRAM_BYTES)),
+        joined=b"".join(_first(texts, NGRAM_BYTES)),
     )
+
+
+def _cut(text: bytes) -> int:
+    return int(len(text) * (1 - _HELD_OUT))
+
+
+def _first(texts: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+    """Whole texts, and a last one cut, up to `num_bytes` in all."""
+    left = num_bytes
+    for text in texts:
+        yield text[:left]
+        left -= min(left, len(text))
+        if not left:
+            return
