@@ -112,7 +112,7 @@ def test_a_worker_that_is_killed(
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [(OSError(5, "Input/output error", "/text"), "'/text'"), (MemoryError(), ": out of memory")]
+    ("fault", "reason"), [(OSError(5, "Input/output error", "/text"), "'/text'"), (MemoryError(), "out of memory")]
 )
 def test_a_worker_that_cannot_go_on(
     fault: Exception,
