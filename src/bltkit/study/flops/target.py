@@ -136,12 +136,9 @@ def ledger_of(
         block=subject.block,
         passes=rates,
         strategy=strategy,
-        # Nothing is cut into patches where there is but a scorer.
-        patch_bytes_source=None if subject.model is None else source,
+        patch_bytes_source=source,
     )
-    return replace(
-        found, patch_bytes=None if subject.model is None else found.patch_bytes, notes=(*found.notes, *notes)
-    )
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def is_token_model(target: str) -> bool:
