@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
-from bltkit.checkpoint.locate import EMBEDDED
+from bltkit.checkpoint.locate import EMBEDDED, HUB
 from bltkit.data import read_texts
 from bltkit.data.shards import AnnotatedDocument, ShardFile
 from bltkit.data.sources import AnnotatedSource
@@ -55,7 +55,8 @@ class Calibration:
 
     def summary(self) -> str:
         """One line for people."""
-        place = f"stored in {self.model}" if self.stored else f"not stored: {self.model} belongs to the package"
+        owner = "lies in the hub's cache" if self.model.startswith(HUB) else "belongs to the package"
+        place = f"stored in {self.model}" if self.stored else f"not stored: {self.model} {owner}"
         return f"{self.rule}: {self.mean_patch_bytes:.3f} bytes per patch on {self.num_bytes} bytes; {place}"
 
 
@@ -71,9 +72,11 @@ def calibrate_model(
 ) -> Calibration:
     """Calibrate MODEL's rule (or `rule`, of which only the kind and the other fields count) and store it there.
 
-    files: sources as in `data.sources` (files, globs, jsonl, `stdlib`). An embedded model is measured, not changed.
+    files: sources as in `data.sources` (files, globs, jsonl, `stdlib`).
     annotated: a directory of `blt annotate`, made with this model, in place of files; the model does not run then.
     device: what scores the text, in fp32.
+    A model of the package or of the hub's cache is measured, not changed.
+
     Raises ValueError for a model without a scorer, a rule without a threshold, shards of another model, or a target
     out of reach.
     """
@@ -98,7 +101,7 @@ def calibrate_model(
             check_dtype(wanted, source.manifest.dtype, str(annotated))
         ids, scores = _stored(source)
     found, mean = calibrate(wanted, scores, ids, patch_bytes)
-    stored = not model.startswith(EMBEDDED)
+    stored = not model.startswith((EMBEDDED, HUB))  # whose files are not the user's to change
     if stored:
         others = _calibrated(scorer, scores, ids, patch_bytes, exact)
         store_rule(directory, found, {"calibrated": others, "calibrated_patch_bytes": patch_bytes})
