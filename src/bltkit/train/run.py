@@ -10,9 +10,9 @@ import re
 import shutil
 from pathlib import Path
 
-from bltkit.checkpoint.checksums import CHECKSUMS, write_checksums
+from bltkit.checkpoint.checksums import CHECKSUMS, POSITION, write_checksums
 from bltkit.files.lock import LOCK_FILES
-from bltkit.train.state import POSITION, STATE
+from bltkit.train.state import STATE
 
 CONFIG = "config.json"
 """A checkpoint that has it can be loaded as a model; every one can be gone on from."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bltkit.checkpoint.checksums import DamagedCheckpointError
+from bltkit.checkpoint.checksums import POSITION, DamagedCheckpointError
 from bltkit.files.lock import holder_of
 from bltkit.train.changes import Changes, changes_of
 from bltkit.train.config import TrainConfig
 from bltkit.train.run import RunDirectory, is_step
-from bltkit.train.state import POSITION, read_position, verify
+from bltkit.train.state import read_position, verify
 
 
 @dataclass(frozen=True)
