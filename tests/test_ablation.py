@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bltkit.cli import main
 from bltkit.config import parse
 from bltkit.data import Corpus, Loader
 from bltkit.model import BltConfig
@@ -254,6 +255,12 @@ def test_mistakes(settings: Settings, tmp_path: Path) -> None:
         run(ablation_named("scripts"), settings, tmp_path / "out", {}, tools=Stub().tools)
     with pytest.raises(ValueError, match="no rows"):
         table([])
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 1001, 10**400])
+def test_a_number_of_seeds_that_cannot_be(seeds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "ablation", "patching", f"--seeds={seeds}", "--out", str(tmp_path / "out")]) == 2
+    assert "train with 1 to 1,000 seeds" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

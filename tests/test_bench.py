@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import time
 from dataclasses import fields, replace
 from itertools import groupby, pairwise
@@ -20,6 +21,7 @@ from bltkit.bench.record import commit, machine, row_of
 from bltkit.bench.subject import PATCH_BYTES, clear_threshold, row
 from bltkit.bench.timing import Side, in_turn, threads_of
 from bltkit.checkpoint import Bundle
+from bltkit.cli import main
 from bltkit.generate.ledger import Stats
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
 from bltkit.model.forms import available_forms
@@ -161,6 +163,21 @@ def test_times_that_never_end_are_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"^seconds = .* must be from 0 to 86,400"):
         bench.Limits(seconds=seconds)
     assert bench.Limits(seconds=0).seconds == 0
+
+
+@pytest.mark.parametrize("batch", [0, 65_537, 10**400])
+@pytest.mark.parametrize("what", ["decode", "train", "patch", "weights"])
+def test_batches_that_no_memory_holds_are_refused_at_once(
+    what: str, batch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", what, "--model", "bltkit:tiny", f"--batch={batch}"]) == 2
+    assert re.fullmatch(r"blt: batch = \d+ must be from 1 to 65,536 rows", capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1_000_001, 10**400])
+def test_repeats_that_never_end_are_refused(repeats: int) -> None:
+    with pytest.raises(ValueError, match=r"^repeats = .* must be from 1 to 1,000,000"):
+        bench.Limits(repeats=repeats)
 
 
 @pytest.mark.parametrize("files", [["empty.txt"], ["some.txt", "empty.txt"]])

@@ -254,6 +254,7 @@ def test_strategies_by_name() -> None:
     both = (Autoregressive(), Speculative(draft=4), Speculative())
     assert bench.strategies_of(["ar", "speculative", "ar"], [4, None]) == both
     assert bench.strategies_of(["speculative"]) == (Speculative(),)
+    assert bench.strategies_of(["speculative:draft=8", "ar"]) == (Autoregressive(), Speculative(draft=8))
     with pytest.raises(ValueError, match="did you mean 'speculative'"):
         bench.strategies_of(["speculativ"], [4])
     for drafts in ([4], [None]):

@@ -378,6 +378,9 @@ BAD = [
     (("train", "{folder}/none.toml"), "none.toml does not exist"),
     (("train", "{folder}"), "is a directory; name a TOML file"),
     (("train", "{folder}/text"), "is not valid TOML"),
+    (("train", "{folder}/c.toml", "--device", "tpu"), "trainer.device = 'tpu' is no device"),
+    (("train", "{folder}/c.toml", "--threads", "100000"), "--threads = 100000: use 1 to"),
+    (("patch", "a", "--rule", ""), "unknown rule ''"),
     (("train", "{folder}/c.toml", "trainer.max_stps=3"), "unknown key 'trainer.max_stps'; did you mean 'max_steps'?"),
     (("train", "{folder}/c.toml", "max_steps"), "is not of the form section.key=value"),
     (("train", "{folder}/c.toml", "--out", "{folder}/text"), "exists; add --resume"),
@@ -435,6 +438,28 @@ def test_a_corrupt_checkpoint_is_one_line(damage: str, blt: Blt_, models: Path, 
         message = blt(*verb, "--model", tmp_path / "m").mistake()
         assert str(tmp_path / "m") in message
     assert str(tmp_path / "m") in blt("check", tmp_path / "m").mistake()
+
+
+def test_a_dash_as_file_is_stdin(blt: Blt_, models: Path) -> None:
+    line = ("score", "--model", models / "blt", "--json")
+    assert blt(*line, "--file", "-", stdin=b"some text").json() == blt(*line, "some text").json()
+
+
+def test_a_training_takes_the_usual_options(blt: Blt_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = {}
+    monkeypatch.setattr("bltkit.train.train", lambda config, *_, **__: sections.update(section=config.trainer))
+    with pytest.raises(AttributeError):  # there is no result to show
+        blt(
+            "train",
+            Path(__file__).parents[1] / "configs" / "tiny.toml",
+            "--out",
+            tmp_path,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        )
+    assert (sections["section"].device, sections["section"].threads) == ("cpu", 1)
 
 
 def test_an_interrupted_command_is_quiet(blt: Blt_, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ def test_bench_weights(blt: Blt_, models: Path, tmp_path: Path) -> None:
 
 
 BAD = [
+    (("generate", "a", "--strategy", "speculative:draft=3", "--draft", "4"), "draft = 4 is given a second time"),
     (("generate", "a", "--strategy", "speculativ"), "no strategy 'speculativ'; did you mean 'speculative'?"),
     (("generate", "a", "--draft", "4"), "'draft'"),
     (("generate", "a", "--strategy", "speculative", "--draft", "0"), "draft = 0"),

@@ -1,6 +1,7 @@
 """`blt generate --prompts F --out G`, and what `blt generate` shows on a terminal."""
 
 import gzip
+import io
 import json
 import os
 import pty
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import COLOR_SYSTEMS
 
 import bltkit
+from bltkit.cli.writer import Writer
 from bltkit.files.lock import writer_lock
 from bltkit.generate.prompt_file import check_prompts, read_prompts
+from bltkit.terminal.palette import patch_style
 from tests.test_cli import Blt_, blt, models
 
 __all__ = ["blt", "models"]
@@ -166,11 +170,15 @@ print("held", writer.end(), file=sys.stderr)
 """
 
 
-def on_terminal(*arguments: str) -> bytes:
+def on_terminal(*arguments: str, **environment: str) -> bytes:
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", TERMINAL, *arguments]
     done = subprocess.run(
-        command, stdout=terminal, stderr=subprocess.PIPE, check=False, env={**os.environ, "TERM": "xterm"}
+        command,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, "TERM": "xterm", **environment},
     )
     assert done.stderr == b"held 2\n", done.stderr
     os.close(terminal)
@@ -190,8 +198,37 @@ def on_terminal(*arguments: str) -> bytes:
 def test_a_terminal_shows_whole_characters_and_no_control_sequences() -> None:
     assert on_terminal("[]") == "café\\x1b]0;x\\x07\n\n".encode()
     assert on_terminal("[b'a\\x1b']") == "\x1b[2ma\\x1b\x1b[0mcafé\\x1b]0;x\\x07\n\n".encode()
-    coloured = on_terminal("[]", "patches").decode()
-    assert coloured == "\x1b[35mcaf\x1b[34mé\\x1b]0;x\\x07\n\x1b[0m\n"
+
+
+@pytest.mark.parametrize("system", ["standard", "256"])
+def test_patches_have_the_colours_of_blt_patch(system: str) -> None:
+    shown = on_terminal("[]", "patches", TERM={"standard": "xterm", "256": "xterm-256color"}[system]).decode()
+    first, second = (
+        patch_style(number, system).render("|", color_system=COLOR_SYSTEMS[system]).split("|")[0] for number in (1, 2)
+    )
+    plain = shown.replace("\x1b[0m", "")
+    assert plain.startswith(f"{first}c{first}a{first}f{second}é{second}\\x1b{second}]") and plain.endswith("\\x07\n\n")
+    # Nothing is left open at any moment, so that an interruption colours no shell.
+    assert shown.count("\x1b[0m") == shown.count(first) + shown.count(second)
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_without_colours_borders_are_marked(environment: dict[str, str]) -> None:
+    text = "[b'prompt']"
+    assert on_terminal(text, **environment) == "café\\x1b]0;x\\x07\n\n".encode()
+    assert on_terminal(text, "patches", **environment) == "│caf│é\\x1b]0;x\\x07\n\n".encode()
+
+
+def test_a_border_inside_a_character_is_marked_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    writer = Writer(b"", patches=True)
+    writer.write("aя中b".encode(), [True, False, True, True, False, True, False])
+    writer.end()
+    assert stdout.buffer.getvalue().decode() == "│aя┊│中┊b\n"  # type: ignore[attr-defined]
 
 
 def test_a_pipe_gets_the_bytes_untouched() -> None:

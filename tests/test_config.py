@@ -74,6 +74,7 @@ def test_misspelt_required_key_is_called_unknown_not_missing() -> None:
     [
         ("model.kind=entrpy", "model.kind = 'entrpy'; did you mean 'entropy'?"),
         ("patching.rule={kind = 'strde'}", "patching.rule.kind = 'strde'; did you mean 'stride'?"),
+        ("patching.rule={kind = 'stride'}", "key 'patching.rule.k' is missing; for example k = 4.5"),
         ("objective={}", "key 'objective.kind' is missing"),
         ("objective.kind=token-boundary", "key 'objective.tokenizer' is missing"),
         ("trainer={}", "key 'trainer.max_steps' is missing"),

@@ -9,11 +9,14 @@ import pytest
 
 from bltkit import cli
 from bltkit.config import Config, example_of, field_doc, load_toml, parse
-from bltkit.eval.noise import NOISES, describe_noises, parse_noise
-from bltkit.generate.strategies import STRATEGIES, describe_strategies, parse_strategy
-from bltkit.patching.registry import RULES, describe_rules, parse_rule
+from bltkit.eval.noise import NOISES, parse_noise
+from bltkit.eval.tasks import TASKS, parse_tasks
+from bltkit.generate.strategies import STRATEGIES, parse_strategy
+from bltkit.patching.registry import RULES, parse_rule
 from bltkit.train import TrainConfig
+from bltkit.train.objectives import OBJECTIVES
 from bltkit.train.reference import _classes, keys_page, keys_text, schema, sections
+from bltkit.train.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -155,23 +158,52 @@ def test_errors_bring_an_example(text: str, words: str) -> None:
         parse_rule(text)
 
 
-@pytest.mark.parametrize(
-    ("command", "listed", "kinds"),
-    [
-        (["patch", "--rule", "list"], describe_rules, RULES),
-        (["patch", "--rule", "help"], describe_rules, RULES),
-        (["generate", "--strategy", "list"], describe_strategies, STRATEGIES),
-        (["eval", "--model", "bltkit:tiny", "--strategy", "list"], describe_strategies, STRATEGIES),
-        (["eval", "--model", "bltkit:tiny", "--noise", "list"], describe_noises, NOISES),
-    ],
-)
-def test_lists(command: list[str], listed: Any, kinds: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command) == 0
-    out = capsys.readouterr().out
-    assert out == listed() + "\n"
-    assert set(kinds) == set(re.findall(r"^([\w-]+)$", out, re.MULTILINE))
-    examples = re.findall(r"for example (\S+)", out)
-    read = {describe_noises: parse_noise, describe_strategies: parse_strategy, describe_rules: parse_rule}[listed]
+LISTS = {
+    "patch --rule": RULES,
+    "calibrate --rule": RULES,
+    "annotate --rule": RULES,
+    "study ablation --rule": RULES,
+    "generate --strategy": STRATEGIES,
+    "eval --strategy": STRATEGIES,
+    "flops --strategy": STRATEGIES,
+    "bench --strategy": STRATEGIES,
+    "study fast-decoding --setting": STRATEGIES,
+    "eval --noise": NOISES,
+    "study robustness --noise": NOISES,
+    "eval --tasks": TASKS,
+    "study robustness --task": TASKS,
+}
+READERS: dict[Any, Any] = {
+    RULES: parse_rule,
+    STRATEGIES: parse_strategy,
+    NOISES: parse_noise,
+    TASKS: lambda text: parse_tasks([text]),
+}
+
+
+@pytest.mark.parametrize("option", LISTS)
+def test_every_option_that_takes_kinds_lists_them(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever else is missing; examples are read by the option's own parser."""
+    kinds = LISTS[option]
+    assert cli.main([*option.split(), "list"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == kinds.listing() + "\n" and captured.err == ""
+    assert set(kinds) == set(re.findall(r"^([\w-]+)$", captured.out, re.MULTILINE))
+    examples = re.findall(r"for example (\S+)", captured.out)
+    assert len(examples) == len(kinds)
     for example in examples:
         if "tokenizer" not in example:
-            read(example)
+            READERS[kinds](example)
+
+
+def test_a_list_says_once_what_all_kinds_have() -> None:
+    listing = RULES.listing()
+    assert listing.count("max_patch_bytes:") == 1
+    assert listing.index("(each of them)") < listing.index("max_patch_bytes:")
+
+
+def test_kinds_of_a_seam_have_a_table_each() -> None:
+    """Also where a field names the seam's base class alone."""
+    titles = {section.title for section in sections()}
+    for name, kinds in {"patching.rule": RULES, "objective": OBJECTIVES, "optim.schedule": SCHEDULES}.items():
+        assert {f'[{name}] kind = "{kind}"' for kind in kinds} <= titles

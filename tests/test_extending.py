@@ -133,7 +133,7 @@ def test_the_line_makes_it_a_value_and_a_name(kind: str, imported: Any) -> None:
     registry = REGISTRIES[kind]
     grown = registry.with_kind(EXAMPLES[kind].target)
     assert list(grown) == [*registry, kind] and grown[kind] is imported
-    assert f"\n{kind} " in grown.listing()
+    assert f"\n{kind}\n" in grown.listing()
     annotation = Annotated[registry.base, grown]  # type: ignore[name-defined]
     fields = {"kind": kind} | FIELDS.get(kind, {})
     value = parse(annotation, fields, "config")
@@ -191,7 +191,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     embedded = shutil.ignore_patterns("embedded")
     shutil.copytree(package, root / "src" / "bltkit", ignore=embedded)
     (root / "src" / "bltkit" / "embedded").symlink_to(package / "embedded")
-    for name in ("tests", "docs"):
+    for name in ("tests", "docs", "scripts", "configs"):
         shutil.copytree(ROOT / name, root / name)
     for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "constraints.txt"):
         shutil.copy(ROOT / name, root)
@@ -274,6 +274,15 @@ def test_the_contract_tests_hold(kind: str, copy: Path) -> None:
     ]
     printed = run(copy, "-m", "pytest", *options, *files)
     assert re.search(r"^[1-9]\d* passed", printed.splitlines()[-1]), printed
+
+
+@pytest.mark.slow
+def test_the_reference_of_keys_has_them(copy: Path) -> None:
+    run(copy, "scripts/configuration.py")
+    page = (copy / "docs" / "configuration.md").read_text(encoding="utf-8")
+    kinds = ("vowel", "csv", "label-smoothing", "inverse-sqrt")
+    assert [kind for kind in kinds if f'kind = "{kind}"`' not in page] == []
+    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_configuration.py")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -264,6 +265,32 @@ def test_settings_of_another_kind_are_refused(settings: dict[str, Any], said: st
     with pytest.raises(ValueError, match="generation setting") as error:
         harness.generation_of("a", settings, 4, 0)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"bytes_per_token": "abc"}, "bytes_per_token = 'abc'"),
+        ({"bytes_per_token": True}, "bytes_per_token = True"),
+        ({"context": "x"}, "context = 'x'"),
+        ({"context": 2.5}, "context = 2.5"),
+        ({"batch_bytes": "auto"}, "batch_bytes = 'auto'"),
+        ({"batch_bytes": 10**400}, "batch = 1000"),
+        ({"seed": 1.5}, "seed = 1.5"),
+        ({"strategy": 5}, "strategy = 5"),
+        ({"device": 0}, "device = 0"),
+        ({"contxt": 1}, "no setting 'contxt'; did you mean 'context'"),
+    ],
+)
+def test_a_setting_of_the_model_of_another_kind(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        harness.HarnessModel("bltkit:tiny", **setting)
+
+
+@pytest.mark.parametrize("settings", [None, "\n", ["a"]])
+def test_settings_that_are_no_mapping(settings: Any) -> None:
+    with pytest.raises(ValueError, match="generation settings"):
+        harness.generation_of("a", settings, 4, 0)
 
 
 @pytest.mark.parametrize("until", [None, "", [], (), [""]])

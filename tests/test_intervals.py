@@ -147,6 +147,20 @@ def test_intervals_of_means_over_groups_hold_the_truth(share: float) -> None:
     assert 366 <= hits <= 400 and 366 <= hits_of_pairs <= 400
 
 
+@pytest.mark.parametrize(("groups", "count"), [(10, 2), (57, 2), (10, 5), (57, 1)])
+def test_intervals_of_differences_hold_the_truth_in_small_groups_whose_answers_mostly_change(
+    groups: int, count: int
+) -> None:
+    """No narrower than plain differences of so few items vary."""
+    rng = np.random.default_rng(groups + count)
+    hits = 0
+    for _ in range(400):
+        gained = rng.binomial(count, 0.5, groups)
+        low, high = paired_shares_over_groups([(int(up), int(count - up), count) for up in gained])
+        hits += low <= 0 <= high
+    assert hits >= 360
+
+
 @pytest.mark.parametrize(
     ("above", "below", "expected"),
     [

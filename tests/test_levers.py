@@ -181,6 +181,28 @@ def test_a_run_may_begin_an_average_later(place: Workplace) -> None:
         assert (weight - trunk[name]).abs().max() <= (state[f"model.{name}"] - trunk[name]).abs().max() + 1e-6
 
 
+def test_a_part_that_is_set_free_begins_an_average_and_leaves_the_others(place: Workplace) -> None:
+    place.train("run", "blt", EMA, "adapt.freeze=['decoder']", "trainer.max_steps=5")
+    before = state_of(place.path / "run" / "latest")
+    place.train("run", "blt", EMA, "optim.lr=1e-12", "trainer.max_steps=6", resume=True)
+    after = state_of(place.path / "run" / "latest")
+    for name, average in ((name, tensor) for name, tensor in after.items() if name.startswith("ema.")):
+        weight = before[name.replace("ema.", "model.")]
+        expected = torch.lerp(before.get(name, weight), weight, 1 - 6 / 15)
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6, msg=name)
+        assert (name in before) != name.startswith("ema.decoder"), name
+
+
+def test_the_room_for_averages_is_asked_for(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+    monkeypatch.setattr("bltkit.train.trainer.check_room", lambda path, *sizes: asked.append(sizes))
+    for out, more in (("plain", ()), ("average", (EMA,))):
+        place.train(out, "entropy", *more, "trainer.max_steps=1")
+        (file,) = (place.path / out / "latest" / "state").glob("*.distcp")
+        assert 0.8 * file.stat().st_size < asked[-1][1] <= file.stat().st_size
+    assert asked[1][1] > 1.2 * asked[0][1]
+
+
 # ---------------------------------------------------------------- zero outputs
 
 
@@ -192,6 +214,13 @@ def test_every_layer_begins_as_the_identity(place: Workplace) -> None:
     for name, weight in weights.items():
         is_end = ".out." in name or ".down." in name
         assert bool(weight.abs().max() < 1e-6) == is_end, name
+
+
+def test_zeros_that_would_be_nowhere(place: Workplace) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.zero_outputs begins a new model, trainer\.init an old one"):
+        place.config("entropy", ZERO, "trainer.init='run'")
+    with pytest.raises(ValueError, match="kind 'cnn' has neither attention nor feed-forwards"):
+        place.train("run", "cnn", ZERO)
 
 
 # ---------------------------------------------------------------- stages of row lengths
@@ -233,13 +262,34 @@ def test_stages_that_cannot_be(place: Workplace) -> None:
         ("[{until=0.5, shorter=2}, {until=0.5, shorter=4}]", "has to end after the one before it"),
         ("[{until=1.5, shorter=2}]", "until = 1.5"),
         ("[{until=0.5, shorter=16}]", "leaves rows of 4 bytes; use at most 8"),
+        ("[{until=0.5, shorter=4}] data.row_patches=8", "leaves rows of 16 bytes and 2 patches; use at most 2"),
+        ("[{until=0.5, shorter=2}] data.row_bytes=8", "leaves rows of 4 bytes; such rows cannot be shorter"),
         ("[{until=0.5, shorter=1}]", "shorter = 1"),
     ):
         with pytest.raises(ValueError, match=words):
-            place.config("entropy", f"data.stages={stages}")
+            place.config("entropy", *f"data.stages={stages}".replace("] data", "]|data").split("|"))
+
+
+def test_a_branch_keeps_its_trunks_stages(place: Workplace) -> None:
+    place.train("without", "entropy", "trainer.max_steps=2")
+    place.train("with", "entropy", STAGES, "trainer.max_steps=2")
+    for trunk, more in (("without", (STAGES,)), ("with", ())):
+        with pytest.raises(ValueError, match=r"data\.stages: the saved position was made by a run"):
+            place.train("branch", "entropy", f"trainer.branch='{place.path / trunk}'", *more)
 
 
 # ---------------------------------------------------------------- all of them, resumed
+
+
+@pytest.mark.parametrize("muon", ["{}", "{lr=0.01}"])
+def test_a_run_keeps_its_update_rule(muon: str, place: Workplace) -> None:
+    """A branch may take another one, with moments that begin at zero."""
+    place.train("run", "cnn", "trainer.max_steps=2")
+    place.train("other", "cnn", f"optim.muon={muon}", "trainer.max_steps=2")
+    for out, more in (("run", (f"optim.muon={muon}",)), ("other", ())):
+        with pytest.raises(ValueError, match=r"optim\.muon\.\w+ = .* differs from the run's own"):
+            place.train(out, "cnn", *more, resume=True)
+    place.train("other", "cnn", "optim.muon={lr=0.02}", "trainer.max_steps=3", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The writer's lock of a directory: never two holders, and what a killed one leaves is taken over."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,41 @@ def test_never_two_holders(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0] and not failures
     assert [entry.name for entry in tmp_path.iterdir()] == ["keep"]
+
+
+def test_a_file_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had it open while its holder removed it would hold another lock than who makes it again."""
+    lock, flock = tmp_path / LOCK, fcntl.flock
+    waiting: list[int] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not waiting:  # opened; now a holder leaves, and another one comes
+            waiting.append(os.fstat(descriptor).st_ino)
+            lock.rename(tmp_path / "elsewhere")
+            lock.touch()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with writer_lock(tmp_path):
+        assert lock.stat().st_ino != waiting[0]
+        with pytest.raises(ValueError, match="is in use by"), writer_lock(tmp_path):
+            pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_directory_that_a_leaving_holder_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, make, removals = tmp_path / "run", Path.mkdir, [1, 1]
+
+    def removed(path: Path, *args: Any, **options: Any) -> None:
+        make(path, *args, **options)
+        if path == directory and removals:
+            removals.pop()
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed)
+    with writer_lock(directory):
+        assert (directory / HOLDER).exists()
+    assert not removals and not directory.exists()
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{", '{"pid": "x"}', '{"pid": -1}', '{"pid": 99999999999999999999}'])

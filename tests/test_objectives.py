@@ -26,6 +26,7 @@ from tests.tiny_training import MODELS, STACK, Workplace, documents, same
 FIELDS: dict[str, dict[str, Any]] = {
     "learned-boundary": {"router": STACK | {"window": 8}},
     "block-diffusion": {"block": 4},
+    "token-boundary": {"tokenizer": "t.json"},
 }
 """Fields beside the defaults, so that models stay tiny."""
 PAIRS = [(kind, model) for kind, objective in OBJECTIVES.items() for model in objective.models]
@@ -33,11 +34,15 @@ FIRST = [(kind, objective.models[0]) for kind, objective in OBJECTIVES.items()]
 LENGTH = 72
 
 
+def objective_fields(kind: str) -> dict[str, Any]:
+    examples = {name: info.examples[0] for name, info in OBJECTIVES[kind].model_fields.items() if info.examples}
+    return {"kind": kind} | examples | FIELDS.get(kind, {})
+
+
 def config_of(kind: str, model: str, place: Workplace, *overrides: str) -> TrainConfig:
     fields = place.fields(model, *overrides)
     if "objective" not in fields or fields["objective"]["kind"] != kind:
-        examples = {name: info.examples[0] for name, info in OBJECTIVES[kind].model_fields.items() if info.examples}
-        fields["objective"] = {"kind": kind} | examples | FIELDS.get(kind, {})
+        fields["objective"] = objective_fields(kind)
     if kind == "learned-boundary":
         del fields["patching"]  # it makes the patches itself
     return parse(TrainConfig, fields, "test")
@@ -152,9 +157,7 @@ def test_two_processes_train_as_one(kind: str, model: str, place: Workplace) -> 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
 def test_models_that_it_does_not_train_are_refused_in_one_line(kind: str, place: Workplace) -> None:
     for model in sorted({"blt", "entropy", "boundary", "cnn", "bpe"} - set(OBJECTIVES[kind].models)):
-        fields = place.fields(model) | {"objective": OBJECTIVES[kind].model_construct().model_dump()}
-        if kind == "token-boundary":
-            fields["objective"]["tokenizer"] = "t.json"
+        fields = place.fields(model) | {"objective": objective_fields(kind)}
         with pytest.raises(ValueError, match=f"model.kind = '{model}' does not go with objective.kind = '{kind}'") as e:
             parse(TrainConfig, fields, "test")
         assert "\n" not in str(e.value)

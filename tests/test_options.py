@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import bltkit
-from bltkit.generate import ALIASES, STRATEGIES, Sampling, parse_strategy
-from bltkit.generate.options import DEFAULTS, Options
+from bltkit.generate import ALIASES, STRATEGIES, Sampling, parse_strategy, strategy_of
+from bltkit.generate.options import DEFAULTS, Options, parse_options
 from bltkit.generate.request import Request
 
 # Run outside of the tests' own type checks, which would catch these before the package does.
@@ -131,3 +131,12 @@ def test_mypy_accepts_a_script_and_rejects_its_mistakes(tmp_path: Path) -> None:
     lines = [int(line.split(":")[1]) for line in bad.stdout.splitlines() if ": error:" in line]
     first = SCRIPT.count("\n") + 1
     assert lines == [first, first + 1, first + 2, first + 3], bad.stdout
+
+
+def test_a_strategy_may_be_given_with_its_fields() -> None:
+    """As everywhere else that takes one; a field is then told in one place."""
+    assert parse_options(b"", {"strategy": "speculative:draft=8"})[1] == strategy_of("speculative", draft=8)
+    with pytest.raises(ValueError, match="draft = 4: the strategy is given with its fields"):
+        parse_options(b"", {"strategy": "speculative:draft=8", "draft": 4})
+    with pytest.raises(ValueError, match="did you mean 'speculative'"):
+        parse_options(b"", {"strategy": "speculativ:draft=8"})

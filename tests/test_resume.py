@@ -115,6 +115,16 @@ def test_resume_without_a_checkpoint_starts_over_and_says_so(place: Workplace) -
     assert not list((place.path / "half").glob(".*"))
 
 
+def test_resume_touches_no_directory_of_somebody_else(place: Workplace) -> None:
+    (place.path / "home").mkdir()
+    for name in ("letter.txt", ".letter.tmp~"):
+        (place.path / "home" / name).write_text("mine")
+    before = snapshot(place.path / "home")
+    with pytest.raises(ValueError, match=r"home is no run's directory: there is nothing to go on with"):
+        place.train("home", "cnn", FIVE, resume=True)
+    assert snapshot(place.path / "home") == before
+
+
 def snapshot(path: Path) -> dict[str, tuple[bytes, int]]:
     """Content and time of every file below."""
     return {
@@ -160,6 +170,7 @@ def test_old_checkpoints_go(place: Workplace) -> None:
         "latest",
         "metrics.jsonl",
         "model.safetensors",
+        "run.json",
         *(f"step-{step:08d}" for step in (6, 8, 10)),
     ]
     assert (place.path / "run" / "latest").readlink() == Path("step-00000010")

@@ -1,6 +1,8 @@
 """The runner: resumable, deterministic, honest about what it left out; and the statistics of its results."""
 
 import json
+import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from bltkit.eval.runner import RESULTS, Settings, evaluate, file_name
 from bltkit.eval.statistics import estimate, mean_of
 from bltkit.eval.tasks import TASKS, Metric, Task, parse_task, parse_tasks
 from bltkit.eval.tasks.gsm8k import Gsm8k
+from bltkit.study.evaluation_page.runs import read_run
 from tests.eval_fakes import Chance, Counted, Known, Oracle, items_of
 from tests.eval_rows import place_of
 
@@ -73,6 +76,57 @@ def test_a_line_that_was_cut_off_is_asked_anew(place: Place, tmp_path: Path) -> 
     evaluate(subject, tasks(), place, out=out, resume=True)
     assert subject.count == 2
     assert written(out) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metrics", {"acc": float("nan")}),
+        ("metrics", {"acc": [1.0, float("inf")]}),
+        ("metrics", {"acc": 10**400}),
+        ("metrics", {"acc": ["a", "b"]}),
+        ("metrics", []),
+        ("cut", "x"),
+        ("cut", -5),
+        ("groups", ["a"]),
+        ("shown", [1]),
+        ("answers", 5),
+        ("id", [1]),
+        ("id", 5),
+        ("asked", None),
+    ],
+)
+def test_a_record_that_is_damaged_is_named(field: str, value: object, place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(Known(), parse_tasks(["blimp"]), place, out=out)
+    journal = out / "records" / "blimp.jsonl"
+    first, *others = journal.read_text().splitlines(keepends=True)
+    journal.write_text(json.dumps({**json.loads(first), field: value}) + "\n" + "".join(others))
+    with pytest.raises(ValueError, match=r"^[^\n]*blimp\.jsonl, line 1[^\n]*$"):
+        evaluate(Known(), parse_tasks(["blimp"]), place, out=out, resume=True)
+    if field != "cut":  # which pages take from results.json
+        with pytest.raises(ValueError, match=r"^[^\n]*blimp\.jsonl, line 1[^\n]*$"):
+            dict(read_run(out).entries)
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"n": 1}, {"n": 1, "metric": "acc", "value": "x"}, {"n": 1, "metric": "acc", "value": math.nan}, []]
+)
+def test_a_kept_result_that_is_damaged_is_named(result: object, place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(Known(), parse_tasks(["piqa"]), place, out=out)
+    (out / RESULTS).write_text(json.dumps({"results": {"boolq": result}}))
+    with pytest.raises(ValueError, match=r"^[^\n]*results\.json[^\n]*remove it and resume with all tasks"):
+        evaluate(Known(), parse_tasks(["piqa"]), place, out=out, resume=True)
+
+
+def test_a_pipe_in_place_of_records_is_named(place: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(Known(), parse_tasks(["piqa"]), place, out=out)
+    (out / "records" / "piqa.jsonl").unlink()
+    os.mkfifo(out / "records" / "piqa.jsonl")
+    with pytest.raises(ValueError, match=r"piqa\.jsonl is a named pipe"):
+        evaluate(Known(), parse_tasks(["piqa"]), place, out=out, resume=True)
 
 
 def test_results_are_the_same_whatever_the_order_of_tasks(place: Place) -> None:

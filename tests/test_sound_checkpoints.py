@@ -75,7 +75,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "a bit of the model": (lambda old, new: flip(new / "model.safetensors"), "model.safetensors has another checksum"),
     "tensors cut short": (lambda old, new: os.truncate(state_file(new), 999), "has 999 bytes of"),
     "the position": (lambda old, new: flip(new / "training.json"), "training.json has another checksum"),
-    "the position is gone": (lambda old, new: (new / "training.json").unlink(), "FileNotFoundError"),
+    "the position is gone": (lambda old, new: (new / "training.json").unlink(), "training.json is missing"),
     "the tensors are gone": (lambda old, new: shutil.rmtree(new / "state"), "is missing"),
     "a pipe": (lambda old, new: (state_file(new).unlink(), os.mkfifo(new / "state" / "__0_0.distcp")), "is no file"),
     "a file of another step": (lambda old, new: copy(old, new, f"state/{state_file(old).name}"), "another checksum"),
@@ -84,6 +84,23 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "all of another step": (
         lambda old, new: copy(old, new, "state", "training.json", "model.safetensors", "bltkit.json", CHECKSUMS),
         "its files are those of step 3",
+    ),
+    "a link to another step": (
+        lambda old, new: (shutil.rmtree(new), new.symlink_to(old.name)),
+        "its files are those of step 3",
+    ),
+    "a file": (lambda old, new: (shutil.rmtree(new), new.write_text("x")), "it is no directory"),
+    "a list that is a directory": (
+        lambda old, new: ((new / CHECKSUMS).unlink(), (new / CHECKSUMS).mkdir()),
+        "is a directory",
+    ),
+    "a list that is a pipe": (
+        lambda old, new: ((new / CHECKSUMS).unlink(), os.mkfifo(new / CHECKSUMS)),
+        "is a named pipe",
+    ),
+    "a position that is a pipe": (
+        lambda old, new: ((new / "training.json").unlink(), os.mkfifo(new / "training.json")),
+        "is a named pipe",
     ),
     "no list": (lambda old, new: (new / CHECKSUMS).unlink(), "checksums.json is missing"),
     "a list that was cut": (lambda old, new: os.truncate(new / CHECKSUMS, 99), "checksums.json: ValueError"),
@@ -105,9 +122,45 @@ def test_the_newest_sound_checkpoint_is_taken(damage: str, finished: Workplace, 
     assert f"{NEW} is damaged" in said[0] and reason in said[0] and f"going on from {OLD}" in said[0]
     same(place.tensors("run"), place.tensors("whole"))
     assert place.losses("run") == place.losses("whole")
-    assert (run / f"damaged-{NEW}").is_dir(), "what is damaged is nobody's to remove"
+    assert os.path.lexists(run / f"damaged-{NEW}"), "what is damaged is nobody's to remove"
     assert [step.name for step in RunDirectory(run).steps()] == [OLD, NEW, "step-00000009"]
     assert resumed(finished, place) == [f"{run} is at step 9 already; raise trainer.max_steps (9) to go on"]
+
+
+def test_a_step_of_another_run_is_none_of_this_one(finished: Workplace, place: Workplace) -> None:
+    """Its files have their checksums, and its step is the right one."""
+    run = place.path / "run"
+    assert json.loads((run / "run.json").read_text()).keys() == {"run"}
+    from bltkit.train import train
+
+    train(finished.config("cnn", *SAVED, "trainer.max_steps=6", "optim.lr=0.5"), place.path / "other")
+    shutil.rmtree(run / NEW)
+    shutil.copytree(place.path / "other" / NEW, run / NEW)
+    said = resumed(finished, place)
+    assert len(said) == 1 and f"{NEW} is damaged (it is of another run): going on from {OLD}" in said[0]
+    same(place.tensors("run"), place.tensors("whole"))
+
+
+def test_a_run_whose_number_is_gone_goes_by_its_newest_checkpoint(finished: Workplace, place: Workplace) -> None:
+    run = place.path / "run"
+    number = (run / "run.json").read_text()
+    (run / "run.json").unlink()
+    assert resumed(finished, place) == []
+    assert (run / "run.json").read_text() == number
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run\.json names no run; remove it"):
+        resumed(finished, place)
+
+
+def test_a_checkpoint_may_lie_elsewhere(finished: Workplace, place: Workplace) -> None:
+    """A link to it is followed, and goes when its step's turn comes; what it leads to stays."""
+    run, elsewhere = place.path / "run", place.path / "disk" / NEW
+    elsewhere.parent.mkdir()
+    (run / NEW).rename(elsewhere)
+    (run / NEW).symlink_to(elsewhere)
+    assert resumed(finished, place, "checkpoint.keep=1") == []
+    same(place.tensors("run"), place.tensors("whole"))
+    assert [step.name for step in RunDirectory(run).steps()] == ["step-00000009"] and elsewhere.is_dir()
 
 
 def test_without_a_sound_one_nothing_is_touched(finished: Workplace, place: Workplace) -> None:
@@ -166,6 +219,17 @@ def test_what_can_be_seen_without_checksums(damage: str, finished: Workplace, pl
     said = resumed(finished, place)
     assert f"{NEW} is damaged" in said[0] and f"{OLD} carries no checksums" in said[1]
     same(place.tensors("run"), place.tensors("whole"))
+
+
+def test_torchs_advice_to_load_anything_is_not_passed_on(finished: Workplace, place: Workplace) -> None:
+    """Pickles in place of tensors, under a list of checksums that fits them."""
+    step = place.path / "run" / NEW
+    state_file(step).write_bytes(pickle.dumps(Attack(place.path / "sign", "system")) * 1000)
+    write_checksums(step, 6)
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        resumed(finished, place)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not (place.path / "sign").exists()
 
 
 class Attack:

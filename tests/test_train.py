@@ -172,6 +172,18 @@ def test_a_single_document_leaves_nothing_to_validate_on(place: Workplace) -> No
     assert not any("validation_bits_per_byte" in row for row in read_metrics(place.path / "run"))
 
 
+def test_a_source_that_is_held_out_whole_is_named(place: Workplace) -> None:
+    for name in ("one.md", "two.md"):
+        (place.path / name).write_bytes(name.encode() * 20)
+    said: list[str] = []
+    sources = f"data.sources=['{place.path / 'one.md'}', '{place.path / 'two.md'}']"
+    place.train("run", "entropy", sources, "trainer.max_steps=1", say=said.append)
+    assert len(said) == 1 and "120 bytes are held out, since documents are held out whole" in said[0]
+    said.clear()
+    place.train("without", "entropy", sources, "data.validation_fraction=0", "trainer.max_steps=1", say=said.append)
+    assert not said
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", [b"a", b"\xff\x00", b"shorter than a row"])
 def test_texts_shorter_than_a_row(kind: str, text: bytes, place: Workplace) -> None:

@@ -19,12 +19,12 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from bltkit import api, cli
 from bltkit.patching import PatchingRule, SpaceRule, StrideRule, ThresholdRule, parse_rule
 from bltkit.patching.patched import PatchedText, patch_text
-from bltkit.study import palette
 from bltkit.study.compare import Comparison, compare
 from bltkit.study.patch_lengths import PatchLengths, lengths_of, measure_lengths
 from bltkit.study.pictures import draw, html_page, write_picture
 from bltkit.study.scene import Label, png_glyphs
 from bltkit.study.terminal import MAX_LINES, render
+from bltkit.terminal import palette
 
 Channels = tuple[float, float, float]
 

@@ -35,3 +35,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'bltkit' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What interpreters complete: the public names, imported or not."""
+    return sorted({*globals(), *__all__})

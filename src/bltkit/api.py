@@ -100,7 +100,8 @@ class ByteLM:
         weights = [weight for module in modules.values() for weight in module.parameters()]
         dtypes = sorted(formed) + sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
         device = weights[0].device
-        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
         return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {'+'.join(dtypes)} on {device}{threads})"
 
     @classmethod
@@ -183,7 +184,7 @@ class ByteLM:
 
     @spelled_out
     def generate(self, prompt: str | bytes = b"", **options: Unpack[Options]) -> Generation:
-        """Continue `prompt`; options as for `stream`."""
+        """Continue `prompt`; options as for `stream`, where `help(lm.stream)` explains them."""
         return Generation.of(list(self.stream(prompt, **options)))
 
     @spelled_out
@@ -393,5 +394,8 @@ def evaluate(
 def load(
     model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
 ) -> ByteLM:
-    """`ByteLM.load`."""
+    """Load a model: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
+
+    Options and errors as for `ByteLM.load`.
+    """
     return ByteLM.load(model, dtype=dtype, device=device, verify=verify)

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -146,7 +146,7 @@ def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
             known = {key for node in siblings for key in node.get("properties", {})}
             return f"unknown key {field!r}{nearest(names[-1], sorted(known))}{more}"
         case "missing":
-            return f"key {field!r} is missing{more}"
+            return f"key {field!r} is missing{_such_as(names, siblings)}{more}"
         case "union_tag_invalid":
             kinds = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"])
             return f"{'.'.join((*names, 'kind'))} = {first['ctx']['tag']!r}{nearest(first['ctx']['tag'], kinds)}{more}"
@@ -160,6 +160,13 @@ def _explain(error: ValidationError, adapter: TypeAdapter[Any]) -> str:
 
 
 _MAX_SHOWN = 80
+
+
+def _such_as(names: Sequence[str], siblings: Sequence[dict[str, Any]]) -> str:
+    """An example of a key of an inner table; what reads a short form gives one of the whole form."""
+    nodes = [node["properties"][names[-1]] for node in siblings if names[-1] in node.get("properties", {})]
+    examples = [example for node in nodes for example in node.get("examples", [])]
+    return f"; for example {names[-1]} = {_dump_value(examples[-1])}" if examples and len(names) > 1 else ""
 
 
 def _locate(adapter: TypeAdapter[Any], location: tuple[int | str, ...]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -230,28 +237,6 @@ def example_of(kind: type[Config]) -> str:
     )
     tag = kind.model_fields["kind"].default
     return f"{tag}:{items}" if items else str(tag)
-
-
-def describe_kinds(title: str, kinds: Mapping[str, type[Config]], example: Callable[[Any], str] | None = None) -> str:
-    """The list that `--rule list` and its like print: each kind, its fields, and an example by `example`."""
-    lines = [f"{title}, written KIND or KIND:FIELD=VALUE,FIELD=VALUE"]
-    for name, kind in kinds.items():
-        first = (kind.__doc__ or "").strip().split("\n\n")[0]
-        lines += [
-            "",
-            name,
-            *textwrap.wrap(" ".join(first.split()), 96, initial_indent="    ", subsequent_indent="    "),
-        ]
-        properties = kind.model_json_schema(mode="validation")
-        for field in kind.model_fields:
-            if field != "kind":
-                node = properties["properties"][field]
-                default = default_of(kind, field)
-                meaning = field_doc(kind, field)
-                text = f"{field}: {type_of(node, properties)}; {default}" + (f". {meaning}" if meaning else "")
-                lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="        ")
-        lines.append(f"    for example {(example or example_of)(kind)}")
-    return "\n".join(lines)
 
 
 def default_of(kind: type[Config], name: str) -> str:

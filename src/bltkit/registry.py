@@ -8,7 +8,8 @@ registry is first read, which also keeps base classes free of import cycles.
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from operator import or_
 from typing import Annotated, Any, Generic, TypeVar
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
-from bltkit.config import Config, nearest
+from bltkit.config import Config, default_of, example_of, field_doc, nearest, type_of
 
 C = TypeVar("C", bound=Config)
 
@@ -46,9 +47,12 @@ class Registry(Mapping[str, type[C]], Generic[C]):
     As the metadata of `Annotated[Base, registry]` it is a config field that reads `{kind = "...", ...}`.
     """
 
-    def __init__(self, what: str, base: type[C], *targets: str) -> None:
-        """what: the field's noun, for messages. targets: `module:Class`, one for each kind."""
-        self.what, self.base, self.targets = what, base, targets
+    def __init__(self, what: str, base: type[C], *targets: str, example: Callable[[Any], str] = example_of) -> None:
+        """what: the field's noun, for messages. targets: `module:Class`, one for each kind.
+
+        example: a kind in its short form, for listings.
+        """
+        self.what, self.base, self.targets, self.example = what, base, targets, example
 
     @cached_property
     def classes(self) -> Mapping[str, type[C]]:
@@ -84,12 +88,27 @@ class Registry(Mapping[str, type[C]], Generic[C]):
 
     def with_kind(self, target: str) -> "Registry[C]":
         """This registry with one more line."""
-        return Registry(self.what, self.base, *self.targets, target)
+        return Registry(self.what, self.base, *self.targets, target, example=self.example)
 
     def listing(self) -> str:
-        """Every kind with the first paragraph of its docstring, a line each."""
-        width = max(map(len, self)) + 1
-        return "\n".join(f"{kind:{width}} {summary(member)}" for kind, member in self.items())
+        """What `--rule list` and its like print: each kind, its fields, and an example.
+
+        Fields that all kinds have in common stand at the end, once.
+        """
+        fields = {kind: _fields(member) for kind, member in self.items()}
+        common = [text for text in next(iter(fields.values()), []) if all(text in texts for texts in fields.values())]
+        lines = [f"{self.what}: KIND or KIND:FIELD=VALUE,FIELD=VALUE"]
+        for kind, member in self.items():
+            lines += ["", kind, *_wrapped(summary(member), 4)]
+            for text in fields[kind]:
+                if text not in common:
+                    lines += _wrapped(text, 6)
+            lines.append(f"    for example {self.example(member)}")
+        if common:
+            lines += ["", "(each of them)"]
+            for text in common:
+                lines += _wrapped(text, 6)
+        return "\n".join(lines)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         members = tuple(self.values())
@@ -101,6 +120,23 @@ class Registry(Mapping[str, type[C]], Generic[C]):
 def summary(member: Any) -> str:
     """The first paragraph of a docstring on one line."""
     return " ".join((member.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _fields(kind: type[Config]) -> list[str]:
+    """Every field with its type, its default and its meaning."""
+    schema = kind.model_json_schema(mode="validation")
+    texts = []
+    for name in kind.model_fields:
+        if name != "kind":
+            text = f"{name}: {type_of(schema['properties'][name], schema)}; {default_of(kind, name)}"
+            meaning = field_doc(kind, name)
+            texts.append(f"{text}. {meaning}" if meaning else text)
+    return texts
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    further = " " * (indent if indent == 4 else indent + 2)
+    return textwrap.wrap(text, 96, initial_indent=" " * indent, subsequent_indent=further)
 
 
 def _public(module: Any) -> Sequence[str]:

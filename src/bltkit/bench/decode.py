@@ -18,7 +18,7 @@ from bltkit.bench.peer import BYTES_PER_TOKEN, BltPeer, LlamaPeer, Peer, compare
 from bltkit.bench.rates import MachineRates, machine_rates
 from bltkit.bench.record import Decoding, Form, Row, row_of
 from bltkit.bench.subject import MAX_CONTEXT, Subject, benchmark_text
-from bltkit.bench.timing import Limits, Progress, Side, Timing, in_turn, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, Timing, check_batch, in_turn, silent, threads_of
 from bltkit.config import parse
 from bltkit.generate import Batch, Passes, Request, Sampling, Session, Stats
 from bltkit.generate.sampling import choose
@@ -57,8 +57,9 @@ def decoding_rows(context: int, num_bytes: int = NUM_BYTES, batch: int = 1) -> I
 
     The latter do not depend on the context. Raises ValueError for numbers below 1, and for more than the text holds.
     """
-    if context < 1 or num_bytes < 1 or batch < 1:
-        raise ValueError(f"context = {context}, num_bytes = {num_bytes} and batch = {batch} must be at least 1")
+    check_batch(batch)
+    if context < 1 or num_bytes < 1:
+        raise ValueError(f"context = {context} and num_bytes = {num_bytes} must be at least 1")
     places = [PLACE - row * ROW_DISTANCE for row in range(batch)]
     if places[-1] < context - 1 or PLACE + num_bytes >= MAX_CONTEXT:
         raise ValueError(

@@ -27,8 +27,8 @@ from bltkit.generate import (
     Session,
     Stats,
     Strategy,
+    parse_strategy,
     strategy_kind,
-    strategy_of,
 )
 from bltkit.model.forms import WeightForm
 from bltkit.vocab import encode
@@ -38,19 +38,19 @@ WARM_UP = 16
 
 
 def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tuple[Strategy, ...]:
-    """Each strategy, one that drafts once for every number of `drafts` (None adapts, which is the default).
+    """Each strategy, written as `parse_strategy` reads it, once.
 
-    Raises ValueError for an unknown strategy, and for drafts where none of them drafts.
+    drafts: one that drafts is there for each of these numbers; None adapts, which is the default. Raises
+    ValueError for an unknown strategy, and for drafts where none of them drafts.
     """
-    kinds = [strategy_kind(name) for name in kinds]
-    drafting = [kind for kind in kinds if "draft" in STRATEGIES[kind].model_fields]
-    found: list[Strategy] = []
-    for kind in dict.fromkeys(kinds):
-        own = (drafts or (None,)) if kind in drafting else (None,)
-        found += [strategy_of(kind, draft=draft) for draft in own]
+    drafting = [kind for kind in kinds if "draft" in STRATEGIES[strategy_kind(kind.partition(":")[0])].model_fields]
+    strategies: list[Strategy] = []
+    for kind in kinds:
+        sizes = (drafts or (None,)) if kind in drafting else (None,)
+        strategies += [parse_strategy(kind, draft=draft) for draft in sizes]
     if drafts and not drafting:
         raise ValueError(f"draft = {list(drafts)}: none of the strategies {', '.join(kinds) or 'ar'} drafts")
-    return tuple(found)
+    return tuple(dict.fromkeys(strategies))
 
 
 def generate(

@@ -9,7 +9,7 @@ from torch import Tensor
 from bltkit.bench.peer import BltPeer, blt_peer_of
 from bltkit.bench.record import Row, row_of
 from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, check_batch, in_turn, silent, threads_of
 
 TOLERANCE = 1e-4
 """Nats that the two sides' entropies may differ by."""
@@ -33,8 +33,7 @@ def patch(
 
     Raises ValueError for a bad number or peer, RuntimeError where the peer's entropies are others.
     """
-    if batch < 1:
-        raise ValueError(f"batch = {batch} must be at least 1")
+    check_batch(batch)
     ids = row(context, batch).to(subject.device)
     with threads_of(threads) as count, blt_peer_of(peer, subject) as other:
         patches = subject.patches(ids)  # the first run of a shape is slow, and not timed

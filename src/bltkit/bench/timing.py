@@ -17,6 +17,16 @@ Progress = Callable[[str], None]
 
 MAX_SECONDS = 86_400
 """A day: more is a mistake, since a benchmark has no rows before it ends."""
+MAX_REPEATS = 1_000_000
+"""More is a mistake for the same reason."""
+MAX_BATCH = 65_536
+"""Rows side by side: more is a mistake, which would be found when memory is full."""
+
+
+def check_batch(batch: int) -> None:
+    """Raises ValueError for a number of rows that nobody measures."""
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch = {batch} must be from 1 to {MAX_BATCH:,} rows")
 
 
 def silent(line: str) -> None:
@@ -31,8 +41,8 @@ class Limits:
     seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats = {self.repeats} must be at least 1")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise ValueError(f"repeats = {self.repeats} must be from 1 to {MAX_REPEATS:,}; by default it is 5")
         if not 0 <= self.seconds <= MAX_SECONDS:  # NaN is neither
             raise ValueError(f"seconds = {self.seconds} must be from 0 to {MAX_SECONDS:,}; by default it is 2")
 

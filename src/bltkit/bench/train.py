@@ -18,7 +18,7 @@ from bltkit.bench.peer import installed
 from bltkit.bench.process import Remote
 from bltkit.bench.record import Row, row_of
 from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
+from bltkit.bench.timing import Limits, Progress, Side, check_batch, in_turn, silent, threads_of
 from bltkit.bench.training import OurSide, PatchesFrom, Task, TransformersSide, UpdateOf, dense_adamw
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.model.flops import forward_flops
@@ -113,8 +113,7 @@ def train(
     update_of: makes our optimizer, by default the peer's; importable by its name. Raises ValueError for a bad number
     or peer, RuntimeError where the peer's loss or gradients are others.
     """
-    if batch < 1:
-        raise ValueError(f"batch = {batch} must be at least 1")
+    check_batch(batch)
     if peer not in (None, "transformers"):
         installed(peer)
         raise ValueError(f"peer {peer!r} has other weights and only decodes; take 'transformers' here")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bltkit.bench.record import commit, machine
 from bltkit.bench.subject import PATCH_BYTES, Subject
-from bltkit.bench.timing import Progress, silent, threads_of
+from bltkit.bench.timing import MAX_REPEATS, Progress, check_batch, silent, threads_of
 from bltkit.checkpoint import ScorerModule
 from bltkit.model import Blt
 from bltkit.model.fastest import measure_forms
@@ -73,8 +73,9 @@ def weights(
 
     Raises ValueError for bad numbers and forms, and for a model that is not in fp32.
     """
-    if batch < 1 or repeats < 1:
-        raise ValueError(f"batch = {batch} and repeats = {repeats} must be at least 1")
+    check_batch(batch)
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise ValueError(f"repeats = {repeats} must be from 1 to {MAX_REPEATS:,}; by default it is 9")
     model, scorer = subject.model, subject.scorer
     asked = dict.fromkeys(("fp32", *(forms or available_forms(subject.device))))
     rows: list[WeightsRow] = []

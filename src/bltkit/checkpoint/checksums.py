@@ -1,10 +1,11 @@
-"""What a training checkpoint holds, written down: its step, and size and digest of each file, in `checksums.json`.
+"""What a training checkpoint holds, written down in `checksums.json`: its run and step, size and digest of each file.
 
-A run is never resumed from files that are not these. The list carries its step and a digest of its own, so that neither
-one file of another step nor all files of another step together, under this step's name, pass for this one. Files are
-read in pieces, several at once; nothing is parsed before its digest is known to be right.
+A run is never resumed from files that are not these. The list carries its run, its step and a digest of its own, so
+that neither one file of another step nor all files of another step or run together, under this step's name, pass for
+this one. Files are read in pieces, several at once; nothing is parsed before its digest is known to be right.
 """
 
+import errno
 import hashlib
 import json
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint.atomic import write_atomic
-from bltkit.files import read_json
+from bltkit.files import read_json, require_regular
 
 CHECKSUMS = "checksums.json"
 FORMAT = 1
@@ -38,12 +39,12 @@ class DamagedCheckpointError(ValueError):
         self.checkpoint, self.reason = checkpoint, reason
 
 
-def write_checksums(directory: Path, step: int) -> None:
-    """Write down every file below `directory`, whose checkpoint is of `step`. Raises OSError."""
+def write_checksums(directory: Path, step: int, run: str | None = None) -> None:
+    """Write down every file below `directory`, whose checkpoint is of `step`. run: the run's number. Raises OSError."""
     names = [str(file.relative_to(directory)) for file in sorted(directory.rglob("*")) if file.is_file()]
     with ThreadPoolExecutor(_READERS) as readers:
         entries = list(readers.map(lambda name: _entry(directory / name), (n for n in names if n != CHECKSUMS)))
-    _write(directory, step, dict(zip((name for name in names if name != CHECKSUMS), entries, strict=True)))
+    _write(directory, step, run, dict(zip((name for name in names if name != CHECKSUMS), entries, strict=True)))
 
 
 def update_checksums(directory: Path, names: Iterable[str]) -> None:
@@ -54,11 +55,11 @@ def update_checksums(directory: Path, names: Iterable[str]) -> None:
     checksums = read_checksums(directory)
     if checksums is not None:
         changed = {name: _entry(directory / name) for name in names}
-        _write(directory, checksums["step"], checksums["files"] | changed)
+        _write(directory, checksums["step"], checksums["run"], checksums["files"] | changed)
 
 
-def _write(directory: Path, step: int, files: dict[str, Any]) -> None:
-    content = {"format": FORMAT, "step": step, "files": files}
+def _write(directory: Path, step: int, run: str | None, files: dict[str, Any]) -> None:
+    content = {"format": FORMAT, "step": step} | ({} if run is None else {"run": run}) | {"files": files}
     data = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
     write_atomic(directory / CHECKSUMS, data.encode())
 
@@ -68,7 +69,10 @@ def read_checksums(checkpoint: Path) -> dict[str, Any] | None:
 
     Raises DamagedCheckpointError for a list that was changed or belongs to another step than the directory's name says.
     """
+    if not checkpoint.is_dir():
+        raise DamagedCheckpointError(checkpoint, "it is no directory")
     try:
+        require_regular(checkpoint / CHECKSUMS)
         content = read_json(checkpoint / CHECKSUMS)
         recorded = content.pop("sha256")
         step, version, files = int(content["step"]), int(content["format"]), dict(content["files"])
@@ -84,7 +88,7 @@ def read_checksums(checkpoint: Path) -> dict[str, Any] | None:
         raise DamagedCheckpointError(checkpoint, f"{CHECKSUMS} has another digest than it says")
     if (named := step_of(checkpoint)) is not None and named != step:
         raise DamagedCheckpointError(checkpoint, f"its files are those of step {step}")
-    return {"step": step, "files": files}
+    return {"step": step, "files": files, "run": content.get("run")}
 
 
 def verify_file(checkpoint: Path, name: str, data: bytes, checksums: dict[str, Any]) -> None:
@@ -105,7 +109,7 @@ def damaged_files(
 ) -> Iterator[str]:
     """A line for each file of a checkpoint that is not what was written, without the checkpoint's name.
 
-    Reads all of them. tell: told the bytes of each file that was read.
+    Reads all of them. tell: told the bytes of each file that was read. Raises OSError for what this user may not read.
     """
 
     def check(item: tuple[str, Any]) -> tuple[int, str | None]:
@@ -122,10 +126,12 @@ def damaged_files(
             return status.st_size, None
         except FileNotFoundError:
             return 0, f"{name} is missing"
-        except OSError as error:
-            return 0, f"{name} cannot be read ({error.strerror or error})"
         except (KeyError, TypeError):
             return 0, f"{CHECKSUMS} says nothing of {name}"
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return 0, f"{name} cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(_READERS) as readers:
         for num_bytes, fault in readers.map(check, sorted(checksums["files"].items())):
@@ -136,16 +142,18 @@ def damaged_files(
 
 def training_checkpoints(directory: Path) -> list[Path]:
     """The directory itself, or the complete checkpoints of the run that lies in it, oldest first; [] for any other."""
-    if directory.resolve().name.startswith("step-") and (directory / POSITION).exists():
-        return [directory]
-    steps = sorted(entry for entry in directory.glob("step-*") if step_of(entry) is not None and entry.is_dir())
+    here = [directory] if step_of(directory) is not None else []
+    steps = here or sorted(entry for entry in directory.glob("step-*") if step_of(entry) is not None)
     return [step for step in steps if (step / POSITION).exists() or (step / CHECKSUMS).exists()]
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step that a directory's name says; None for another name. A link is followed."""
-    prefix, _, digits = checkpoint.resolve().name.partition("-")
-    return int(digits) if prefix == "step" and len(digits) == 8 and digits.isdecimal() else None
+    """The step that a directory's name says; None for another name. A link of another name is followed."""
+    for path in (checkpoint, checkpoint.resolve()):
+        prefix, _, digits = path.name.partition("-")
+        if prefix == "step" and len(digits) == 8 and digits.isdecimal():
+            return int(digits)
+    return None
 
 
 def _entry(path: Path) -> dict[str, Any]:

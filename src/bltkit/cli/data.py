@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Model, Threads, progress_bar, run_on, say, show, workers_option
+from bltkit.cli.terminal import Device, Json, Model, Threads, lists, progress_bar, run_on, say, show, workers_option
 
 
 class Engine(StrEnum):
@@ -35,7 +35,14 @@ def annotate(
     dtype: Annotated[
         EntropyDtype, typer.Option(help="fp16 takes a threshold that `blt calibrate` has snapped.")
     ] = EntropyDtype.fp32,
-    rule: Annotated[str | None, typer.Option(help="Rule of the stored patches; default: the model's.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            callback=lists("rules"),
+            is_eager=True,
+            help="Rule of the stored patches; default: the model's. `list` shows all.",
+        ),
+    ] = None,
     shard_bytes: Annotated[int | None, typer.Option(help="Bytes of text in a shard; default: 64 MiB.")] = None,
     workers: Annotated[
         int | None,
@@ -79,7 +86,14 @@ def calibrate(
         Path | None, typer.Option(help="Shards of `blt annotate` with this model, in place of files.")
     ] = None,
     model: Model = "bltkit:tiny",
-    rule: Annotated[str | None, typer.Option(help="Rule whose threshold is sought; default: the model's.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            callback=lists("rules"),
+            is_eager=True,
+            help="Rule whose threshold is sought; default: the model's. `list` shows all.",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say
+from bltkit.cli.terminal import Device, Json, Threads, lists, print_json, print_text, progress_bar, run_on, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,11 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            "--tasks", "--task", help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them."
+            "--tasks",
+            "--task",
+            callback=lists("tasks"),
+            is_eager=True,
+            help="NAME, NAME:PART, NAME:shots=2, with commas between. `list` shows them.",
         ),
     ] = None,
     limit: Annotated[
@@ -40,7 +44,14 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Directory of the tasks' files (repeatable); default: the Hugging Face hub's data sets."),
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Such as drop:0.1, uppercase or drop:0.1+ocr:0.2.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            callback=lists("noises"),
+            is_eager=True,
+            help="Such as drop:0.1, uppercase or drop:0.1+ocr:0.2; `list` shows them.",
+        ),
+    ] = None,
     paired: Annotated[
         Path | None, typer.Option(help="Lines of `clean` and `noisy` text: what real noise costs on the same items.")
     ] = None,
@@ -53,7 +64,12 @@ def evaluate(
         int | None, typer.Option(help="Bytes the model is shown at once; default: a training row.")
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="How a BLT writes, such as diffusion:alpha=0.7; default: ar.")
+        str | None,
+        typer.Option(
+            callback=lists("strategies"),
+            is_eager=True,
+            help="How a BLT writes, such as diffusion:alpha=0.7; default: ar. `list` shows them.",
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Bytes (tokens) computed at once; it bounds memory.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap; a task's own is NAME:seed=1.")] = 0,
@@ -67,19 +83,6 @@ def evaluate(
     """Evaluate a model on benchmarks. `--tasks list` shows them all, with their sources."""
     from bltkit.eval.tasks import TASKS, parse_tasks
 
-    if tasks == ["list"]:
-        print_text(TASKS.listing())
-        return
-    if noise == "list":
-        from bltkit.eval.noise import describe_noises
-
-        print_text(describe_noises())
-        return
-    if strategy == "list":
-        from bltkit.generate.strategies import describe_strategies
-
-        print_text(describe_strategies())
-        return
     if not tasks and paired is None:
         raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
     if noise is not None and paired is not None:

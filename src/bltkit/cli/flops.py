@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bltkit.cli.terminal import Json, print_json, print_text, say, show
+from bltkit.cli.terminal import Json, lists, print_json, print_text, say, show
 
 if TYPE_CHECKING:
     from bltkit.study.flops import Ledger
@@ -37,7 +37,12 @@ def flops(
         ),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="Decode with it: speculative:draft=8, verified:draft=8, diffusion:alpha=0.7 ...")
+        str | None,
+        typer.Option(
+            callback=lists("strategies"),
+            is_eager=True,
+            help="Decode with it: speculative:draft=8, verified:draft=8, diffusion:alpha=0.7 ...; `list` shows them.",
+        ),
     ] = None,
     accepted: Annotated[
         float | None, typer.Option(help="With --strategy: share of drafted bytes that are kept, 0 to 1.")

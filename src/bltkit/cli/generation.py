@@ -15,8 +15,8 @@ from bltkit.cli.terminal import (
     Model,
     Threads,
     is_terminal,
+    lists,
     print_json,
-    print_text,
     read_text,
     run_on,
     say,
@@ -44,9 +44,11 @@ def generate(
     strategy: Annotated[
         str,
         typer.Option(
+            callback=lists("strategies"),
+            is_eager=True,
             help="ar: one byte after another; speculative: the same bytes, drafted (BLT-S); verified: the same, from "
             "blocks (BLT-DV); auto: the same, by whichever way is faster; diffusion: blocks as they are (BLT-D). "
-            "Or a paper's name: blt-s, blt-dv, blt-d."
+            "Or a paper's name: blt-s, blt-dv, blt-d. `list` shows all fields.",
         ),
     ] = "ar",
     draft: Annotated[
@@ -79,7 +81,7 @@ def generate(
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
     show_patches: Annotated[
-        bool, typer.Option("--show-patches", help="On a terminal: tell patches apart by colours.")
+        bool, typer.Option("--show-patches", help="On a terminal: tell patches apart, as `blt patch` does.")
     ] = False,
     no_echo: Annotated[bool, typer.Option("--no-echo", help="On a terminal: leave the dim prompt out.")] = False,
     as_json: Json = False,
@@ -89,11 +91,6 @@ def generate(
     Bytes go into pipes and files as they are. On a terminal the prompt is shown dim in front of them, control
     characters are escaped, and a last character that is not complete is not shown.
     """
-    if strategy == "list":
-        from bltkit.generate.strategies import describe_strategies
-
-        print_text(describe_strategies())
-        return
     if prompts is None:
         for name, value in {"--out": out, "--batch": batch}.items():
             if value is not None:
@@ -152,11 +149,15 @@ def generate(
     else:
         began, chunks = time.perf_counter(), []
         writer = Writer(b"" if no_echo else data, patches=show_patches)
-        for chunk in lm.stream(data, **options):
-            chunks.append(chunk)
-            if chunk.data and first_byte is None:
-                first_byte = time.perf_counter() - began
-            writer.write(chunk.data, chunk.opens)
+        try:
+            for chunk in lm.stream(data, **options):
+                chunks.append(chunk)
+                if chunk.data and first_byte is None:
+                    first_byte = time.perf_counter() - began
+                writer.write(chunk.data, chunk.opens)
+        except KeyboardInterrupt:
+            writer.end()  # so that the message has a line of its own
+            raise
         held_back = writer.end()
         generations = [Generation.of(chunks)]
     if as_json:

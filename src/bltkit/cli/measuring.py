@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, print_json, print_text, read_file, say, threads_option
+from bltkit.cli.terminal import Device, Json, lists, print_json, print_text, read_file, say, threads_option
 
 if TYPE_CHECKING:
     from bltkit.bench import Row, Subject
@@ -74,7 +74,12 @@ def bench(
         int | None, typer.Option(help="decode: bytes of a run; default: 128, of a continued prompt 256.")
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(help="decode --file: beside ar, such as speculative (repeatable).")
+        list[str] | None,
+        typer.Option(
+            callback=lists("strategies"),
+            is_eager=True,
+            help="decode --file: beside ar, such as speculative (repeatable); `list` shows them.",
+        ),
     ] = None,
     patches: Annotated[
         PatchesFrom | None,

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Threads, print_json, print_text, progress_bar, run_on, say, show
+from bltkit.cli.terminal import (
+    Device,
+    Json,
+    Threads,
+    print_json,
+    print_text,
+    progress_bar,
+    run_on,
+    say,
+    show,
+    threads_option,
+)
 
 
 def train(
@@ -16,6 +27,10 @@ def train(
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Directory of the run; default: runs/out/NAME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="In place of trainer.device.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", callback=threads_option, help="In place of trainer.threads.")
+    ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print every config key: type, default, meaning.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema of the config, for editors.")] = False,
     as_json: Json = False,
@@ -34,7 +49,10 @@ def train(
     from bltkit.train import train as run
     from bltkit.train.parallel import is_main
 
-    parsed: TrainConfig = parse(TrainConfig, load_toml(config, overrides or []), str(config))
+    changes = list(overrides or [])
+    changes += [] if device is None else [f'trainer.device="{device}"']
+    changes += [] if threads is None else [f"trainer.threads={threads}"]
+    parsed: TrainConfig = parse(TrainConfig, load_toml(config, changes), str(config))
     result = run(parsed, out or Path("runs/out") / config.stem, resume=resume, say=say)
     if as_json and is_main():
         print_json(asdict(result))

@@ -44,6 +44,31 @@ def workers_option(count: int | None) -> int | None:
     return None if count is None else check_threads(count, "--workers")
 
 
+_LISTED = {
+    "rules": "bltkit.patching.registry:RULES",
+    "strategies": "bltkit.generate.strategies:STRATEGIES",
+    "tasks": "bltkit.eval.tasks:TASKS",
+    "noises": "bltkit.eval.noise:NOISES",
+}
+
+
+def lists(kinds: str) -> Any:
+    """The callback of an option that takes `kinds`: with the value `list` it prints all of them and ends the command.
+
+    The option needs `is_eager=True` too, so that who asks for the list owes no other argument.
+    """
+
+    def show_list(value: Any) -> Any:
+        if value in ("list", "help") or value in (["list"], ["help"]):
+            from bltkit.registry import resolve
+
+            print_text(resolve(_LISTED[kinds]).listing())
+            raise typer.Exit
+        return value
+
+    return show_list
+
+
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -61,10 +86,12 @@ def read_text(text: str | None, file: Path | None) -> bytes:
 
     if (text is None) == (file is None):
         raise ValueError("give a TEXT (`-` for stdin) or --file F, one of them")
+    if text == "-" or str(file) == "-":
+        return read_stdin()
     if file is not None:
         return read_file(file)
     assert text is not None
-    return read_stdin() if text == "-" else to_bytes(text)
+    return to_bytes(text)
 
 
 def read_file(file: Path) -> bytes:
@@ -151,6 +178,7 @@ __all__ = [
     "Threads",
     "console",
     "is_terminal",
+    "lists",
     "print_json",
     "print_rich",
     "print_text",

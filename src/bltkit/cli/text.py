@@ -15,6 +15,7 @@ from bltkit.cli.terminal import (
     Model,
     Text,
     Threads,
+    lists,
     print_json,
     print_rich,
     print_text,
@@ -32,7 +33,12 @@ def patch(
     file: File = None,
     model: Model = "bltkit:tiny",
     rule: Annotated[
-        str | None, typer.Option(help="KIND or KIND:FIELD=VALUE,... instead of the model's rule; `list` shows all.")
+        str | None,
+        typer.Option(
+            callback=lists("rules"),
+            is_eager=True,
+            help="KIND or KIND:FIELD=VALUE,... instead of the model's rule; `list` shows all.",
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All schemes of the paper under one another.")] = False,
     stats: Annotated[
@@ -45,11 +51,6 @@ def patch(
     as_json: Json = False,
 ) -> None:
     """Show how a text is cut into patches, with the entropy of every byte."""
-    if rule in ("list", "help"):
-        from bltkit.patching.registry import describe_rules
-
-        print_text(describe_rules())
-        return
     if stats:
         if compare or plot or show_all:
             raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
@@ -63,7 +64,7 @@ def patch(
     from bltkit.study.terminal import MAX_LINES, render
 
     lm = ByteLM.load(model, device=place)
-    lm = lm.with_patching(rule) if rule else lm
+    lm = lm if rule is None else lm.with_patching(rule)
     shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
         write_picture(shown, plot)
@@ -89,7 +90,7 @@ def _count_lengths(
             data = read_text(text, file)
             size, pieces = len(data), [data]
         lm = ByteLM.load(model, device=place)
-        lm = lm.with_patching(rule) if rule else lm
+        lm = lm if rule is None else lm.with_patching(rule)
         if lm.rule is None:
             raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
         if lm.rule.streams:

@@ -8,7 +8,15 @@ _TYPES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "bool": "", "path"
 
 
 class Verb(TyperCommand):
-    """A command whose help shows types as other programs do: `TEXT`, `INTEGER`, and nothing for a switch."""
+    """A command whose help shows types as other programs do: `TEXT`, `INTEGER`, and nothing for a switch.
+
+    Paragraphs of its help are filled to the terminal's width; typer would keep the line breaks of all but the first.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if options.get("help"):
+            options["help"] = "\n\n".join(" ".join(part.split()) for part in options["help"].split("\n\n"))
+        super().__init__(*arguments, **options)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Its parameters, `--help` among them."""

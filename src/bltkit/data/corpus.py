@@ -10,7 +10,7 @@ corpus lies in memory (a byte for a byte of text, and about a hundred for a docu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, SupportsIndex
@@ -53,6 +53,7 @@ class RowStage(Config):
     until: float = Field(gt=0, lt=1)
     """Share of the schedule's steps after which the next stage begins."""
     shorter: int = Field(ge=2)
+    """Rows have `row_bytes` divided by this."""
 
 
 class DataConfig(Config):
@@ -83,9 +84,11 @@ class DataConfig(Config):
         for stage in self.stages:
             shape = self._shorter(stage)
             if shape.row_bytes < MIN_ROW_BYTES or (shape.row_patches or MIN_ROW_PATCHES) < MIN_ROW_PATCHES:
+                most = min(self.row_bytes // MIN_ROW_BYTES, (self.row_patches or self.row_bytes) // MIN_ROW_PATCHES)
                 raise ValueError(
-                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes; use at most "
-                    f"{self.row_bytes // MIN_ROW_BYTES}"
+                    f"stages: shorter = {stage.shorter} leaves rows of {shape.row_bytes} bytes"
+                    f"{'' if shape.row_patches is None else f' and {shape.row_patches} patches'}; "
+                    + (f"use at most {most}" if most > 1 else "such rows cannot be shorter")
                 )
         return self
 
@@ -127,6 +130,17 @@ class SourceStats:
     validation_bytes: int
     faults: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def remarks(self, source: SourceConfig) -> Iterator[str]:
+        """Lines for whoever trains on it: what was left out of the source, and whether nothing of it is trained on."""
+        for kind, count in self.faults.items():
+            if getattr(source, kind) == "skip":
+                yield f"{self.label}: left out {count} that are {kind}, such as {self.examples[kind][0]}"
+        if self.num_documents == self.validation_documents:
+            yield (
+                f"{self.label}: all of its {self.num_bytes:,} bytes are held out, since documents are held out whole: "
+                "nothing of it is trained on; make several documents of it, or set data.validation_fraction = 0"
+            )
 
 
 @dataclass(frozen=True, eq=False)

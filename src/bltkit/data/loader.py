@@ -115,8 +115,16 @@ class Loader:
                 # Older versions held out nothing of a single document: the same text without validation.
                 + ("; for a run of version 0.1.0 on a single document, data.validation_fraction = 0" if single else "")
             )
-        fields = [("row_bytes", "data.row_bytes"), ("row_patches", "data.row_patches"), ("seed", "trainer.seed")]
-        for name, where in [*fields, ("part_size", "loader part_size")]:
+        if state["part_size"] != self.state["part_size"]:  # of this corpus: stages cut an epoch into more parts
+            raise ValueError(
+                "data.stages: the saved position was made by a run that had stages where this one has none, or none "
+                "where it has some; set them back, or start a new run"
+            )
+        for name, where in (
+            ("row_bytes", "data.row_bytes"),
+            ("row_patches", "data.row_patches"),
+            ("seed", "trainer.seed"),
+        ):
             if state[name] != self.state[name]:
                 raise ValueError(
                     f"{where}: {self.state[name]}, but the saved position was made with {state[name]}; "

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from bltkit.config import nearest
 from bltkit.eval.requests import Coded, Compression, Generation, Request, Scored, Written, likelihood
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.subjects.subject import window_of
@@ -50,6 +51,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Settings that a subject does not have, and values of them that change nothing."""
 ONLY_SAMPLES = ("top_p", "top_k", "min_p")
 
+SETTINGS = ("pretrained", "context", "batch_bytes", "strategy", "bytes_per_token", "seed", "device")
+"""Of the model, in `--model_args`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +64,7 @@ class HarnessModel:
     context: bytes that the model sees at once. batch_bytes: bytes (a token model: tokens) computed at once.
     strategy: a decoding strategy's name. bytes_per_token: see above. seed: of samples; where the harness repeats a
         request, the k-th draw has seed + k.
+    Annotated as Any are those that the harness reads out of `--model_args`, where a number may come as text.
     batch_size, max_batch_size: accepted since the harness always gives them, and not used.
 
     Raises ValueError where there is no such model, and for settings that it does not have.
@@ -71,20 +76,31 @@ class HarnessModel:
         self,
         pretrained: str | Subject,
         *,
-        context: int | None = None,
-        batch_bytes: int | None = None,
-        strategy: str | None = None,
-        bytes_per_token: float = BYTES_PER_TOKEN,
-        seed: int = 0,
-        device: str | None = None,
+        context: Any = None,
+        batch_bytes: Any = None,
+        strategy: Any = None,
+        bytes_per_token: Any = BYTES_PER_TOKEN,
+        seed: Any = 0,
+        device: Any = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
-        if not 0 < bytes_per_token <= MAX_LENGTH:  # NaN is neither
+        for name in unknown:
+            raise ValueError(f"there is no setting {name!r}{nearest(name, SETTINGS)}; known: {', '.join(SETTINGS)}")
+        if not (_is_number(bytes_per_token) and 0 < bytes_per_token <= MAX_LENGTH):  # NaN is neither
             raise ValueError(
-                f"bytes_per_token = {bytes_per_token}: must be above 0 and finite; {BYTES_PER_TOKEN} by default"
+                f"bytes_per_token = {bytes_per_token!r}: must be above 0 and finite; {BYTES_PER_TOKEN} by default"
             )
+        whole = {"context": context, "batch_bytes": batch_bytes, "seed": seed}
+        for name, value in whole.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ValueError(f"{name} = {value!r:.80}: give a whole number")
+        texts = {"strategy": strategy, "device": device}
+        for name, text in texts.items():
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{name} = {text!r:.80}: give a name")
         self.bytes_per_token = bytes_per_token
         self.seed = seed
         if isinstance(pretrained, str):
@@ -168,7 +184,7 @@ class HarnessModel:
             _log.warning("%s: %d of %d contexts lost their beginning%s%s", what, cut, len(keys), sized, remedy)
 
 
-def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: float, seed: int) -> Generation:
+def generation_of(context: str, settings: Any, bytes_per_token: float, seed: int) -> Generation:
     """What the harness' generation settings ask for.
 
     `until`: a string or several. `max_gen_toks` (and its other names): 256 by default, `bytes_per_token` bytes each.
@@ -177,6 +193,8 @@ def generation_of(context: str, settings: Mapping[str, Any], bytes_per_token: fl
     Raises ValueError for values of another kind, and for settings that would change the answer and that no subject has,
     such as `top_p`.
     """
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"generation settings {settings!r:.80}: give a mapping, such as {{'until': ['\\n']}}")
     rest = dict(settings)
     stop = _stop_strings(rest.pop("until", None))
     lengths = [(name, value) for name in LENGTHS if (value := rest.pop(name, None)) is not None]
@@ -204,8 +222,12 @@ def _stop_strings(until: Any) -> list[str]:
     return [one for one in several if one]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _length(name: str, value: Any) -> int:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    whole = _is_number(value) and value == value // 1
     if not whole or not 1 <= value <= MAX_LENGTH:
         raise ValueError(f"generation setting {name} = {value!r:.80}: give a whole number from 1 to {MAX_LENGTH:,}")
     return int(value)
@@ -213,8 +235,7 @@ def _length(name: str, value: Any) -> int:
 
 def _temperature(sample: Any, temperature: Any) -> float:
     """Of the engine, where 0 is greedy."""
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if temperature is not None and not (number and 0 <= temperature < math.inf):
+    if temperature is not None and not (_is_number(temperature) and 0 <= temperature < math.inf):
         raise ValueError(f"generation setting temperature = {temperature!r:.80}: give a number from 0 on")
     if sample is not None and sample not in (0, 1):
         raise ValueError(f"generation setting do_sample = {sample!r:.80}: give true or false")

@@ -2,8 +2,8 @@
 
 Sources: Wilson (1927) for one share; Bonett and Price (2012) for the difference of two shares of the same items. For
 their means over groups the groups' variances are those of Agresti and Coull (1998), and of Bonett and Price: never 0.
-Simulated with 2 to 67 groups of up to 1,000 items, these hold the truth 94 to 100 % of the time, with groups of one
-item 88 to 97 %.
+Simulated with 2 to 57 groups, these hold the truth at least 92 % of the time from 20 items in a group on, and at least
+85 % of the time with 1 to 5 items in a group.
 """
 
 import math
@@ -48,7 +48,7 @@ def paired_shares(gained: int, lost: int, count: int) -> Interval:
     """
     assert count > 0 and gained + lost <= count, (gained, lost, count)
     difference, centre = (gained - lost) / count, (gained - lost) / (count + 2)
-    half = Z * math.sqrt(_paired_variance(gained, lost, count))
+    half = Z * math.sqrt(_paired_variance(gained, lost, count) / (count + 2))
     return max(-1.0, min(centre - half, difference)), min(1.0, max(centre + half, difference))
 
 
@@ -58,10 +58,12 @@ def paired_shares_over_groups(pairs: Sequence[tuple[int, int, int]]) -> Interval
         return paired_shares(*pairs[0])
     # The differences as they are: moved towards 0 in every group, as for one alone, their mean would miss the truth.
     mean = sum((gained - lost) / count for gained, lost, count in pairs) / len(pairs)
-    half = Z * math.sqrt(sum(_paired_variance(*pair) for pair in pairs)) / len(pairs)
+    # So their variance is that of `count` items, not of two more.
+    half = Z * math.sqrt(sum(_paired_variance(*pair) / pair[2] for pair in pairs)) / len(pairs)
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def _paired_variance(gained: int, lost: int, count: int) -> float:
+    """Of one item's difference."""
     total = count + 2
-    return ((gained + lost + 2) / total - ((gained - lost) / total) ** 2) / total
+    return (gained + lost + 2) / total - ((gained - lost) / total) ** 2

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bltkit.files import parse_json
+from bltkit.files import parse_json, require_regular
 
 Line = Mapping[str, Any]
 
@@ -17,15 +17,16 @@ Line = Mapping[str, Any]
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file's complete lines; none where there is no file.
 
-    Raises ValueError that names file and line for one that is no JSON object.
+    Raises ValueError that names file and line for one that is no JSON object, or holds a number that is not finite.
     """
     if not path.exists():
         return []
+    require_regular(path)  # of a pipe nothing would ever come
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         where, remedy = f"{path}, line {number}", "remove the line, or take another directory"
         try:
-            value = parse_json(line, where, escaped_bytes=True)
+            value = parse_json(line, where, finite=True, escaped_bytes=True)
         except ValueError as error:
             raise ValueError(f"{error}; {remedy}") from None
         if not isinstance(value, dict):

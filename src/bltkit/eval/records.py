@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
+
 from bltkit.checkpoint import write_atomic
 from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
@@ -23,12 +25,12 @@ class Record:
 
     id: str
     groups: dict[str, str]
-    metrics: dict[str, float | Numbers]
+    metrics: dict[str, FiniteFloat | tuple[FiniteFloat, ...]]
     shown: dict[str, Any]
     asked: str
     item: str
     """SHA-256 of its fields and groups, as hex: the gold, too, may change under a record."""
-    cut: int
+    cut: NonNegativeInt
     """How many of its requests lost the beginning of their context."""
     requests: list[dict[str, Any]]
     answers: list[dict[str, Any]]
@@ -51,12 +53,13 @@ class Record:
 
     @classmethod
     def read(cls, line: dict[str, Any], where: str) -> "Record":
-        """Back from JSON. Raises ValueError for a line that is none of ours."""
+        """Back from JSON. Raises ValueError for a line that is none of ours, such as a metric that is no number."""
         try:
-            metrics = {name: tuple(v) if isinstance(v, list) else float(v) for name, v in line["metrics"].items()}
-            return cls(**{**line, "metrics": metrics})
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{where} is no record of an evaluation ({error}); take another --out") from None
+            return _LINE.validate_python(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise ValueError(f"{where} is no record of an evaluation ({reason}); take another --out") from None
 
     @property
     def contributions(self) -> dict[str, Numbers]:
@@ -66,6 +69,9 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return self.__dict__
+
+
+_LINE = TypeAdapter(Record)
 
 
 @dataclass
@@ -97,7 +103,9 @@ class Journal:
     def finish(self, records: Iterable[Record]) -> None:
         """The file as it stays: these records in this order."""
         self._waiting = []
-        write_atomic(self.path, b"".join(json.dumps(record.to_json()).encode() + b"\n" for record in records))
+        write_atomic(
+            self.path, b"".join(json.dumps(record.to_json(), allow_nan=False).encode() + b"\n" for record in records)
+        )
 
 
 def hash_of(requests: Sequence[Request]) -> str:

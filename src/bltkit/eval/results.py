@@ -75,6 +75,20 @@ def result_of(task: Task, records: Sequence[Record], chances: Sequence[Chance], 
     }
 
 
+def is_result(value: Any) -> bool:
+    """Whether a value out of results.json has what a table shows of a result."""
+    if not isinstance(value, Mapping):
+        return False
+    ends = value.get("interval")
+    figures = [value.get("value"), *(ends if isinstance(ends, list) else [])]
+    return (
+        isinstance(value.get("n"), int)
+        and isinstance(value.get("metric"), str)
+        and (ends is None or (isinstance(ends, list) and len(ends) == 2))
+        and all(figure is None or isinstance(figure, int | float) for figure in figures)
+    )
+
+
 def cut_warning(name: str, result: Mapping[str, Any]) -> str | None:
     """One line where contexts of a task were cut, with the remedy; None where none was.
 

@@ -22,7 +22,7 @@ from bltkit.eval.noise import Noise, Paired
 from bltkit.eval.place import Place
 from bltkit.eval.records import Journal, Record, hash_of, hash_of_item
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request, Scored
-from bltkit.eval.results import result_of
+from bltkit.eval.results import is_result, result_of
 from bltkit.eval.subjects.subject import Subject, strategy_name, window_of
 from bltkit.eval.tasks.task import Grade, Item, Task
 from bltkit.files import LOCK_FILES, read_json_object, writer_lock
@@ -238,8 +238,8 @@ def _kept_results(out: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        results = read_json_object(path).get("results")
-        if not isinstance(results, dict) or not all(isinstance(result, dict) for result in results.values()):
+        results = read_json_object(path, finite=True).get("results")
+        if not isinstance(results, dict) or not all(map(is_result, results.values())):
             raise ValueError(f"{path}: holds no results")
     except ValueError as error:
         raise ValueError(f"{error}; remove it and resume with all tasks: their items' records stay") from None

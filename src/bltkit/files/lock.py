@@ -5,19 +5,18 @@ record whose lock is free was left by a process that was killed; the next writer
 are kept apart where their file system passes locks on (NFS 4, Lustre mounted with `flock`).
 
 A holder that ends by itself removes both files, the lock's while it still holds it: whoever opened that file meanwhile
-sees that it has no name any more, and opens a new one.
+sees that it is no longer the one in the directory, and opens a new one. `filelock` is no help here: some of its
+versions do not look, others remove the file a second time.
 """
 
+import errno
 import json
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, SoftFileLock, Timeout
 
 from bltkit.files.structured import read_json
 
@@ -28,6 +27,7 @@ LOCK_FILES = frozenset({LOCK, HOLDER})
 
 _HANDOVER_SECONDS = 0.5
 """How long to wait for a lock at first: its holder may be about to leave, or its file about to be replaced."""
+_POLL_SECONDS = 0.02
 _ORPHANS_SECONDS = 15.0
 """How long children of a killed holder may keep its lock: workers look after their parent every few seconds."""
 
@@ -57,7 +57,7 @@ def writer_lock(directory: Path, say: Callable[[str], None] = lambda line: None)
     finally:
         holder.unlink(missing_ok=True)
         (directory / LOCK).unlink(missing_ok=True)
-        lock.release()
+        os.close(lock)
         _remove_empty(created)
 
 
@@ -67,37 +67,68 @@ def holder_of(directory: Path) -> str | None:
     return None if record is None or not _alive(record) else _name(record)
 
 
-def _acquired(directory: Path) -> FileLock:
-    """The lock of `directory`, held."""
-    holder = directory / HOLDER
+def _acquired(directory: Path) -> int:
+    """The descriptor that holds the lock of `directory` until it is closed."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / LOCK)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the words for a file system without locks are ours
-            lock.acquire(timeout=_HANDOVER_SECONDS, poll_interval=0.02)
-        if isinstance(lock, SoftFileLock):  # a file that merely exists outlives a killed holder
-            lock.release()
-            raise OSError("its file system has no flock")
-    except Timeout:
-        left = _read(holder)
-        if left is None or _alive(left):
-            raise ValueError(
-                f"{directory} is in use by {_name(left)}; wait for it, stop it, or choose another directory"
-            ) from None
-        try:
-            lock.acquire(timeout=_ORPHANS_SECONDS)
-        except Timeout:
+        lock = _waited_for(directory, _HANDOVER_SECONDS)
+        if lock is None:
+            left = _read(directory / HOLDER)
+            if left is None or _alive(left):
+                raise ValueError(
+                    f"{directory} is in use by {_name(left)}; wait for it, stop it, or choose another directory"
+                )
+            lock = _waited_for(directory, _ORPHANS_SECONDS)
+        if lock is None:
             raise ValueError(
                 f"{directory} is in use by children of {_name(left)}, which has ended; stop them and try again"
-            ) from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+            )
+    except OSError as error:
         raise OSError(
-            f"{directory} cannot be locked for writing ({reason}); choose a directory that this user may write, on a "
-            "file system with locks"
+            f"{directory} cannot be locked for writing ({error.strerror or error}); choose a directory that this user "
+            "may write, on a file system with locks"
         ) from None
     return lock
+
+
+def _waited_for(directory: Path, seconds: float) -> int | None:
+    """The lock of `directory`, which is made where it is missing; None where others hold it for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        leaving = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _locked(directory / LOCK)
+            if lock is not None:
+                return lock
+        except (FileNotFoundError, FileExistsError) as error:  # a holder that leaves has removed it in between
+            leaving = error
+        if time.monotonic() > deadline:
+            if leaving is not None:
+                raise leaving
+            return None
+        time.sleep(_POLL_SECONDS)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of `path` with its lock; None where another one has it, or has removed the file."""
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError("this system has no flock") from None
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):  # then nobody can hold it
+            path.unlink(missing_ok=True)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _missing(directory: Path) -> list[Path]:

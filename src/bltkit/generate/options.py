@@ -15,7 +15,7 @@ from bltkit.config import nearest, parse
 from bltkit.generate.constraint import Utf8
 from bltkit.generate.request import Request
 from bltkit.generate.sampling import Sampling
-from bltkit.generate.strategies import Strategy, strategy_of
+from bltkit.generate.strategies import Strategy, parse_strategy
 from bltkit.vocab import to_bytes
 
 Stop = str | bytes | Sequence[str | bytes]
@@ -29,7 +29,8 @@ class Options(TypedDict, total=False):
     max_bytes: int
     """Maximum number of bytes to generate, those of a stop string included."""
     strategy: str | Strategy
-    """`ar`, `speculative`, `verified`, `diffusion`, `auto`, or the papers' names (`blt-s`, `blt-dv`, `blt-d`)."""
+    """`ar`, `speculative`, `verified`, `diffusion`, `auto`, or the papers' names (`blt-s`, `blt-dv`, `blt-d`); with
+    fields as in `diffusion:alpha=0.6`."""
     draft: int | None
     """Bytes drafted a round; of `diffusion` and `verified` the size of a block."""
     alpha: float | None
@@ -148,9 +149,9 @@ def parse_options(prompt: bytes, options: Mapping[str, Any]) -> tuple[Request, S
     fields = {name: values[name] for name in _DRAFTING if values.get(name) is not None}
     fields |= {"align_border": True} if values.get("align_border") else {}
     if isinstance(strategy, str):
-        return request, strategy_of(strategy, **fields)
+        return request, parse_strategy(strategy, **fields)
     for name, value in fields.items():
-        raise ValueError(f"{name} = {value}: the strategy is given as a value; set the field there")
+        raise ValueError(f"{name} = {value}: the strategy is given with its fields; set this one there")
     return request, strategy
 
 
@@ -209,7 +210,7 @@ _WORDS = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    Strategy: "a strategy's name, or a Strategy",
+    Strategy: "a strategy's name, KIND:FIELD=VALUE, or a Strategy",
     str: "text",
 }
 

@@ -103,6 +103,8 @@ class ResultFile:
         """Raise ValueError where the results cannot be written, before anything is read or made."""
         if self.path.is_dir():
             raise ValueError(f"--out {self.path} is a directory; name a file for the results, such as results.jsonl")
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f"--out {self.path} is not a regular file, so no rerun could continue it; name a file")
         if not self.path.absolute().parent.is_dir():
             raise ValueError(f"--out {self.path}: directory {self.path.absolute().parent} does not exist")
         if self.path.suffix.lower() in (".gz", ".zst", ".xz", ".bz2"):

@@ -19,16 +19,16 @@ NGRAM_PRIMES = (
     5463458053,
     3367900313,
 )
-"""One prime per hash function; function f uses entry f mod 11 (spec 4)."""
+"""One prime per hash function; function f uses entry f mod 11."""
 
 
 def default_ffn_width(width: int) -> int:
-    """SwiGLU's two thirds of 4 x width, rounded up to a multiple of 256 as in the released models (spec 0.1)."""
+    """SwiGLU's two thirds of 4 x width, rounded up to a multiple of 256 as in the released models."""
     return 256 * -(-(8 * width // 3) // 256)
 
 
 class StackConfig(Config):
-    """A stack of pre-norm transformer layers with interleaved RoPE and SwiGLU (spec 0.1)."""
+    """A stack of pre-norm transformer layers with interleaved RoPE and SwiGLU."""
 
     width: PositiveInt
     """Width of the residual stream; an even multiple of `heads`."""
@@ -86,7 +86,7 @@ class ByteTransformerConfig(StackConfig):
 
 
 class EntropyConfig(ByteTransformerConfig):
-    """The entropy model: predicts the next byte, and its uncertainty places the patches (BLT 2.3, spec 2)."""
+    """The entropy model: predicts the next byte, and its uncertainty places the patches (BLT 2.3)."""
 
     kind: Literal["entropy"] = "entropy"
 
@@ -98,7 +98,7 @@ class BoundaryConfig(ByteTransformerConfig):
 
 
 class CnnConfig(Config):
-    """A convolutional byte model that sees `context` bytes; its entropies fit in a table (spec 3.7)."""
+    """A convolutional byte model that sees `context` bytes; its entropies fit in a table."""
 
     kind: Literal["cnn"] = "cnn"
     width: PositiveInt = 128
@@ -159,7 +159,7 @@ class TokenConfig(TokenShape):
 
 
 class NgramConfig(Config):
-    """Hash n-gram embeddings (BLT 3.2.1, spec 4)."""
+    """Hash n-gram embeddings (BLT 3.2.1)."""
 
     sizes: tuple[PositiveInt, ...] = (3, 4, 5, 6, 7, 8)
     """Bytes of an n-gram; none of them: bytes are embedded alone, and there are no tables."""
@@ -182,13 +182,13 @@ class Quirks(Config):
     """
 
     doubled_residual: bool = True
-    """Cross-attention adds its query twice: q <- 2 q + X(q, kv) (spec 0.1)."""
+    """Cross-attention adds its query twice: q <- 2 q + X(q, kv)."""
     averaged_ngrams: bool = False
     """The paper divides the embedding by the number of n-gram tables + 1; the released models do not."""
 
 
 class BltConfig(Config):
-    """A Byte Latent Transformer: local encoder, global latent transformer, local decoder (BLT 3, spec 4-7)."""
+    """A Byte Latent Transformer: local encoder, global latent transformer, local decoder (BLT 3)."""
 
     kind: Literal["blt"] = "blt"
     encoder: StackConfig
@@ -210,13 +210,13 @@ class BltConfig(Config):
     encoder_cross_attn: bool = True
     """Off: a patch's vectors stay what `pooling` makes of its bytes."""
     encoder_cross_attn_all_layers: bool = False
-    """Cross-attend after every encoder layer, pooling once after the first (spec 5); else after the last only."""
+    """Cross-attend after every encoder layer, pooling once after the first; else after the last only."""
     decoder_cross_attn: bool = True
     """Off: the latent that a byte may see, projected to the local width, is added to its state at the beginning."""
     decoder_cross_attn_all_layers: bool = True
     """Cross-attend before every decoder layer; else before the first only."""
     document_masks: bool = True
-    """Attention and n-gram windows stay within a document (spec 3.7). Off for weights in plain Hugging Face layout."""
+    """Attention and n-gram windows stay within a document. Off for weights in plain Hugging Face layout."""
     decoder_input: Literal["encoder", "embedding"] = "encoder"
     """What the decoder begins with: the encoder's byte states, and rows of the encoder's byte table for the bytes of a
     block; or, for all, rows of a table of its own, as Fast BLT 3 describes it."""

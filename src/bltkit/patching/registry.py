@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias
 
-from bltkit.config import describe_kinds, example_of, nearest, parse, parse_value
+from bltkit.config import example_of, nearest, parse, parse_value
 from bltkit.patching.rule import PatchingRule
 from bltkit.registry import Registry
 
@@ -63,8 +63,3 @@ def _fields(text: str, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: {name!r} is given twice in {text!r}")
         data[name] = parse_value(value.strip())
     return data
-
-
-def describe_rules() -> str:
-    """The list of rules with their fields, defaults and an example each: what `--rule list` prints."""
-    return describe_kinds("patching rules", RULES)

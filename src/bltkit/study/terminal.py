@@ -17,8 +17,8 @@ from rich.text import Text
 from bltkit.patching.patched import PatchedText
 from bltkit.study.compare import Comparison
 from bltkit.study.glyphs import Cell, cells, split, wrap
-from bltkit.study.palette import ASCII_BORDER, BORDER, INSIDE, patch_style
 from bltkit.study.report import count, describe, facts, statistics
+from bltkit.terminal.palette import ASCII_BORDER, BORDER, INSIDE, patch_style
 
 MAX_LINES = 40
 """Lines of a text, bars included, that `blt patch` shows unless it is asked for all."""

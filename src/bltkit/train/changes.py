@@ -33,7 +33,8 @@ CHANGEABLE = frozenset(
         "optim.tables",
         "optim.clip",
         "optim.schedule",
-        "optim.muon.lr",  # not whether there is Muon: its momentum would be missing
+        # Not optim.muon.momentum, which is there wherever Muon is: with or without it, moments would be missing.
+        "optim.muon.lr",
         "optim.ema",
         "optim.warmup_steps",
         "optim.min_lr_ratio",

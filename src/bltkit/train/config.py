@@ -177,6 +177,8 @@ class TrainConfig(Config):
             raise ValueError('patching.where = "workers", but there are none: set data.workers, or leave it out')
         if self.trainer.init is not None and self.trainer.branch is not None:
             raise ValueError("trainer.init takes weights and trainer.branch takes everything; give one of them")
+        if self.trainer.zero_outputs and self.trainer.init is not None:
+            raise ValueError("trainer.zero_outputs begins a new model, trainer.init an old one; give one of them")
         if self.adapt.lora is not None and self.trainer.init is None:
             raise ValueError("adapt.lora adapts a model that was trained: set trainer.init")
         if self.adapt.lora is not None and self.model.kind != "blt":

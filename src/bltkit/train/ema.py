@@ -4,7 +4,7 @@ Kept in fp32 whatever the weights are in (in bf16 a small step of the average wo
 weights (FSDP2's shards, own rows of the tables), and part of the training state, so that a run resumes it exactly.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -35,10 +35,10 @@ class WeightAverage:
         return self._averages
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Begin again with the weights as they are, where a checkpoint holds no average."""
-        for name, average in self._averages.items():
-            average.copy_(self._weights[name].detach())
+    def begin(self, names: Iterable[str]) -> None:
+        """Make the averages of `names` the weights as they are: where a checkpoint holds none of them."""
+        for name in names:
+            self._averages[name].copy_(self._weights[name].detach())
 
     @contextmanager
     def applied(self) -> Iterator[None]:

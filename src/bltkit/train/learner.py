@@ -160,12 +160,17 @@ class Learner:
     @torch.no_grad()
     def _zero_outputs(self, model: TrainedModel) -> None:
         """Begin with every layer as the identity, where the config asks for it."""
-        if self.config.trainer.zero_outputs:
-            for module in model.modules():
-                if isinstance(module, SelfAttention | CrossAttention):
-                    module.out.weight.zero_()
-                elif isinstance(module, FeedForward):
-                    module.down.weight.zero_()
+        if not self.config.trainer.zero_outputs:
+            return
+        outputs = [module.out for module in model.modules() if isinstance(module, SelfAttention | CrossAttention)]
+        outputs += [module.down for module in model.modules() if isinstance(module, FeedForward)]
+        if not outputs:
+            raise ValueError(
+                f"trainer.zero_outputs: a model of kind {self.config.model.kind!r} has neither attention nor "
+                "feed-forwards; leave it out"
+            )
+        for output in outputs:
+            output.weight.zero_()
 
     def _take_initial(self, model: TrainedModel) -> None:
         if self._init is not None:

@@ -1,4 +1,4 @@
-"""The optimizer as the trainer sees it (BLT 4.7, spec 8): clip the step's whole gradient, look at its norm, update.
+"""The optimizer as the trainer sees it (BLT 4.7): clip the step's whole gradient, look at its norm, update.
 
 Dense weights, FSDP's shards among them, go through torch's fused AdamW, or the matrices among them through Muon
 (`muon.py`); the n-gram tables, whose gradients are sparse, are updated row by row (`rows.py`). State has names, not
@@ -36,10 +36,11 @@ class MuonSection(Config):
     """Of the matrices; by default that which AdamW would give them (`lr`, `latent_lr`), since updates are scaled to
     AdamW's size."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the average of gradients."""
 
 
 class OptimSection(Config):
-    """AdamW, its parameter groups and its schedule (BLT 4.7, spec 8)."""
+    """AdamW, its parameter groups and its schedule (BLT 4.7)."""
 
     lr: PositiveFloat = 4e-4
     """Highest learning rate."""

@@ -6,12 +6,15 @@ are three ways to write down what it finds.
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
 from bltkit.config import Config, default_of, field_doc, type_of
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS
+from bltkit.registry import Registry
 from bltkit.train.config import TrainConfig
 
 _SHORT = {
@@ -51,8 +54,9 @@ def sections() -> list[Section]:
     """All tables of a training config, in the order of `TrainConfig`; nested ones follow the one that holds them."""
     found: list[Section] = []
     for name, field in TrainConfig.model_fields.items():
-        for kind in _classes(field.annotation):
-            found += _sections(name, kind, several=len(_classes(field.annotation)) > 1)
+        kinds = _classes_of(field)
+        for kind in kinds:
+            found += _sections(name, kind, several=len(kinds) > 1)
     return found
 
 
@@ -60,7 +64,7 @@ def _sections(name: str, kind: type[Config], several: bool) -> Iterator[Section]
     schema = kind.model_json_schema(mode="validation")
     keys, inner = [], list[Section]()
     for field, info in kind.model_fields.items():
-        classes = _classes(info.annotation)
+        classes = _classes_of(info)
         if field != "kind" or not several:
             short = _SHORT.get(f"{name}.{field}")
             text = type_of(schema["properties"][field], schema)
@@ -81,11 +85,20 @@ def _sections(name: str, kind: type[Config], several: bool) -> Iterator[Section]
     yield from inner
 
 
+def _classes_of(field: FieldInfo) -> list[type[Config]]:
+    """The Config classes that a field takes, each once; of a seam all its kinds."""
+    return _kinds(field.metadata) or _classes(field.annotation)
+
+
 def _classes(annotation: Any) -> list[type[Config]]:
-    """The Config classes in a field's type, each once."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
-    return list(dict.fromkeys(kind for part in get_args(annotation) for kind in _classes(part)))
+    kinds = _kinds(getattr(annotation, "__metadata__", ()))  # a seam's base says nothing of its kinds
+    return kinds or list(dict.fromkeys(kind for part in get_args(annotation) for kind in _classes(part)))
+
+
+def _kinds(metadata: Iterable[Any]) -> list[type[Config]]:
+    return [kind for item in metadata if isinstance(item, Registry) for kind in item.values()]
 
 
 def keys_text(width: int = 100) -> str:
@@ -162,6 +175,6 @@ def _describe(node: dict[str, Any], kind: type[Config], definitions: dict[str, A
     for field, info in kind.model_fields.items():
         if meaning := field_doc(kind, field):
             node["properties"][field]["description"] = meaning
-        for member in _classes(info.annotation):
+        for member in _classes_of(info):
             if member not in done:
                 _describe(definitions[member.__name__], member, definitions, done)

@@ -6,11 +6,16 @@ before it is removed: what carries the name `step-...` is complete, whenever a p
 share the directory; the main one makes, renames and removes.
 """
 
+import json
+import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 
+from bltkit.checkpoint import write_atomic
 from bltkit.checkpoint.checksums import CHECKSUMS, POSITION, write_checksums
+from bltkit.files import read_json_object
 from bltkit.files.lock import LOCK_FILES
 from bltkit.train.state import STATE
 
@@ -18,6 +23,8 @@ CONFIG = "config.json"
 """A checkpoint that has it can be loaded as a model; every one can be gone on from."""
 CORPUS = "corpus"
 """Where the processes of a run share its data."""
+IDENTITY = "run.json"
+"""The run's own number, which its checkpoints carry as well: one of another run is none of this one."""
 
 _STEP = re.compile(r"step-(\d{8})")
 
@@ -25,6 +32,11 @@ _STEP = re.compile(r"step-(\d{8})")
 def is_step(name: str) -> bool:
     """Is this the name of a complete checkpoint."""
     return _STEP.fullmatch(name) is not None
+
+
+def new_identity() -> str:
+    """A number for a run that begins."""
+    return secrets.token_hex(8)
 
 
 class RunDirectory:
@@ -38,6 +50,27 @@ class RunDirectory:
         return self.path.exists() and (
             not self.path.is_dir() or any(entry.name not in LOCK_FILES | {CORPUS} for entry in self.path.iterdir())
         )
+
+    def is_run(self) -> bool:
+        """Has a run written here, whether or not it came to a checkpoint."""
+        names = (IDENTITY, "config.toml", "metrics.jsonl", "step-*", ".step-*", "damaged-step-*")
+        return any(True for name in names for _ in self.path.glob(name))
+
+    def identity(self) -> str | None:
+        """The run's number; None where none is written. Raises ValueError for a file that says nothing."""
+        path = self.path / IDENTITY
+        try:
+            number = read_json_object(path).get("run")
+        except FileNotFoundError:
+            return None
+        if not isinstance(number, str) or not number:
+            raise ValueError(f"{path} names no run; remove it to take the checkpoints as this run's")
+        return number
+
+    def identify(self, number: str) -> None:
+        """Write the run's number down. Raises OSError."""
+        if not (self.path / IDENTITY).exists() or self.identity() != number:
+            write_atomic(self.path / IDENTITY, json.dumps({"run": number}).encode() + b"\n")
 
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -55,8 +88,8 @@ class RunDirectory:
     def begin(self, step: int) -> None:
         """Make the directory that `unfinished` names, empty."""
         directory = self.unfinished(step)
-        if directory.exists():
-            shutil.rmtree(directory)
+        if os.path.lexists(directory):
+            _remove(directory)
         directory.mkdir(parents=True)
 
     def complete(self, step: int, keep: int, keep_every: int | None) -> Path:
@@ -65,13 +98,13 @@ class RunDirectory:
         keep_every: steps of which this is a divisor stay for good.
         """
         target = self.path / f"step-{step:08d}"
-        if target.exists():  # the same step again: a run that was resumed from an earlier one
-            shutil.rmtree(self._doomed(target))
+        if os.path.lexists(target):  # the same step again: a run that was resumed from an earlier one
+            _remove(self._doomed(target))
         self.unfinished(step).rename(target)
         self.publish(target)
         for old in self.steps()[:-keep]:
             if keep_every is None or int(old.name.removeprefix("step-")) % keep_every:
-                shutil.rmtree(self._doomed(old))
+                _remove(self._doomed(old))
         return target
 
     def publish(self, step: Path) -> None:
@@ -90,13 +123,13 @@ class RunDirectory:
         for file in sorted(source.iterdir(), key=lambda file: file.name == CONFIG):  # with that one it is a model
             file.replace(target / file.name)
         source.rmdir()
-        write_checksums(target, step)
+        write_checksums(target, step, self.identity())
         self.publish(target)
 
     def set_aside(self, step: Path) -> Path:
         """Give a damaged checkpoint a name under which it is neither gone on from nor removed."""
         target, number = self.path / f"damaged-{step.name}", 1
-        while target.exists():
+        while os.path.lexists(target):
             number += 1
             target = self.path / f"damaged-{step.name}-{number}"
         return step.rename(target)
@@ -104,7 +137,7 @@ class RunDirectory:
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-removed."""
         for rest in self.path.glob(".step-*"):
-            shutil.rmtree(rest)
+            _remove(rest)
         for rest in self.path.glob(".*.tmp*"):
             if rest.is_symlink() or rest.is_file():
                 rest.unlink()
@@ -119,3 +152,11 @@ class RunDirectory:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         temporary.replace(self.path / name)
+
+
+def _remove(path: Path) -> None:
+    """A directory with all that is in it; of a link, which somebody put in a step's place, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bltkit.checkpoint.checksums import POSITION, DamagedCheckpointError
+from bltkit.checkpoint.checksums import POSITION, DamagedCheckpointError, read_checksums
 from bltkit.files.lock import holder_of
 from bltkit.train.changes import Changes, changes_of
 from bltkit.train.config import TrainConfig
-from bltkit.train.run import RunDirectory, is_step
+from bltkit.train.run import RunDirectory, is_step, new_identity
 from bltkit.train.state import read_position, verify
 
 
@@ -23,6 +23,8 @@ class Start:
     """Checkpoints of this run that are newer, and from which nothing can go on."""
     changes: Changes = field(default_factory=dict)
     """Of the run's config."""
+    run: str = field(default_factory=new_identity)
+    """The run's number, that of its checkpoints."""
 
 
 def refuse_existing(run: RunDirectory, resume: bool) -> None:
@@ -52,9 +54,14 @@ def starting_point(
     steps = run.steps() if resume else []
     if steps:
         changes = changes_of(run.path, config, say)
-        checkpoint, damaged = _newest_sound(run, steps, say) if verified else (steps[-1], ())
-        return Start(checkpoint, own=True, damaged=damaged, changes=changes)
+        if not verified:
+            return Start(steps[-1], own=True, changes=changes)
+        checkpoint, damaged = _newest_sound(run, steps, say)
+        known = run.identity() or (read_checksums(checkpoint) or {}).get("run")
+        return Start(checkpoint, own=True, damaged=damaged, changes=changes, run=known or new_identity())
     if resume:
+        if run.in_use() and not run.is_run():
+            raise ValueError(f"{run.path} is no run's directory: there is nothing to go on with; name another --out")
         say(f"no complete checkpoint in {run.path}: starting over")
     if config.trainer.branch is None:
         return Start(None, own=False)
@@ -72,9 +79,10 @@ def starting_point(
 def _newest_sound(run: RunDirectory, steps: list[Path], say: Callable[[str], None]) -> tuple[Path, tuple[Path, ...]]:
     """The newest checkpoint whose files are those that were written, and the damaged ones that are newer."""
     damaged: list[DamagedCheckpointError] = []
+    identity = run.identity()
     for step in reversed(steps):
         try:
-            with_checksums = verify(step)
+            with_checksums = verify(step, identity)
         except DamagedCheckpointError as error:
             damaged.append(error)
             continue

@@ -29,7 +29,7 @@ from bltkit.checkpoint.checksums import (
     verify_files,
     write_checksums,
 )
-from bltkit.files import parse_json
+from bltkit.files import parse_json, require_regular
 from bltkit.train.ema import WeightAverage
 from bltkit.train.optim import Optimizer
 from bltkit.train.parallel import World, globally, named_weights
@@ -82,8 +82,9 @@ def weights_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 class Saver:
     """Writes one checkpoint at a time, beside the training."""
 
-    def __init__(self, world: World, background: bool) -> None:
-        self._world, self._background = world, background
+    def __init__(self, world: World, background: bool, run: str | None = None) -> None:
+        """run: the number of the run whose checkpoints these are (`RunDirectory.identity`)."""
+        self._world, self._background, self._run = world, background, run
         _expect_one_process(world)
         self._threads = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -118,7 +119,7 @@ class Saver:
                 raise _first(error) from None
             with self._world.together(self._world.writers):
                 if self._world.is_main:  # all have written
-                    write_checksums(directory, position.step)
+                    write_checksums(directory, position.step, self._run)
                 done()
 
         if self._background:
@@ -156,6 +157,7 @@ def read_position(checkpoint: Path) -> Position:
     """
     checksums = read_checksums(checkpoint)
     try:
+        require_regular(checkpoint / POSITION)
         data = (checkpoint / POSITION).read_bytes()
         if checksums is not None:
             verify_file(checkpoint, POSITION, data, checksums)
@@ -166,8 +168,10 @@ def read_position(checkpoint: Path) -> Position:
         position = Position(**content)
         if type(position.step) is not int:
             raise TypeError(f"{POSITION}: step = {position.step!r}")
-    except DamagedCheckpointError:
+    except (DamagedCheckpointError, PermissionError):
         raise
+    except FileNotFoundError:
+        raise DamagedCheckpointError(checkpoint, f"{POSITION} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise damaged(checkpoint, error) from None
     if checksums is None and version > 1:
@@ -178,15 +182,18 @@ def read_position(checkpoint: Path) -> Position:
     return position
 
 
-def verify(checkpoint: Path) -> bool:
+def verify(checkpoint: Path, run: str | None = None) -> bool:
     """Read everything that a checkpoint holds; True where it has checksums, which all files then have.
 
+    run: the number of the run that a checkpoint which has one has to be of.
     One of version 0.1.0 has none: of it the step, the description of the tensors and the files' lengths are compared.
     Raises DamagedCheckpointError for a checkpoint that no run can go on from; nothing of it is unpickled.
     """
     checksums = read_checksums(checkpoint)
     read_position(checkpoint)
     if checksums is not None:
+        if run is not None and checksums["run"] not in (None, run):
+            raise DamagedCheckpointError(checkpoint, "it is of another run")
         verify_files(checkpoint, checksums)
         return True
     try:
@@ -201,7 +208,7 @@ def restore(
 ) -> Position:
     """Load weights, moments and their average, whatever number of processes wrote them, and return the position.
 
-    An average that the checkpoint does not hold begins with its weights.
+    Averages that the checkpoint does not hold begin with its weights.
     The files are taken to be sound (see `verify`). Raises ValueError for damaged ones and for a model of another shape.
     """
     position = read_position(checkpoint)
@@ -237,14 +244,16 @@ def restore(
     kept = {name: value for name, value in averages.items() if _AVERAGE + name in sizes}
     state |= {_AVERAGE + name: globally(name, value, model, world) for name, value in kept.items()}
     try:
-        load(state, storage_reader=reader, no_dist=world.size == 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch guesses at what a file is that it then refuses
+            load(state, storage_reader=reader, no_dist=world.size == 1)
     except CheckpointException as error:
         raise damaged(checkpoint, _first(error)) from None
     except Exception as error:  # of one process, whatever it ran into
         raise damaged(checkpoint, error) from None
     optimizer.load({key.removeprefix(_MOMENT): moments[key] for key in moments})
-    if average is not None and len(kept) < len(averages):
-        average.restart()
+    if average is not None:
+        average.begin(averages.keys() - kept.keys())
     return position
 
 
@@ -264,5 +273,6 @@ def damaged(checkpoint: Path, error: Exception) -> DamagedCheckpointError:
     """What to say of files that cannot be read."""
     if isinstance(error, DamagedCheckpointError):
         return error
-    reason = str(error).strip().splitlines()
-    return DamagedCheckpointError(checkpoint, f"{type(error).__name__}: {reason[0] if reason else 'empty'}")
+    # Torch's second sentence advises to load what may run commands.
+    reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return DamagedCheckpointError(checkpoint, f"{type(error).__name__}: {reason or 'empty'}")

@@ -95,7 +95,7 @@ class _Trainer:
             goes_on = start.checkpoint is not None
             self.inputs = input_digests(config, self.patcher)
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
-        self.saver = Saver(world, config.checkpoint.background)
+        self.saver = Saver(world, config.checkpoint.background, start.run)
         self.stop: Callable[[], bool] = lambda: False
 
     def _read_corpus(self) -> Corpus:
@@ -108,9 +108,8 @@ class _Trainer:
         with reading(self.world.is_main) as progress:
             corpus = Corpus.from_sources(sources, data.validation_fraction, directory=directory, progress=progress)
         for source, stats in zip(sources, corpus.stats, strict=True):
-            for kind, count in stats.faults.items():
-                if getattr(source, kind) == "skip":
-                    self.say(f"{stats.label}: left out {count} that are {kind}, such as {stats.examples[kind][0]}")
+            for line in stats.remarks(source):
+                self.say(line)
         return corpus
 
     def run(self) -> Result:
@@ -164,7 +163,7 @@ class _Trainer:
 
     def _checkpoint_bytes(self) -> tuple[int, int]:
         """Bytes of a checkpoint's tensors in all processes' files, and of those in this one's largest."""
-        state = training_state(self.learner.model, self.learner.optimizer, self.world)
+        state = training_state(self.learner.model, self.learner.optimizer, self.world, self.learner.average)
         whole, own = state_bytes(state)
         if self.config.checkpoint.export == "always":
             width = 2 if self.config.checkpoint.dtype == "bf16" else 4
@@ -177,6 +176,7 @@ class _Trainer:
         if not start.own:
             (run.path / CONFIG_TOML).unlink(missing_ok=True)  # of a run that never came to a checkpoint
         if not start.own or step < self.config.trainer.max_steps:
+            run.identify(start.run)
             write_changes(run.path, step, start.changes, self.config)
         run.clean()
         for damaged in start.damaged:

@@ -6,7 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
-from bltkit.cli.terminal import Json, progress_bar, say
+from bltkit.cli.terminal import Json, lists, progress_bar, say
+
+MAX_SEEDS = 1000
+"""More is a mistake."""
 
 
 def ablation(
@@ -24,7 +27,12 @@ def ablation(
     text: Annotated[
         list[str] | None, typer.Option(help="NAME=SOURCE, a part of the mixture (repeatable); default: stdlib.")
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="In place of the calibrated entropy rule.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            callback=lists("rules"), is_eager=True, help="In place of the calibrated entropy rule; `list` shows all."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE on top of every training, such as model.encoder.window=16 (repeatable)."),
@@ -58,6 +66,8 @@ def ablation(
     if name is None:
         raise ValueError(f"study 'ablation' needs the name of one: {', '.join(ABLATIONS)}")
     found = ablation_named(name)
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds {seeds}: train with 1 to {MAX_SEEDS:,} seeds")
     fields = {
         "steps": steps,
         "scorer_steps": scorer_steps,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
-from bltkit.cli.terminal import Json, progress_bar, say
+from bltkit.cli.terminal import Json, lists, progress_bar, say
 
 if TYPE_CHECKING:
     from bltkit.study.fast_decoding import Tools
@@ -29,7 +29,12 @@ def fast_decoding(
     seeds: Annotated[int | None, typer.Option(help="Sampled continuations of each prompt; default: 1.")] = None,
     grid: Annotated[str | None, typer.Option(help="Ways of decoding: small (the default), full, or ar alone.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="A further way, such as diffusion:alpha=0.6 (repeatable).")
+        list[str] | None,
+        typer.Option(
+            callback=lists("strategies"),
+            is_eager=True,
+            help="A further way, such as diffusion:alpha=0.6 (repeatable); `list` shows them.",
+        ),
     ] = None,
     heldout_bytes: Annotated[
         int | None, typer.Option(help="Of each text's own continuations, to score; default: 65536.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
-from bltkit.cli.terminal import Json, print_json, print_text, progress_bar, say
+from bltkit.cli.terminal import Json, lists, print_json, print_text, progress_bar, say
 
 NOISES = ("antspeak", "drop", "randomcase", "repeat", "uppercase")
 
@@ -17,11 +17,22 @@ def robustness(
         list[str] | None, typer.Option(help="NAME=MODEL, such as blt=bltkit:tiny or llama=token:DIR (repeatable).")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", "--tasks", help="As `blt eval --tasks` has them (repeatable).")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            callback=lists("tasks"),
+            is_eager=True,
+            help="As `blt eval --tasks` has them (repeatable); `list` shows them.",
+        ),
     ] = None,
     noise: Annotated[
         list[str] | None,
-        typer.Option(help=f"Such as drop or ocr:0.2+uppercase:1 (repeatable); default: {', '.join(NOISES)}."),
+        typer.Option(
+            callback=lists("noises"),
+            is_eager=True,
+            help=f"Such as drop or ocr:0.2+uppercase:1 (repeatable); default: {', '.join(NOISES)}. `list` shows them.",
+        ),
     ] = None,
     paired: Annotated[list[Path] | None, typer.Option(help="A .jsonl of clean and noisy texts (repeatable).")] = None,
     intensity: Annotated[

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
-from bltkit.config import describe_kinds, nearest, parse, parse_value
+from bltkit.config import nearest, parse, parse_value
 from bltkit.eval.noise.noise import Damage, Noise
 from bltkit.eval.noise.paired import Paired, read_pairs
 from bltkit.registry import Registry
@@ -21,6 +21,11 @@ __all__ = [
     "read_pairs",
 ]
 
+
+def _usual(kind: type[Damage]) -> str:
+    return f"{kind.model_fields['kind'].default}:{kind.usual:g},seed=3"
+
+
 NOISES = Registry(
     "noise",
     Damage,
@@ -36,6 +41,7 @@ NOISES = Registry(
     "bltkit.eval.noise.keys:Whitespace",
     "bltkit.eval.noise.speech:Transcript",
     "bltkit.eval.noise.social:Social",
+    example=_usual,
 )
 """Every noise that draws, by its kind."""
 
@@ -85,11 +91,6 @@ def parse_noise(text: str, where: str = "--noise") -> Noise:
         return Paired.load(rest.strip())
     parts = tuple(_parse_one(part.strip(), where) for part in text.split("+"))
     return parts[0] if len(parts) == 1 else Composed(parts)
-
-
-def describe_noises() -> str:
-    """The list of noises with their fields, defaults and an example each: what `--noise list` prints."""
-    return describe_kinds("noises", NOISES, lambda kind: f"{kind.model_fields['kind'].default}:{kind.usual:g},seed=3")
 
 
 def _parse_one(text: str, where: str) -> Damage:

@@ -6,6 +6,8 @@ from bltkit.eval.subjects.subject import Subject
 from bltkit.generate import Strategy
 
 TOKEN = "token:"
+MAX_BATCH = 10**9
+"""Positions: more is a mistake."""
 
 
 def open_subject(
@@ -24,8 +26,8 @@ def open_subject(
     Raises ValueError where there is no such model, or it cannot do what is asked.
     """
     place = device_of(device)
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch = {batch}: at least 1 position is computed at once")
+    if batch is not None and not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch = {batch}: 1 to {MAX_BATCH:,} positions are computed at once")
     if not name.startswith(TOKEN):
         return ByteModel.load(name, context=context, strategy=strategy, batch_bytes=batch or BATCH_BYTES, device=place)
     if strategy is not None:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt
-
 from bltkit.eval.place import Place, needed
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
@@ -30,7 +28,6 @@ class Arithmetic(Task):
     damaged: ClassVar[tuple[str, ...]] = ("context",)
 
     kind: Literal["arithmetic"] = "arithmetic"
-    shots: NonNegativeInt = Field(default=0, le=0, description="None: the published set has none.")
 
     def items(self, place: Place) -> Iterator[Item]:
         for number, row in enumerate(place.rows(FILE)):

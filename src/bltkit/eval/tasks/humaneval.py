@@ -23,7 +23,6 @@ class HumanEval(Programs):
     """
 
     kind: Literal["humaneval"] = "humaneval"
-    shots: Literal[0] = 0
     damaged: ClassVar[tuple[str, ...]] = ("prompt",)
 
     def items(self, place: Place) -> Iterator[Item]:

@@ -87,7 +87,9 @@ class Task(Config):
 
     kind: str
     part: tuple[str, ...] = Field(default=(), description="Only these groups of the task's level; all where empty.")
-    shots: NonNegativeInt = Field(default=0, description="Solved examples in front of each item.")
+    shots: NonNegativeInt = Field(
+        default=0, le=0, description="Solved examples in front of each item; a task that has some declares how many."
+    )
     seed: int = Field(default=0, description="Of whatever is drawn: shots, samples.")
 
     @model_validator(mode="after")

@@ -59,7 +59,6 @@ class Utf8(Task):
 
     kind: Literal["utf8"] = "utf8"
     part: tuple[str, ...] = Field(default=(), description="Scripts; all where empty.", examples=[("greek", "han")])
-    shots: NonNegativeInt = Field(default=0, le=0, description="None.")
     max_bytes: PositiveInt = Field(default=128, description="Bytes of a generation.", examples=[9])
     samples: NonNegativeInt = Field(default=1, description="Sampled generations a prompt, beside the greedy one.")
     temperature: PositiveFloat = Field(default=1.0, description="Of the samples.", examples=[0.7])

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from bltkit.config import describe_kinds, nearest, parse, parse_value
+from bltkit.config import nearest, parse, parse_value
 from bltkit.generate.strategies.ar import Autoregressive
 from bltkit.generate.strategies.auto import Auto
 from bltkit.generate.strategies.diffusion import Diffusion
@@ -46,18 +46,24 @@ def strategy_of(kind: str, **fields: object) -> Strategy:
     Raises ValueError that names the nearest one, or the fields that it has.
     """
     kind = strategy_kind(kind)
-    given = {name: value for name, value in fields.items() if value is not None}
+    values = {name: value for name, value in fields.items() if value is not None}
+    known = [name for name in STRATEGIES[kind].model_fields if name != "kind"]
+    for name in values:
+        if name not in known:
+            hint = nearest(name, known) if known else "; it has none"
+            raise ValueError(f"strategy {kind!r} has no field {name!r}{hint}; `--strategy list` shows all fields")
     try:
-        found: Strategy = parse(STRATEGIES[kind], given, f"strategy {kind}")
+        strategy: Strategy = parse(STRATEGIES[kind], values, f"strategy {kind}")
     except ValueError as error:
         raise ValueError(f"{error}; `--strategy list` shows all fields") from None
-    return found
+    return strategy
 
 
-def parse_strategy(text: str, where: str = "strategy") -> Strategy:
+def parse_strategy(text: str, where: str = "strategy", **further: object) -> Strategy:
     """Read `kind` or `kind:field=value,field=value`, such as `diffusion:alpha=0.7,align_border=true`.
 
-    Raises ValueError with one line for an unknown strategy or field, or a value out of range; `where` names the origin.
+    further: fields given beside the text; None counts as not given. Raises ValueError with one line for an unknown
+    strategy or field, a field that is given twice, or a value out of range; `where` names the origin.
     """
     kind, _, rest = text.partition(":")
     fields: dict[str, object] = {}
@@ -66,12 +72,10 @@ def parse_strategy(text: str, where: str = "strategy") -> Strategy:
         if not (field and equals and value) or field in fields:
             raise ValueError(f"{where} {text!r}: {item!r} is not a further field=value, as in 'speculative:draft=8'")
         fields[field] = parse_value(value)
-    return strategy_of(kind.strip(), **fields)
-
-
-def describe_strategies() -> str:
-    """The list of strategies with their fields, defaults and an example each: what `--strategy list` prints."""
-    return describe_kinds("decoding strategies", STRATEGIES)
+    for name, second in further.items():
+        if second is not None and name in fields:
+            raise ValueError(f"{where} {text!r}: {name} = {second} is given a second time; leave out one of them")
+    return strategy_of(kind.strip(), **{**further, **fields})
 
 
 __all__ = [
@@ -87,7 +91,6 @@ __all__ = [
     "Strategies",
     "Strategy",
     "Verified",
-    "describe_strategies",
     "parse_strategy",
     "strategy_kind",
     "strategy_of",

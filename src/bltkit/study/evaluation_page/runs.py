@@ -201,7 +201,7 @@ class Run:
             try:
                 record = _record(data)
                 entry = _entry(record, start, len(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 raise ValueError(f"{where}: not an item's record; run the evaluation again") from None
             if record.id in found:
                 raise ValueError(f"{path}, line {number}: item {record.id!r} is there twice; run the evaluation again")
@@ -224,7 +224,7 @@ def read_run(directory: Path) -> Run:
     if not path.is_file():
         what = "no such directory" if not directory.is_dir() else f"no {RESULTS} in it"
         raise ValueError(f"{directory}: {what}; name one that `blt eval --out` wrote to its end")
-    data = _parse(path.read_bytes(), str(path))
+    data = _parse(path.read_bytes(), str(path), finite=False)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise ValueError(f"{path}: format {found!r}, this version reads {FORMAT}; run the evaluation again")
@@ -263,9 +263,9 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             start += len(line)
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _parse(data: bytes, where: str, *, finite: bool = True) -> Any:
     try:
-        return parse_json(data, where, escaped_bytes=True)
+        return parse_json(data, where, finite=finite, escaped_bytes=True)
     except ValueError as error:
         raise ValueError(f"{error}; run the evaluation again") from None
 
