@@ -115,14 +115,20 @@ def test_resume_without_a_checkpoint_starts_over_and_says_so(place: Workplace) -
     assert not list((place.path / "half").glob(".*"))
 
 
-def test_resume_touches_no_directory_of_somebody_else(place: Workplace) -> None:
-    (place.path / "home").mkdir()
-    for name in ("letter.txt", ".letter.tmp~"):
-        (place.path / "home" / name).write_text("mine")
-    before = snapshot(place.path / "home")
-    with pytest.raises(ValueError, match=r"home is no run's directory: there is nothing to go on with"):
+def test_resume_starts_over_beside_somebodys_files(place: Workplace) -> None:
+    """Of a scheduler, say, whose log lies there; what a run would replace is in the way."""
+    home = place.path / "home"
+    home.mkdir()
+    for name in ("slurm-7.out", ".letter.tmp~", ".letter.tmp"):
+        (home / name).write_text("mine")
+    before = snapshot(home)
+    (home / "config.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"home has no checkpoint to go on from, and config\.json is not a run's"):
         place.train("home", "cnn", FIVE, resume=True)
-    assert snapshot(place.path / "home") == before
+    assert (home / "config.json").read_text() == "mine" and not (home / "config.toml").exists()
+    (home / "config.json").unlink()
+    assert place.train("home", "cnn", FIVE, resume=True).steps == 5
+    assert before.items() <= snapshot(home).items()
 
 
 def snapshot(path: Path) -> dict[str, tuple[bytes, int]]:

@@ -35,7 +35,13 @@ def generate(
         Path | None, typer.Option(help="Continue a file of prompts: JSON lines with `prompt`, or .txt lines.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="--prompts: add results to this file of JSON lines; a rerun continues it.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="--prompts: add results to this file of JSON lines; a rerun continues it.",
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="--prompts: prompts side by side, which bounds memory. Default: 16.")

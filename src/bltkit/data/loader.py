@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -118,7 +119,8 @@ class Loader:
         if state["part_size"] != self.state["part_size"]:  # of this corpus: stages cut an epoch into more parts
             raise ValueError(
                 "data.stages: the saved position was made by a run that had stages where this one has none, or none "
-                "where it has some; set them back, or start a new run"
+                f"where it has some (part_size {state['part_size']}, here {self.state['part_size']}); set them back, "
+                "or start a new run"
             )
         for name, where in (
             ("row_bytes", "data.row_bytes"),
@@ -174,17 +176,20 @@ class Loader:
         return made.batch
 
     def _workers(self) -> Iterator[_Made]:
-        return iter(
-            DataLoader(
-                _Share(self._maker, self._position),
-                batch_size=None,
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                worker_init_fn=_leave_signals_to_the_parent,
-                # Of its own: the default one would draw from torch's global one, only where there are workers.
-                generator=torch.Generator(),
+        with warnings.catch_warnings():
+            # How many may be asked for is checked in front; that there are more than cores is the user's choice.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            return iter(
+                DataLoader(
+                    _Share(self._maker, self._position),
+                    batch_size=None,
+                    num_workers=self.workers,
+                    collate_fn=_unchanged,
+                    worker_init_fn=_leave_signals_to_the_parent,
+                    # Of its own: the default one would draw from torch's global one, only where there are workers.
+                    generator=torch.Generator(),
+                )
             )
-        )
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
-        self.path, self._options = path, json.loads(json.dumps(options))
+        self.path, self._options = path, parse_json(json.dumps(options), "options")
 
     @property
     def directory(self) -> Path:

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from bltkit.checkpoint import write_atomic
+from bltkit.checkpoint.atomic import CHECKPOINT_FILES
 from bltkit.checkpoint.checksums import CHECKSUMS, POSITION, write_checksums
 from bltkit.files import read_json_object
 from bltkit.files.lock import LOCK_FILES
@@ -27,6 +28,8 @@ IDENTITY = "run.json"
 """The run's own number, which its checkpoints carry as well: one of another run is none of this one."""
 
 _STEP = re.compile(r"step-(\d{8})")
+_WRITTEN = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
+"""Names that `write_atomic` gives."""
 
 
 def is_step(name: str) -> bool:
@@ -51,10 +54,10 @@ class RunDirectory:
             not self.path.is_dir() or any(entry.name not in LOCK_FILES | {CORPUS} for entry in self.path.iterdir())
         )
 
-    def is_run(self) -> bool:
-        """Has a run written here, whether or not it came to a checkpoint."""
-        names = (IDENTITY, "config.toml", "metrics.jsonl", "step-*", ".step-*", "damaged-step-*")
-        return any(True for name in names for _ in self.path.glob(name))
+    def in_the_way(self) -> Path | None:
+        """A file that a checkpoint of this run would replace, though no run has put it there."""
+        names = (*CHECKPOINT_FILES, "tokenizer.json", "latest")
+        return next((file for name in names for file in self.path.glob(name) if not file.is_symlink()), None)
 
     def identity(self) -> str | None:
         """The run's number; None where none is written. Raises ValueError for a file that says nothing."""
@@ -138,8 +141,8 @@ class RunDirectory:
         """Remove what a killed process left half-written or half-removed."""
         for rest in self.path.glob(".step-*"):
             _remove(rest)
-        for rest in self.path.glob(".*.tmp*"):
-            if rest.is_symlink() or rest.is_file():
+        for rest in self.path.glob(".*.tmp*"):  # a run's directory may be somebody's home
+            if _WRITTEN.fullmatch(rest.name) or (rest.is_symlink() and rest.suffix == ".tmp"):
                 rest.unlink()
 
     def _doomed(self, step: Path) -> Path:

@@ -60,8 +60,10 @@ def starting_point(
         known = run.identity() or (read_checksums(checkpoint) or {}).get("run")
         return Start(checkpoint, own=True, damaged=damaged, changes=changes, run=known or new_identity())
     if resume:
-        if run.in_use() and not run.is_run():
-            raise ValueError(f"{run.path} is no run's directory: there is nothing to go on with; name another --out")
+        if (file := run.in_the_way()) is not None:
+            raise ValueError(
+                f"{run.path} has no checkpoint to go on from, and {file.name} is not a run's: name another --out"
+            )
         say(f"no complete checkpoint in {run.path}: starting over")
     if config.trainer.branch is None:
         return Start(None, own=False)
