@@ -157,7 +157,8 @@ def _num_weights(model: str) -> int:
     from bltkit.checkpoint import resolve_model
 
     directory = resolve_model(model.removeprefix("token:"))
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors")) // 4 or SMALL
+    files = [file for file in directory.glob("*.safetensors") if file.is_file()]  # loading says what others are
+    return sum(file.stat().st_size for file in files) // 4 or SMALL
 
 
 __all__ = [

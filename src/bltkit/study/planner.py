@@ -22,7 +22,7 @@ from bltkit.study.plan import Plan, Run
 from bltkit.vocab import VOCAB_SIZE
 
 LEAST_RATE, MOST_RATE = 1e-9, 1e9
-"""Of a rate (TFLOP/s, GB/s) or a memory (GB) that a user names; the most is its inverse."""
+"""Of a rate (TFLOP/s, GB/s) or a memory (GB) that a user names."""
 
 MAX_COUNT = 10**12
 """Most steps, rows, or bytes of a row that are planned."""
@@ -257,7 +257,8 @@ class _Planner:
         return {"compute": compute, "dense": dense, "tables": tables, "step": max(compute, dense) + tables}
 
     def _assumptions(self) -> tuple[str, ...]:
-        found = [f"{self.patch_bytes:g} bytes per patch ({self.patch_bytes_source})"] if self.is_blt else []
+        source = "" if self.patch_bytes_source == "assumed" else f" ({self.patch_bytes_source})"
+        found = [f"{self.patch_bytes:g} bytes per patch{source}"] if self.is_blt else []
         if not self.rate_given:
             found.append(f"{UTILIZATION:.0%} of the peak of {self.device.peak_tflops:g} TFLOP/s (--rate)")
         if self.mesh.ranks > 1:
