@@ -93,8 +93,9 @@ def test_a_directory_that_exists_is_refused(place: Workplace) -> None:
     with pytest.raises(ValueError, match=r"run exists; add --resume to go on with it, or name another --out"):
         place.train("run", "cnn", TEN)
     (place.path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="exists"):
-        place.train("file", "cnn")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="file is no directory; --out names the directory of a run"):
+            place.train("file", "cnn", resume=resume)
     assert snapshot(place.path / "run") == before and (place.path / "file").read_text() == "mine"
     (place.path / "empty").mkdir()
     assert place.train("empty", "cnn", FIVE).steps == 5

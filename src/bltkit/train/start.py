@@ -28,7 +28,9 @@ class Start:
 
 
 def refuse_existing(run: RunDirectory, resume: bool) -> None:
-    """Raises ValueError where a new run would write into a directory that holds something."""
+    """Raises ValueError where a new run would write into a directory that holds something, and for what is none."""
+    if run.path.exists() and not run.path.is_dir():
+        raise ValueError(f"{run.path} is no directory; --out names the directory of a run")
     if resume or not run.in_use():
         return
     if (holder := holder_of(run.path)) is not None:
