@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def run(kind: str, out: Path) -> list[dict[str, float]]:
     """Train a model for 20 steps as a user would who wants the same numbers again; the figures of every step."""
     fields = MODELS[kind] | {
-        "data": {"sources": [str(TEXT)], "row_bytes": 256, "batch_rows": 3},
+        "data": {"sources": [str(TEXT)], "row_bytes": 256, "batch_rows": 3, "validation_fraction": 0.0},
         "optim": {"lr": 4e-3, "warmup_steps": 4, "tables": "rows"},
         "trainer": {
             "max_steps": STEPS,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bltkit.checkpoint.checksums import POSITION
 from bltkit.config import parse
 from bltkit.study.scaling import Plan, Tools
 from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.train import Result, TrainConfig
 from bltkit.train.run import RunDirectory
-from bltkit.train.state import POSITION
 
 LOCAL = {"width": 16, "heads": 1, "ffn_width": 24, "window": 16, "ngram_sizes": [3], "ngram_buckets": 61}
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from bltkit.checkpoint.intact import sha256
 from bltkit.data.shards import AnnotatedDocument, ScorerEntry, ShardEntry, ShardManifest, write_manifest, write_shard
 from bltkit.data.sources import (
     AnnotatedSource,
@@ -113,7 +114,7 @@ def _annotated(folder: Path) -> dict[str, Any]:
         patches=None,
         near_threshold=0,
         content="",
-        sha256="",
+        sha256=sha256(folder / "shards" / "shard-00000.parquet"),
     )
     manifest = ShardManifest(
         scorer=ScorerEntry(name="none", sha256="0"),

@@ -51,7 +51,9 @@ def test_the_bytes_fed_are_the_same_behind_every_context() -> None:
         assert decode(own) in text
     assert len({tuple(own[-9:]) for own in long.tolist()}) == 3
     assert torch.equal(bench.decoding_rows(20, 8), short[:1])
-    for numbers in ((0, 8, 1), (8, 0, 1), (8, 8, 0), (390_000, 8, 1), (8, 8, 80)):
+    with pytest.raises(ValueError, match="batch = 0"):
+        bench.decoding_rows(8, 8, 0)
+    for numbers in ((0, 8, 1), (8, 0, 1), (390_000, 8, 1), (8, 8, 80)):
         with pytest.raises(ValueError, match=f"context = {numbers[0]}"):
             bench.decoding_rows(*numbers)
 
@@ -254,7 +256,7 @@ def test_strategies_by_name() -> None:
     both = (Autoregressive(), Speculative(draft=4), Speculative())
     assert bench.strategies_of(["ar", "speculative", "ar"], [4, None]) == both
     assert bench.strategies_of(["speculative"]) == (Speculative(),)
-    assert bench.strategies_of(["speculative:draft=8", "ar"]) == (Autoregressive(), Speculative(draft=8))
+    assert bench.strategies_of(["speculative:draft=8", "ar"]) == (Speculative(draft=8), Autoregressive())
     with pytest.raises(ValueError, match="did you mean 'speculative'"):
         bench.strategies_of(["speculativ"], [4])
     for drafts in ([4], [None]):

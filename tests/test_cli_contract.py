@@ -18,8 +18,9 @@ from bltkit.compute import most_threads
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command below `command` that does something, with the words that call it."""
-    for name, below in command.commands.items():
-        if hasattr(below, "commands"):
+    for name in command.list_commands(None):
+        below = command.get_command(None, name)
+        if hasattr(below, "list_commands"):
             yield from walk(below, (*path, name))
         else:
             yield (*path, name), below
@@ -29,6 +30,8 @@ VERBS = dict(walk(typer.main.get_command(cli.app)))
 OPTIONS = [(path, param) for path, command in VERBS.items() for param in command.params if param.opts[0][0] == "-"]
 PLANNED_DEVICE = ("flops",)
 """Its --device is that of a planned run: nothing is computed on it."""
+CONFIGURED = ("train",)
+"""Its default is in the config: trainer.device."""
 
 
 def having(*names: str) -> Any:
@@ -134,7 +137,9 @@ def test_a_number_of_threads_has_a_bound(
 
 @pytest.mark.parametrize("verb, param", having("--device"))
 def test_devices_have_one_default(verb: tuple[str, ...], param: Any) -> None:
-    if verb[0] not in PLANNED_DEVICE:
+    if verb[0] in CONFIGURED:
+        assert param.default is None and "trainer.device" in param.help
+    elif verb[0] not in PLANNED_DEVICE:
         assert param.default == "auto" and "cuda:N or mps" in param.help
 
 

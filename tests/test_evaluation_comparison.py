@@ -354,3 +354,8 @@ def test_the_command_writes_pages(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(["study", "evaluations", *wrong]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_runs_without_a_common_task_are_said_to_have_none(tmp_path: Path) -> None:
+    first, other = write_run(tmp_path / "a", tasks=("hellaswag",)), write_run(tmp_path / "b", tasks=("g2p",))
+    assert compare([first, other]).summary().endswith(": no task in common\n")

@@ -99,3 +99,28 @@ def test_folders_and_a_chosen_offline_mode_ask_nobody(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with hub_or_cache() as reason:
         assert reason == "HF_HUB_OFFLINE is set"
+
+
+def test_a_cut_zstd_file_is_no_whole_data_set(tmp_path: Path) -> None:
+    """`datasets` reads what is there of it and says nothing."""
+    import zstandard
+
+    rows = "".join(f'{{"text": "row {number} {hash(str(number))}"}}\n' for number in range(20_000))
+    data = zstandard.ZstdCompressor().compress(rows.encode())
+    (tmp_path / "train.jsonl.zst").write_bytes(data)
+    assert len(list(HubSource(name=str(tmp_path)).documents())) == 20_000
+    (tmp_path / "train.jsonl.zst").write_bytes(data[: len(data) // 2])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"train\.jsonl\.zst: the zstd file was cut short"):
+            list(HubSource(name=str(tmp_path), streaming=streaming).documents())
+    place = Place((tmp_path.parent,))
+    with pytest.raises(ValueError, match=r"data set .*train\.jsonl\.zst: the zstd file was cut short; fetch it again$"):
+        list(place.rows("absent.jsonl", HubSet(tmp_path.name, "train")))
+
+
+def test_the_library_logs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It logged "Failed to load JSON" besides the one line of the error."""
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(ValueError, match="surrogate"):
+        list(HubSource(name=str(tmp_path)).documents())
+    assert capfd.readouterr().err == ""

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bltkit import cli
 from bltkit.checkpoint import load_bundle, save_bundle
 from bltkit.checkpoint.token_model import TokenBundle, load_token_model, write_token_model
 from bltkit.cli import main
@@ -209,6 +210,35 @@ def test_what_is_no_file_is_named(name: str, kind: str, listed: bool, directory:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     if listed:
         assert path.name in check_directory(directory).summary()
+
+
+@pytest.mark.parametrize("verb", [["score", "ab", "--model"], ["patch", "ab", "--model"], ["check"]])
+def test_weights_that_lead_nowhere_are_named_on_the_command_line(
+    verb: list[str], directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Choosing a device by the size of the files said "No such file" of a link that is there."""
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+        path.symlink_to("nowhere")
+    assert cli.main([*verb, str(directory)]) == (1 if verb == ["check"] else 2)
+    said = capsys.readouterr()
+    assert "is a link to nowhere" in said.out + said.err
+
+
+def test_calibration_leaves_the_hubs_cache_alone(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It replaced a blob that other revisions and programs share."""
+    from bltkit.study import calibration
+
+    monkeypatch.setattr(calibration, "resolve_model", lambda name: directory)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    (tmp_path / "text.txt").write_text("What is measured, here and there. " * 20)
+    result = calibration.calibrate_model(
+        "hf:somebody/model", [str(tmp_path / "text.txt")], 2.0, "threshold:threshold=1"
+    )
+    assert not result.stored and "lies in the hub's cache" in result.summary()
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 @pytest.fixture(scope="module")

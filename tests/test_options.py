@@ -99,12 +99,16 @@ def test_names_of_the_papers() -> None:
         parse_strategy("blt_s")
 
 
+def test_interpreters_complete_public_names() -> None:
+    assert set(bltkit.__all__) <= set(dir(bltkit))
+
+
 def test_a_model_says_what_it_is() -> None:
     lm = bltkit.load("bltkit:tiny")
     assert lm.model is not None
     shown = repr(lm)
     size = sum(weight.numel() for weight in lm.model.parameters())
-    for words in (f"{size:,} parameters", str(lm.rule), "on cpu", "float32", "threads"):
+    for words in (f"{size:,} parameters", str(lm.rule), "on cpu", "float32", "thread"):
         assert words in shown
     assert "packed" in repr(lm.with_weights("packed")) and f"{size:,}" in repr(lm.with_weights("packed"))
 
@@ -136,7 +140,7 @@ def test_mypy_accepts_a_script_and_rejects_its_mistakes(tmp_path: Path) -> None:
 def test_a_strategy_may_be_given_with_its_fields() -> None:
     """As everywhere else that takes one; a field is then told in one place."""
     assert parse_options(b"", {"strategy": "speculative:draft=8"})[1] == strategy_of("speculative", draft=8)
-    with pytest.raises(ValueError, match="draft = 4: the strategy is given with its fields"):
+    with pytest.raises(ValueError, match="draft = 4 is given a second time"):
         parse_options(b"", {"strategy": "speculative:draft=8", "draft": 4})
     with pytest.raises(ValueError, match="did you mean 'speculative'"):
         parse_options(b"", {"strategy": "speculativ:draft=8"})

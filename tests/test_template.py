@@ -189,3 +189,22 @@ def test_goes_through_toml_json_and_the_record(fields: dict[str, str]) -> None:
     assert ChatTemplate.of_record({"seed": 1}) is None
     with pytest.raises(ValueError, match=RECORD_KEY):
         ChatTemplate.of_record({RECORD_KEY: {"begin": "x"}})
+
+
+def test_turns_of_weight_0_are_not_learned() -> None:
+    """As OpenAI's fine-tuning files say it."""
+    first, second = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+    user = {"role": "user", "content": "?"}
+    both = ChatTemplate().render([user, first, user, second])
+    one = ChatTemplate().render([user, first | {"weight": 0}, user, second | {"weight": 1}])
+    assert one.data == both.data and (both.learned.sum(), one.learned.sum()) == (4, 2)
+    assert not ChatTemplate().render([user, first | {"weight": 0}]).learned.any()
+    for weight in (0.5, "0", [0], 2):
+        with pytest.raises(ValueError, match="message 2: weight = "):
+            ChatTemplate().render([user, first | {"weight": weight}])
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
+def test_every_type_of_text_part_is_read(kind: str) -> None:
+    parts = [{"type": kind, "text": "a"}, {"type": kind, "text": "b"}]
+    assert ChatTemplate().render([{"role": "user", "content": parts}]).data == b"\x01user\x02ab\x03"

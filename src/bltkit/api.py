@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
-from bltkit.compute import device_of
+from bltkit.compute import device_of, threads_used
 from bltkit.eval.noise import Noise, parse_noise
 from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
@@ -100,8 +100,7 @@ class ByteLM:
         weights = [weight for module in modules.values() for weight in module.parameters()]
         dtypes = sorted(formed) + sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
         device = weights[0].device
-        count = torch.get_num_threads()
-        threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
+        threads = f", {threads_used()}" if device.type == "cpu" else ""
         return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {'+'.join(dtypes)} on {device}{threads})"
 
     @classmethod
@@ -394,8 +393,5 @@ def evaluate(
 def load(
     model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
 ) -> ByteLM:
-    """Load a model: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
-
-    Options and errors as for `ByteLM.load`.
-    """
+    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME`; options and errors as for `ByteLM.load`."""
     return ByteLM.load(model, dtype=dtype, device=device, verify=verify)

@@ -117,3 +117,11 @@ def _quota() -> float:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     except ValueError:  # "max"
         return math.inf
+
+
+def threads_used() -> str:
+    """For a line that tells about a run: `1 thread`, `8 threads`."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}"

@@ -6,6 +6,7 @@ Modules are built on the meta device and get the file's tensors assigned: nothin
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
@@ -165,9 +167,13 @@ def _refuse_implausible(path: Path, found: "_Found", weights: Weights) -> None:
 def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] | None = None) -> None:
     """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
-    The two JSON files are each replaced whole. Raises ValueError as `load_bundle` does, OSError if writing fails.
+    The two JSON files are each replaced whole, and listed anew where a training run resumes from the directory.
+    Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
     directory = Path(path)
+    if (directory / MANIFEST).is_symlink():  # a run's, whose `latest` may move meanwhile; or the hub's cache
+        real = Path(os.path.realpath(directory / MANIFEST)).parent
+        directory = real if (real / CONFIG).exists() and (real / MANIFEST).exists() else directory
     found, bundle = _describe(directory), load_bundle(directory)
     if found.encoder_cross or found.tied:
         raise ValueError(
@@ -182,6 +188,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     files[CONFIG] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
     write_atomic(directory / MANIFEST, _json_of(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
+    update_checksums(directory, (MANIFEST, CONFIG))
 
 
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ class _Reader:
         return any(name.startswith(f"{_ENCODER_CROSS}{i}.") for i in range(self.found.encoder_cross))
 
 
-_POSITIONS = ("training.json", "latest/training.json")
+_POSITIONS = (POSITION, f"latest/{POSITION}")
 """What a run is resumed from, in one of its checkpoints or in its directory."""
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _TABLES = "model.encoder_hash_tok_embedding.weight"

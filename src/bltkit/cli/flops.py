@@ -9,7 +9,6 @@ import typer
 from bltkit.cli.terminal import Json, lists, print_json, print_text, say, show
 
 if TYPE_CHECKING:
-    from bltkit.data.sources import AnnotatedSource
     from bltkit.study.flops import Ledger
     from bltkit.study.plan import Run
 
@@ -126,6 +125,7 @@ def flops(
 def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
     """What a plan needs of a training config. ledger: its own, which knows the size of patches."""
     from bltkit.config import load_toml, parse
+    from bltkit.data.sources import AnnotatedSource
     from bltkit.model import TokenConfig
     from bltkit.study.flops import scorer_named
     from bltkit.study.plan import Run

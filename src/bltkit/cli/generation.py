@@ -35,7 +35,13 @@ def generate(
         Path | None, typer.Option(help="Continue a file of prompts: JSON lines with `prompt`, or .txt lines.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="--prompts: add results to this file of JSON lines; a rerun continues it.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="--prompts: add results to this file of JSON lines; a rerun continues it.",
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="--prompts: prompts side by side, which bounds memory. Default: 16.")
@@ -182,7 +188,7 @@ def _account(generations: "Sequence[Generation]") -> str:
     num_bytes, seconds = sum(each.bytes for each in stats), max(each.seconds for each in stats)
     speed = num_bytes / seconds if seconds > 0 else 0.0
     passes = max(each.global_passes for each in stats)
-    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global passes, {threads_used()}"
+    line = f"{num_bytes} bytes, {speed:.0f} bytes/s, {passes} global pass{'es' * (passes != 1)}, {threads_used()}"
     return line + (f", {accepted}" if (accepted := _accepted(generations)) else "")
 
 

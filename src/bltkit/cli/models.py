@@ -67,8 +67,8 @@ def check(
     model: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; or a directory of annotated shards or of a "
-            "mapped corpus, whose files are verified."
+            help="Checkpoint directory, bltkit:NAME or hf:OWNER/NAME; a training run, of which all checkpoints are "
+            "verified; or a directory of annotated shards or of a mapped corpus, whose files are verified."
         ),
     ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
@@ -79,10 +79,10 @@ def check(
     """Verify a checkpoint's files and look for the known failures of a BLT; each with cause and remedy."""
     place = run_on(model, device, threads, "rows")
     from bltkit.checkpoint import resolve_model
-    from bltkit.data import read_documents
+    from bltkit.data import read_texts
     from bltkit.eval.health import check_directory
 
-    documents = [document.data for document in read_documents(files)] if files else None
+    documents = read_texts(files) if files else None
     with progress_bar("check") as progress:
         progress.stage("loading")
         report = check_directory(resolve_model(model), documents, device=place, progress=progress.stage)

@@ -81,7 +81,8 @@ def continue_prompts(
         )
     else:
         before = f", {num_before} were finished before" if num_before else ""
-        say(f"{out}: {done} prompts continued{before}; {num_bytes:,} bytes, {num_bytes / seconds:,.0f} bytes/s")
+        speed = f"{num_bytes:,} bytes, {num_bytes / seconds:,.0f} bytes/s"
+        say(f"{out}: {done} prompt{'s' * (done != 1)} continued{before}; {speed}")
 
 
 def _row(item: "NamedPrompt", result: "Generation", options: dict[str, Any]) -> dict[str, Any]:

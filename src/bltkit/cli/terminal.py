@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores
+from bltkit.compute import DEVICES, SMALL, Work, check_threads, default_threads, device_of, share_cores, threads_used
 from bltkit.terminal.streams import (
     console,
     is_terminal,
@@ -120,14 +120,6 @@ def run_on(model: str | None, device: str, threads: int | None, work: Work) -> A
     return place
 
 
-def threads_used() -> str:
-    """For a line that tells about a run: `1 thread`, `8 threads`."""
-    import torch
-
-    count = torch.get_num_threads()
-    return f"{count} thread{'s' * (count > 1)}"
-
-
 def show(result: Any, as_json: bool) -> None:
     """A result as JSON or as its summary."""
     if as_json:
@@ -165,7 +157,8 @@ def _num_weights(model: str) -> int:
     from bltkit.checkpoint import resolve_model
 
     directory = resolve_model(model.removeprefix("token:"))
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors")) // 4 or SMALL
+    files = [file for file in directory.glob("*.safetensors") if file.is_file()]  # loading says what others are
+    return sum(file.stat().st_size for file in files) // 4 or SMALL
 
 
 __all__ = [

@@ -24,6 +24,8 @@ from bltkit.cli.terminal import (
     run_on,
 )
 
+LONG_BYTES = 2**17
+"""A text that takes a while, during which a terminal shows that something happens."""
 PIECE_BYTES = 2**16
 """Bytes of a file that are read at once where only lengths are counted."""
 
@@ -65,7 +67,10 @@ def patch(
 
     lm = ByteLM.load(model, device=place)
     lm = lm if rule is None else lm.with_patching(rule)
-    shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
+    with progress_bar("patching") if len(data) > LONG_BYTES else contextlib.nullcontext() as progress:
+        if progress is not None:
+            progress.stage(f"{len(data):,} bytes (--stats only counts)")
+        shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
         write_picture(shown, plot)
     if as_json:

@@ -6,7 +6,7 @@ Sees bytes and ids, never a model.
 from bltkit.data.batch import IGNORE, Batch, Waste
 from bltkit.data.corpus import Corpus, DataConfig, SourceStats
 from bltkit.data.loader import Loader
-from bltkit.data.sources import Document, Source, SourceConfig, parse_source, read_documents
+from bltkit.data.sources import Document, Source, SourceConfig, parse_source, read_documents, read_texts
 from bltkit.data.tokens import TokenBatch, TokenRows
 from bltkit.data.validation import validation_batches
 
@@ -25,5 +25,6 @@ __all__ = [
     "Waste",
     "parse_source",
     "read_documents",
+    "read_texts",
     "validation_batches",
 ]

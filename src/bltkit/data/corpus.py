@@ -4,7 +4,7 @@ documents.
 Between the sources and packing. Notable: a document's side is decided by a hash of its content, so it
 depends neither on the order of the sources nor on what else is there, and copies of a document never stand
 on both sides. Of a corpus of one document the last bytes are held out, as a document of their own. The
-corpus lies in memory (a byte of memory for a byte of text), or in a folder that is mapped.
+corpus lies in memory (a byte for a byte of text, and about a hundred for a document), or in a folder that is mapped.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ Learn = Literal["assistant", "last"]
 RECORD_KEY = "chat_template"
 """Where a checkpoint's record holds the template that its model was trained with."""
 
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a content's parts that are text: of chat completions, and of OpenAI's responses."""
 _CALLS = ("tool_calls", "function_call")
 
 
@@ -88,9 +90,10 @@ class ChatTemplate(Config):
     ) -> Rendered:
         """A conversation as bytes.
 
-        messages: a list of `{"role": ..., "content": ...}`, from a file or a request: all of it is checked here. Other
-            keys are not looked at. Role `developer` is written as `system`. Content is a string, or a list of text
-            parts `{"type": "text", "text": ...}`, which are joined as they are.
+        messages: a list of `{"role": ..., "content": ...}`, from a file or a request: all of it is checked here. Role
+            `developer` is written as `system`. Content is a string, or a list of text parts `{"type": "text", "text":
+            ...}`, which are joined as they are. A turn of `weight` 0 is not learned, as in OpenAI's files. Other keys
+            are not looked at.
         add_generation_prompt: open a turn of the assistant behind the messages, for the model to go on with.
 
         Raises ValueError for an unknown role, content that is no text or holds a mark, parts of other types than text,
@@ -98,7 +101,9 @@ class ChatTemplate(Config):
         """
         turns = [(_role(message, n), self._content(message, n)) for n, message in enumerate(_checked(messages), 1)]
         own = [index for index, (role, _) in enumerate(turns) if role == "assistant"]
-        learned_turns = set(own if learn == "assistant" else own[-1:])
+        learned_turns = {
+            index for index in (own if learn == "assistant" else own[-1:]) if _weight(messages[index], index + 1)
+        }
         parts: list[tuple[bytes, bool]] = []
         for index, (role, content) in enumerate(turns):
             parts += [(self._opening(role), False), (content + self.stop, index in learned_turns)]
@@ -138,6 +143,13 @@ def _role(message: Mapping[str, Any], number: int) -> Role:
     return known[role]
 
 
+def _weight(message: Mapping[str, Any], number: int) -> bool:
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise ValueError(f"message {number}: weight = {weight!r:.80}; a turn is learned (1) or not (0)")
+    return weight != 0
+
+
 def _text(content: Any, number: int) -> str:
     """Content as one string."""
     if isinstance(content, str):
@@ -151,7 +163,7 @@ def _text(content: Any, number: int) -> str:
         where = f"message {number}: part {place} of content"
         if not isinstance(part, Mapping):
             raise ValueError(f"{where} is {_kind(part)}, an object with `type` and `text` is wanted")
-        if part.get("type") != "text":
+        if part.get("type") not in _TEXT_PARTS:
             raise ValueError(f"{where} is of type {part.get('type')!r:.80}; a model of bytes reads type 'text' alone")
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: text is {_kind(part.get('text'))}, a string is wanted")

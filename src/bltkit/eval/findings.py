@@ -5,7 +5,7 @@ what is looked at in which order.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from bltkit.patching.finite import finite
 from bltkit.vocab import encode
 
 NGRAM_BYTES = 2_000_000
-"""Most text that the n-gram model counts."""
+"""Most text that is looked at without a model, such as by the n-gram model."""
 _LEAST_SAMPLE = 512
 
 FREQUENT, SPARSE = 1.5, 16.0
@@ -53,7 +53,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sample:
-    """`held_out` is run through the models, `rest` never is; `joined` is all text in one piece."""
+    """`held_out` is run through the models, `rest` never is; `joined` is text in one piece. The latter two hold
+    `NGRAM_BYTES` at most.
+    """
 
     held_out: tuple[bytes, ...]
     rest: tuple[bytes, ...]
@@ -277,7 +279,7 @@ def ngram_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
     if enough:
         context, stride = window_shape(bundle.record, None, None)
         ours = sum(float(byte_scores(alone, text, context, stride).nats.sum()) for text in sample.held_out)
-        theirs = float(ngram_nats(_first(sample.rest, NGRAM_BYTES), sample.held_out, order).sum())
+        theirs = float(ngram_nats(sample.rest, sample.held_out, order).sum())
         ratio = ours / theirs
         bits = [nats / math.log(2) / sample.num_held_out for nats in (ours, theirs)]
         expected = f"below 1: bits per byte ({bits[0]:.3f}) / an order-{order} model's of these files ({bits[1]:.3f})"
@@ -290,14 +292,3 @@ def ngram_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
         "patches will follow surprise at the kind and not at the content",
         "train the entropy model further, or on text of this kind; not measured: name more text (--files)",
     )
-
-
-def _first(documents: Sequence[bytes], num_bytes: int) -> list[bytes]:
-    """Whole documents, and a last one cut, up to `num_bytes` in all."""
-    kept, left = [], num_bytes
-    for document in documents:
-        kept.append(document[:left])
-        left -= len(kept[-1])
-        if left <= 0:
-            break
-    return kept

@@ -6,7 +6,7 @@ worse results: a lost window, a foreign entropy model, a threshold of another te
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
-from bltkit.data.sources import StdlibSource
+from bltkit.data.sources import StdlibSource, Texts
 from bltkit.eval.findings import (
     NGRAM_BYTES,
     Finding,
@@ -28,7 +28,7 @@ from bltkit.eval.findings import (
     weight_findings,
     window_findings,
 )
-from bltkit.eval.intact import checkpoint_finding, data_findings
+from bltkit.eval.intact import checkpoint_finding, data_findings, training_finding
 from bltkit.model import CnnEntropy, EntropyModel
 
 SAMPLE_BYTES = 16384
@@ -118,8 +118,9 @@ def check_directory(
 ) -> Health:
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
-    directory: a checkpoint; or annotated shards or a mapped corpus, which have files alone. Of a token model the files
-    are compared and it is loaded. documents, progress: as for `check`.
+    directory: a checkpoint, or a training run, of which all complete checkpoints are compared; or annotated shards or a
+    mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. documents,
+    progress: as for `check`.
 
     Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
     files are those that were written.
@@ -133,14 +134,18 @@ def check_directory(
         findings = data_findings(directory, tell)
         if findings is not None:
             return Health(findings)
-    files = checkpoint_finding(directory, tell)
-    if files.status == "problem":
-        return Health((files,))
+    state = training_finding(directory, tell)
+    states = () if state is None else (state,)
+    if states and not os.path.lexists(directory / "config.json"):  # no model yet (`checkpoint.export = "end"`)
+        return Health(states)
+    files = (*states, checkpoint_finding(directory, tell))
+    if files[-1].status == "problem":
+        return Health(files)
     say("loading")
     if is_token_model(directory):
         load_token_model(directory)
-        return Health((files,))
-    return Health((files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
+        return Health(files)
+    return Health((*files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
 
 
 def default_documents() -> tuple[bytes, ...]:
@@ -154,14 +159,27 @@ def default_documents() -> tuple[bytes, ...]:
 
 def _sample(documents: Sequence[bytes]) -> Sample:
     """The last fifth of each document is held out; of that, so much of each (of 16 at most) as the budget allows."""
-    documents = [document for document in documents if document]
-    if not documents:
+    texts = documents if isinstance(documents, Texts) else Texts(documents)
+    if not texts:
         raise ValueError("the files to check with hold no text; name files with text like the model's own")
-    cuts = [int(len(document) * (1 - _HELD_OUT)) for document in documents]
-    some = range(0, len(documents), -(-len(documents) // 16))
+    some = [texts[i] for i in range(0, len(texts), -(-len(texts) // 16))]
     share = max(1, SAMPLE_BYTES // len(some))
     return Sample(
-        held_out=tuple(documents[i][cuts[i] :][:share] for i in some),
-        rest=tuple(document[:cut] for document, cut in zip(documents, cuts, strict=True)),
-        joined=b"".join(documents)[:NGRAM_BYTES],
+        held_out=tuple(text[_cut(text) :][:share] for text in some),
+        rest=tuple(_first((text[: _cut(text)] for text in texts), NGRAM_BYTES)),
+        joined=b"".join(_first(texts, NGRAM_BYTES)),
     )
+
+
+def _cut(text: bytes) -> int:
+    return int(len(text) * (1 - _HELD_OUT))
+
+
+def _first(texts: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+    """Whole texts, and a last one cut, up to `num_bytes` in all."""
+    left = num_bytes
+    for text in texts:
+        yield text[:left]
+        left -= min(left, len(text))
+        if not left:
+            return

@@ -1,13 +1,23 @@
 """The files of a directory against what its manifest says: the first finding of `blt check`.
 
-Each kind of directory knows its own files: checkpoints (`bltkit.checkpoint.intact`), annotated shards
-(`bltkit.data.shards`) and mapped corpora (`bltkit.data.store`). Everything is read, nothing is changed.
+Each kind of directory knows its own files: checkpoints (`bltkit.checkpoint.intact`), what a run resumes from
+(`bltkit.checkpoint.checksums`), annotated shards (`bltkit.data.shards`) and mapped corpora (`bltkit.data.store`).
+Everything is read, nothing is changed.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bltkit.checkpoint import MANIFEST, damages, listed_files
+from bltkit.checkpoint.checksums import (
+    CHECKSUMS,
+    POSITION,
+    DamagedCheckpointError,
+    damaged_files,
+    read_checksums,
+    training_checkpoints,
+)
 from bltkit.data import shards, store
 from bltkit.eval.findings import Finding
 from bltkit.files import read_json, require_regular
@@ -16,6 +26,7 @@ Tell = Callable[[int, int], None]
 """Told (bytes read, bytes in all)."""
 
 _SHOWN = 3
+_TRAINING = "training state"
 
 
 def checkpoint_finding(directory: Path, tell: Tell = lambda done, total: None) -> Finding:
@@ -34,6 +45,62 @@ def checkpoint_finding(directory: Path, tell: Tell = lambda done, total: None) -
             "compare the files with where they come from, or save the model again with bltkit",
         )
     return _finding(list(damages(directory, files, tell)), f"{len(files)} files with the sha256 that {MANIFEST} lists")
+
+
+def training_finding(directory: Path, tell: Tell = lambda done, total: None) -> Finding | None:
+    """Every file of a training checkpoint, or of all complete ones of a run: tensors, position and model.
+
+    None for a directory that no run goes on from. Raises ValueError for a list that a newer version wrote.
+    """
+    checkpoints = training_checkpoints(directory)
+    if not checkpoints:
+        return None
+    damaged: list[str] = []
+    unlisted: list[str] = []
+    lists: list[tuple[Path, dict[str, Any]]] = []
+    for checkpoint in checkpoints:
+        try:
+            checksums = read_checksums(checkpoint)
+        except DamagedCheckpointError as error:
+            damaged.append(f"{checkpoint}: {error.reason}")
+            continue
+        if checksums is not None:
+            lists.append((checkpoint, checksums))
+        elif _keeps_checksums(checkpoint):
+            damaged.append(f"{checkpoint}: {CHECKSUMS} is missing")
+        else:
+            unlisted.append(checkpoint.name)
+    total, done = sum(int(entry["bytes"]) for _, listed in lists for entry in listed["files"].values()), 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        tell(done, total)
+
+    for checkpoint, listed in lists:
+        lines = [f"{checkpoint}: {fault}" for fault in damaged_files(checkpoint, listed, count)]
+        damaged += lines if checkpoint.exists() else []  # a run that goes on meanwhile removes old ones
+    expected = f"{len(checkpoints)} training checkpoints with the sha256 that {CHECKSUMS} lists"
+    if unlisted and not damaged:
+        return Finding(
+            _TRAINING,
+            "warning",
+            None,
+            expected,
+            f"version 0.1.0 wrote {', '.join(unlisted[:_SHOWN])}, without checksums: damage would not be noticed",
+            "resume the run; the checkpoints that it writes from then on have them",
+        )
+    remedy = "remove the damaged step-XXXXXXXX, or leave it: `blt train --resume` goes on from the newest sound one"
+    return _finding(damaged, expected, _TRAINING, remedy)
+
+
+def _keeps_checksums(checkpoint: Path) -> bool:
+    """False for what version 0.1.0 wrote."""
+    try:
+        position = read_json(checkpoint / POSITION)
+    except (OSError, ValueError):
+        return True
+    return not isinstance(position, dict) or position.get("format", 1) != 1
 
 
 def data_findings(directory: Path, tell: Tell = lambda done, total: None) -> tuple[Finding, ...] | None:
@@ -71,13 +138,18 @@ def _corpus_findings(folders: list[Path], tell: Tell) -> Iterator[Finding]:
             yield _finding(lines, f"every block of {folder} with its checksum")
 
 
-def _finding(lines: list[str], expected: str) -> Finding:
+def _finding(
+    lines: list[str],
+    expected: str,
+    name: str = "files",
+    remedy: str = "copy or fetch the files again, or take another checkpoint",
+) -> Finding:
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return Finding(
-        "files",
+        name,
         "problem" if lines else "ok",
         float(len(lines)),
         f"{expected}: {'; '.join(lines[:_SHOWN])}{more}" if lines else expected,
         "the disk, a copy or a download damaged the files, or somebody changed them; nothing else was checked",
-        "copy or fetch the files again, or take another checkpoint",
+        remedy,
     )

@@ -4,7 +4,6 @@
 header. A folder OWNER/NAME in DIR, in the hub's layout, stands for the data set of that name.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from bltkit.files import lines, parse_json, parse_text
 from bltkit.files.compressed import SUFFIXES
-from bltkit.files.hub import hub_or_cache
+from bltkit.files.hub import hub_or_cache, quiet_datasets, refuse_cut_files
 
 Row = dict[str, Any]
 
@@ -176,19 +175,17 @@ def _one_line(name: str, directory: Path | None) -> Iterator[None]:
     directory: where the data set lies; None is the hub, or its cache where the hub does not answer.
     """
     try:
-        import datasets
+        import datasets  # noqa: F401
     except ImportError:
         raise ValueError(f"data set {name} needs datasets: pip install 'bltkit[hub]'; or give --data DIR") from None
-    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if silence:
-        datasets.disable_progress_bars()
     with ExitStack() as stack:
+        stack.enter_context(quiet_datasets())
         out_of_reach = None if directory is not None else stack.enter_context(hub_or_cache())
         try:
+            if directory is not None:
+                refuse_cut_files(directory)
             yield
         except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError ...: no common base
             reason = out_of_reach or " ".join(str(error).split())[:300]
-            raise ValueError(f"data set {name}: {reason}; check the network, or give --data DIR") from None
-        finally:
-            if silence:
-                datasets.enable_progress_bars()
+            remedy = "; check the network, or give --data DIR" if directory is None else ""
+            raise ValueError(f"data set {name}: {reason}{remedy}") from None

@@ -84,6 +84,18 @@ def lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
+def read_through(path: Path) -> None:
+    """Decompress all of a file and keep nothing. Raises BrokenFile."""
+    for _ in chunks(path):
+        pass
+
+
+def is_zstd(path: Path) -> bool:
+    """Whether a file begins as zstd data does. Raises OSError."""
+    with path.open("rb") as file:
+        return _begins_zstd(file.read(4))
+
+
 def read_whole(path: Path) -> bytes:
     """All of a file, decompressed. Raises BrokenFile, also for more than `MAX_LINE` bytes."""
     pieces: list[bytes] = []
@@ -189,7 +201,7 @@ def _decoded(path: Path, known: int = 0, slow: int | None = None) -> Iterator[by
     with path.open("rb") as file:
         data = _Bytes(file, slow)
         head = data.head
-        if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] & 0xF0 == 0x50):
+        if _begins_zstd(head):
             yield from _zstd(data)
         elif head.startswith(_GZIP):
             yield from _members(data, _Gzip, _GZIP, "gzip", known)
@@ -206,6 +218,10 @@ def _decoded(path: Path, known: int = 0, slow: int | None = None) -> Iterator[by
 
 
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # of a block, of the end where there is none
+
+
+def _begins_zstd(head: bytes) -> bool:
+    return head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] & 0xF0 == 0x50)
 
 
 def _xz() -> lzma.LZMADecompressor:

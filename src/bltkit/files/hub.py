@@ -1,9 +1,16 @@
-"""Whether the Hugging Face hub answers, asked once before its libraries retry for half a minute."""
+"""The Hugging Face hub and its library `datasets`: what they do not say, and what they say too loudly.
 
+Whether the hub answers is asked once, before its libraries retry for half a minute.
+"""
+
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from bltkit.files.compressed import is_zstd, read_through
 
 PATIENCE = 5.0
 """Seconds until a hub that says nothing counts as out of reach."""
@@ -37,6 +44,45 @@ def hub_or_cache() -> Iterator[str | None]:
     finally:
         for holder, offline in zip(holders, before, strict=True):
             holder.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """`datasets` without its log, since what it logs it raises as well, and with progress bars only where somebody
+    watches. Without the library nothing happens.
+    """
+    try:
+        import datasets
+    except ImportError:
+        yield
+        return
+    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def refuse_cut_files(directory: Path) -> None:
+    """Raise BrokenFile for a zstd file below a data set's directory that is cut short or damaged.
+
+    `datasets` takes it for a whole one, and rows are lost. Other compressions it checks itself.
+    """
+    for path in files_below(directory):
+        if path.is_file() and is_zstd(path):
+            read_through(path)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """The files of a data set's directory, as `datasets` looks for them: nothing hidden."""
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
 def _out_of_reach(endpoint: str) -> str | None:

@@ -151,7 +151,7 @@ def parse_options(prompt: bytes, options: Mapping[str, Any]) -> tuple[Request, S
     if isinstance(strategy, str):
         return request, parse_strategy(strategy, **fields)
     for name, value in fields.items():
-        raise ValueError(f"{name} = {value}: the strategy is given with its fields; set this one there")
+        raise ValueError(f"{name} = {value}: the strategy is given as a value; set the field there")
     return request, strategy
 
 

@@ -1,8 +1,7 @@
 """Files of prompts, and the file of results beside which a job of many prompts keeps what it was asked for.
 
-A prompt file is read line by line, once to check all of it and once to continue it, so memory holds a line. Results
-are JSON lines in the order in which prompts finish; the next run
-removes a line that was cut off.
+A prompt file is read line by line, once to check all of it and once to continue it, so memory holds a line, and
+the ids. Results are JSON lines in the order in which prompts finish; the next run removes a line that was cut off.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.config import nearest
-from bltkit.files.compressed import lines
+from bltkit.files.compressed import SUFFIXES, lines
 from bltkit.files.structured import parse_json, read_json
 from bltkit.generate.options import Prompt, parse_options
 
@@ -49,7 +48,7 @@ def read_prompts(path: Path) -> Iterator[NamedPrompt]:
     """
     ids: set[str | int] = set()
     named: bool | None = None
-    plain = ".txt" in path.suffixes
+    plain = [suffix for suffix in path.suffixes if suffix not in SUFFIXES][-1:] == [".txt"]
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
@@ -89,7 +88,7 @@ class ResultFile:
     """
 
     def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
-        self.path, self._options = path, json.loads(json.dumps(options))
+        self.path, self._options = path, parse_json(json.dumps(options), "options")
 
     @property
     def directory(self) -> Path:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
-from bltkit.checkpoint.locate import EMBEDDED
-from bltkit.data import read_documents
+from bltkit.checkpoint.locate import EMBEDDED, HUB
+from bltkit.data import read_texts
 from bltkit.data.shards import AnnotatedDocument, ShardFile
 from bltkit.data.sources import AnnotatedSource
 from bltkit.data.sources.annotated import check_dtype
@@ -30,6 +30,9 @@ SAMPLE_BYTES = 400_000
 
 PIECE_BYTES = 4096
 """Longest stretch taken at one place, so that many places come into the sample."""
+
+_SHORT_DOCUMENTS = 64
+"""Most documents in place of one stretch: the model runs once for each."""
 
 MAX_READ_BYTES = 100_000_000
 """Text of annotated shards that is looked at for a sample; of more, row groups spread evenly over it."""
@@ -52,7 +55,8 @@ class Calibration:
 
     def summary(self) -> str:
         """One line for people."""
-        place = f"stored in {self.model}" if self.stored else f"not stored: {self.model} belongs to the package"
+        owner = "lies in the hub's cache" if self.model.startswith(HUB) else "belongs to the package"
+        place = f"stored in {self.model}" if self.stored else f"not stored: {self.model} {owner}"
         return f"{self.rule}: {self.mean_patch_bytes:.3f} bytes per patch on {self.num_bytes} bytes; {place}"
 
 
@@ -68,9 +72,11 @@ def calibrate_model(
 ) -> Calibration:
     """Calibrate MODEL's rule (or `rule`, of which only the kind and the other fields count) and store it there.
 
-    files: sources as in `data.sources` (files, globs, jsonl, `stdlib`). An embedded model is measured, not changed.
+    files: sources as in `data.sources` (files, globs, jsonl, `stdlib`).
     annotated: a directory of `blt annotate`, made with this model, in place of files; the model does not run then.
     device: what scores the text, in fp32.
+    A model of the package or of the hub's cache is measured, not changed.
+
     Raises ValueError for a model without a scorer, a rule without a threshold, shards of another model, or a target
     out of reach.
     """
@@ -95,7 +101,7 @@ def calibrate_model(
             check_dtype(wanted, source.manifest.dtype, str(annotated))
         ids, scores = _stored(source)
     found, mean = calibrate(wanted, scores, ids, patch_bytes)
-    stored = not model.startswith(EMBEDDED)
+    stored = not model.startswith((EMBEDDED, HUB))  # whose files are not the user's to change
     if stored:
         others = _calibrated(scorer, scores, ids, patch_bytes, exact)
         store_rule(directory, found, {"calibrated": others, "calibrated_patch_bytes": patch_bytes})
@@ -132,7 +138,7 @@ def _stored(source: AnnotatedSource) -> tuple[list[Tensor], list[Tensor]]:
     """
     documents = list(_some_documents(source))
     ids, scores = [], []
-    for number, begin, end in _stretches([len(row.document.data) for row in documents], SAMPLE_BYTES):
+    for number, begin, end in _stretches(list(accumulate(len(row.document.data) for row in documents)), SAMPLE_BYTES):
         row = documents[number]
         ids.append(encode(row.document.data[begin:end]))
         scores.append(torch.from_numpy(row.entropies[begin : end + 1]))
@@ -174,23 +180,38 @@ def _calibrated(
 
 def sample_documents(files: Sequence[str], num_bytes: int = SAMPLE_BYTES) -> Iterator[bytes]:
     """Stretches of the sources' documents, the same each time. Weights of sources play no part."""
-    documents = [document.data for document in read_documents(files)]
-    for number, begin, end in _stretches([len(data) for data in documents], num_bytes):
+    documents = read_texts(files)
+    for number, begin, end in _stretches(documents.ends, num_bytes):
         yield documents[number][begin:end]
 
 
-def _stretches(sizes: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Document, begin and end of each stretch, of documents of these sizes: evenly spaced over all their bytes, so that
-    many short documents count for no more than one of their size. All of them where there is no more than `num_bytes`.
+def _stretches(ends: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Document, begin and end of each stretch, of documents that end there in all text: evenly spaced over its bytes,
+    so that many short documents count for no more than one of their size. All where there is no more than `num_bytes`.
+
+    In place of a stretch come several documents where they are shorter than one.
     """
-    ends = list(accumulate(sizes))
+
+    def size(number: int) -> int:
+        return ends[number] - (ends[number - 1] if number else 0)
+
     if ends[-1] <= num_bytes:
-        yield from ((number, 0, size) for number, size in enumerate(sizes))
+        yield from ((number, 0, size(number)) for number in range(len(ends)))
         return
     count = max(1, num_bytes // PIECE_BYTES)
+    free = 0  # the first short document that was not taken yet
     for stretch in range(count):
         middle = (2 * stretch + 1) * ends[-1] // (2 * count)
         number = bisect_right(ends, middle)
-        within = middle - (ends[number] - sizes[number])
-        begin = max(0, min(within - PIECE_BYTES // 2, sizes[number] - PIECE_BYTES))
-        yield number, begin, min(begin + PIECE_BYTES, sizes[number])
+        if size(number) >= PIECE_BYTES:
+            within = middle - (ends[number] - size(number))
+            begin = max(0, min(within - PIECE_BYTES // 2, size(number) - PIECE_BYTES))
+            yield number, begin, begin + PIECE_BYTES
+            continue
+        first = max(number, free)
+        before = ends[first] - size(first) if first < len(ends) else 0
+        for number in range(first, min(first + _SHORT_DOCUMENTS, len(ends))):
+            if ends[number] - before > PIECE_BYTES:
+                break
+            yield number, 0, size(number)
+            free = number + 1

@@ -21,8 +21,8 @@ from bltkit.study.machine import LINK_SHARE, USABLE, UTILIZATION, Mesh, device_n
 from bltkit.study.plan import Plan, Run
 from bltkit.vocab import VOCAB_SIZE
 
-LEAST_RATE = 1e-9
-"""Of a rate (TFLOP/s, GB/s) or a memory (GB) that a user names; the most is its inverse."""
+LEAST_RATE, MOST_RATE = 1e-9, 1e9
+"""Of a rate (TFLOP/s, GB/s) or a memory (GB) that a user names."""
 
 MAX_COUNT = 10**12
 """Most steps, rows, or bytes of a row that are planned."""
@@ -61,8 +61,8 @@ class _Planner:
         patch_bytes: float | None,
     ) -> None:
         for option, value in (("rate", rate), ("memory", memory), ("bandwidth", bandwidth)):
-            if value is not None and not LEAST_RATE <= value <= 1 / LEAST_RATE:
-                raise ValueError(f"--{option} {value} must lie between {LEAST_RATE:g} and {1 / LEAST_RATE:g}")
+            if value is not None and not LEAST_RATE <= value <= MOST_RATE:
+                raise ValueError(f"--{option} {value} must lie between {LEAST_RATE:g} and {MOST_RATE:g}")
         self.run, self.mesh, self.name, self.device = run, Mesh.parse(mesh), device, device_named(device)
         known = (patch_bytes, "--patch-bytes"), (run.patch_bytes, run.patch_bytes_source or "")
         sizes = [(size, source) for size, source in known if size is not None]
@@ -257,7 +257,8 @@ class _Planner:
         return {"compute": compute, "dense": dense, "tables": tables, "step": max(compute, dense) + tables}
 
     def _assumptions(self) -> tuple[str, ...]:
-        found = [f"{self.patch_bytes:g} bytes per patch ({self.patch_bytes_source})"] if self.is_blt else []
+        source = "" if self.patch_bytes_source == "assumed" else f" ({self.patch_bytes_source})"
+        found = [f"{self.patch_bytes:g} bytes per patch{source}"] if self.is_blt else []
         if not self.rate_given:
             found.append(f"{UTILIZATION:.0%} of the peak of {self.device.peak_tflops:g} TFLOP/s (--rate)")
         if self.mesh.ranks > 1:

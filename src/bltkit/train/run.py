@@ -15,10 +15,10 @@ from pathlib import Path
 
 from bltkit.checkpoint import write_atomic
 from bltkit.checkpoint.atomic import CHECKPOINT_FILES
+from bltkit.checkpoint.checksums import CHECKSUMS, POSITION, write_checksums
 from bltkit.files import read_json_object
 from bltkit.files.lock import LOCK_FILES
-from bltkit.train.checksums import CHECKSUMS, write_checksums
-from bltkit.train.state import POSITION, STATE
+from bltkit.train.state import STATE
 
 CONFIG = "config.json"
 """A checkpoint that has it can be loaded as a model; every one can be gone on from."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bltkit.checkpoint.checksums import POSITION, DamagedCheckpointError, read_checksums
 from bltkit.files.lock import holder_of
 from bltkit.train.changes import Changes, changes_of
-from bltkit.train.checksums import DamagedCheckpointError, read_checksums
 from bltkit.train.config import TrainConfig
 from bltkit.train.run import RunDirectory, is_step, new_identity
-from bltkit.train.state import POSITION, read_position, verify
+from bltkit.train.state import read_position, verify
 
 
 @dataclass(frozen=True)

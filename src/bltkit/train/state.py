@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from bltkit.checkpoint import write_atomic
-from bltkit.files import parse_json, require_regular
-from bltkit.train.checksums import (
+from bltkit.checkpoint.checksums import (
+    POSITION,
     DamagedCheckpointError,
     read_checksums,
     step_of,
@@ -29,6 +29,7 @@ from bltkit.train.checksums import (
     verify_files,
     write_checksums,
 )
+from bltkit.files import parse_json, require_regular
 from bltkit.train.ema import WeightAverage
 from bltkit.train.optim import Optimizer
 from bltkit.train.parallel import World, globally, named_weights
@@ -36,8 +37,6 @@ from bltkit.train.tensor_reader import TensorReader
 
 STATE = "state"
 """The directory of the tensors, in a checkpoint's."""
-POSITION = "training.json"
-
 FORMAT = 2
 """Of the position. From 2 on a checkpoint has checksums; 1, of version 0.1.0, says no number."""
 

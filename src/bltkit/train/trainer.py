@@ -17,6 +17,7 @@ import torch
 
 from bltkit.checkpoint import write_vocabulary
 from bltkit.checkpoint.atomic import sync_tree
+from bltkit.checkpoint.checksums import read_checksums
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
 from bltkit.data.corpus import RowShape
 from bltkit.data.loader import Prepare
@@ -25,7 +26,6 @@ from bltkit.data.template import RECORD_KEY
 from bltkit.files import writer_lock
 from bltkit.model import Blt, BltConfig
 from bltkit.train.changes import CONFIG_TOML, write_changes
-from bltkit.train.checksums import read_checksums
 from bltkit.train.config import TrainConfig
 from bltkit.train.failures import check_room, explained, is_lost_worker, state_bytes
 from bltkit.train.guard import GuardState

@@ -6,7 +6,7 @@ let through. A new source is its own file and a line in `SOURCES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -22,6 +22,7 @@ from bltkit.data.sources.prompts import PromptSource
 from bltkit.data.sources.source import Document, Fault, Faults, Input, SourceConfig, read
 from bltkit.data.sources.stdlib import StdlibSource
 from bltkit.data.sources.text import TextSource
+from bltkit.data.sources.texts import Texts
 from bltkit.files.compressed import SUFFIXES
 from bltkit.registry import Registry
 
@@ -42,10 +43,12 @@ __all__ = [
     "SourceConfig",
     "StdlibSource",
     "TextSource",
+    "Texts",
     "chat_template",
     "parse_source",
     "read",
     "read_documents",
+    "read_texts",
 ]
 
 _NOT_PLAIN = (*SUFFIXES, ".zip", ".json")
@@ -107,9 +110,20 @@ def parse_source(spec: str | dict[str, Any]) -> SourceConfig:
 
 def read_documents(specs: Iterable[str]) -> list[Document]:
     """All documents of some sources that hold any bytes. `ValueError` where there is none."""
-    specs, faults = list(specs), Faults()
-    found = [document for spec in specs for document in read(parse_source(spec), faults)]
-    if not found:
+    return list(_documents(list(specs)))
+
+
+def read_texts(specs: Iterable[str]) -> Texts:
+    """The bytes of all documents of some sources, close together. `ValueError` where there is none."""
+    return Texts(document.data for document in _documents(list(specs)))
+
+
+def _documents(specs: list[str]) -> Iterator[Document]:
+    faults, count = Faults(), 0
+    for spec in specs:
+        for document in read(parse_source(spec), faults):
+            count += 1
+            yield document
+    if not count:
         why = f" (passed over: {faults})" if faults else ""
         raise ValueError(f"no text in {', '.join(specs)}{why}; name files that hold some")
-    return found

@@ -8,8 +8,6 @@ are partly broken are better named by the kinds `parquet` and `jsonl`, which jud
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from pydantic import Field
 
 from bltkit.data.sources.columns import BATCH_ROWS, TableSource
 from bltkit.data.sources.source import Document, Faults, Input, stat_inputs
-from bltkit.files.hub import hub_or_cache
+from bltkit.files.hub import files_below, hub_or_cache, quiet_datasets, refuse_cut_files
 
 
 class HubSource(TableSource):
@@ -49,7 +47,7 @@ class HubSource(TableSource):
     def inputs(self) -> tuple[Input, ...] | None:
         """A local directory: every file in it. The hub: the library's copies, or None while streaming."""
         if self._directory is not None:
-            return stat_inputs(sorted(_files(self._directory)))
+            return stat_inputs(sorted(files_below(self._directory)))
         if self.streaming:
             return None
         with self._one_line():
@@ -84,11 +82,13 @@ class HubSource(TableSource):
         except ImportError:
             raise ValueError(f"data source {self.label} needs datasets: pip install 'bltkit[hub]'") from None
         name = self.name if self._directory is None else str(self._directory)
+        if self._directory is not None:
+            refuse_cut_files(self._directory)
         if self._directory is None and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise ValueError(
                 f"data source hub: {name} is neither a directory (relative to {Path.cwd()}) nor OWNER/NAME"
             )
-        with _quiet(), self._within_reach():
+        with self._within_reach():
             return datasets.load_dataset(
                 name, self.config, split=self.split, streaming=self.streaming, revision=self.revision
             )
@@ -114,7 +114,8 @@ class HubSource(TableSource):
     def _one_line(self) -> Iterator[None]:
         """What the library raises, of whatever kind, as one line that names the source."""
         try:
-            yield
+            with quiet_datasets():
+                yield
         except Exception as error:  # DatasetsError, HfHubHTTPError, YAMLError, ArrowInvalid ...: no common base
             if isinstance(error, ValueError) and str(error).startswith("data source "):
                 raise
@@ -127,24 +128,3 @@ class HubSource(TableSource):
         if "JSON parse error" in reason:  # the library knows neither file nor line
             reason += '; kind = "jsonl" with the paths of its files names the file and the line'
         return f"data source {self.label}: {reason}"
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if not name.startswith("."))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's progress bars only where somebody watches."""
-    import datasets
-
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bltkit.files import lines, parse_json
+from bltkit.files import lines, parse_json, require_regular
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
     Raises ValueError that names file and line: no JSON object, `clean` or `noisy` missing, not text or blank.
     """
-    if not path.is_file():
-        raise ValueError(f'{path}: no such file; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        raise ValueError(f'{path}: no such file; a line of it is {{"clean": TEXT, "noisy": TEXT}}') from None
     number = 0
     for number, line in enumerate(lines(path), 1):
         if line.strip():

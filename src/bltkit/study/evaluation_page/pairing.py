@@ -57,7 +57,11 @@ class Comparison:
 
     def summary(self) -> str:
         """A line for each difference, or the reasons for none."""
-        lines = []
+        lines = [
+            f"{label} and {self.labels[0]}: no task in common"
+            for other, label in enumerate(self.labels)
+            if other and not self.of(other)
+        ]
         for pair in self.pairs:
             where = f"{pair.task}, {self.labels[pair.other]} less {self.labels[0]}"
             lines += [f"{where}: not compared, {reason}" for reason in pair.reasons]

@@ -103,12 +103,11 @@ def ledger(
             params=row.params,
             params_without_tables=row.params,
             params_without_embeddings=row.params - looked_up,
-            patch_bytes=patch_bytes,
+            patch_bytes=None,
             bytes_per_token=None,
             context=context,
             element_bytes=element_bytes,
             scorer=scorer_name,
-            patch_bytes_source=patch_bytes_source,
         )
     rates = PassRates.plain(patch_bytes, scorer is not None) if passes is None else passes
     rows = _model_rows(model, patch_bytes, context, element_bytes, rates, passes is not None)

@@ -63,7 +63,7 @@ class Ledger:
     params_without_embeddings: int
     """Without all tables that are only looked up. A token model's tied table stays: the head multiplies by it."""
     patch_bytes: float | None
-    """Bytes per patch; None for a token model."""
+    """Bytes per patch; None for a token model and for a model of bytes, which have no patches."""
     bytes_per_token: float | None
     context: int
     """Bytes of text in the row, whatever they are cut into."""

@@ -136,8 +136,7 @@ def ledger_of(
         block=subject.block,
         passes=rates,
         strategy=strategy,
-        # Nothing is cut into patches where there is but a scorer.
-        patch_bytes_source=None if subject.model is None else source,
+        patch_bytes_source=source,
     )
     return replace(found, notes=(*found.notes, *notes))
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, written down: its run, its step, and size and digest of each file, in `checksums.json`.
+"""What a training checkpoint holds, written down in `checksums.json`: its run and step, size and digest of each file.
 
 A run is never resumed from files that are not these. The list carries its run, its step and a digest of its own, so
 that neither one file of another step nor all files of another step or run together, under this step's name, pass for
@@ -9,15 +9,20 @@ import errno
 import hashlib
 import json
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bltkit.checkpoint import write_atomic
+from bltkit.checkpoint.atomic import write_atomic
 from bltkit.files import read_json, require_regular
 
 CHECKSUMS = "checksums.json"
 FORMAT = 1
+
+POSITION = "training.json"
+"""Where a run stands; what has such a file is a training checkpoint. It says no `format` in what version 0.1.0 wrote,
+which keeps no checksums either."""
 
 _READERS = 4
 """Files that are read at once: one thread digests about a gigabyte a second, and waits for the disk besides."""
@@ -39,7 +44,21 @@ def write_checksums(directory: Path, step: int, run: str | None = None) -> None:
     names = [str(file.relative_to(directory)) for file in sorted(directory.rglob("*")) if file.is_file()]
     with ThreadPoolExecutor(_READERS) as readers:
         entries = list(readers.map(lambda name: _entry(directory / name), (n for n in names if n != CHECKSUMS)))
-    files = dict(zip((name for name in names if name != CHECKSUMS), entries, strict=True))
+    _write(directory, step, run, dict(zip((name for name in names if name != CHECKSUMS), entries, strict=True)))
+
+
+def update_checksums(directory: Path, names: Iterable[str]) -> None:
+    """Write down files that were changed on purpose as they are now; the entries of all others stay.
+
+    A directory without a list keeps none. Raises DamagedCheckpointError for a list that is not whole, OSError.
+    """
+    checksums = read_checksums(directory)
+    if checksums is not None:
+        changed = {name: _entry(directory / name) for name in names}
+        _write(directory, checksums["step"], checksums["run"], checksums["files"] | changed)
+
+
+def _write(directory: Path, step: int, run: str | None, files: dict[str, Any]) -> None:
     content = {"format": FORMAT, "step": step} | ({} if run is None else {"run": run}) | {"files": files}
     data = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
     write_atomic(directory / CHECKSUMS, data.encode())
@@ -81,30 +100,51 @@ def verify_file(checkpoint: Path, name: str, data: bytes, checksums: dict[str, A
 
 def verify_files(checkpoint: Path, checksums: dict[str, Any]) -> None:
     """Read every file of a checkpoint. Raises DamagedCheckpointError for the first that is not what was written."""
+    for fault in damaged_files(checkpoint, checksums):
+        raise DamagedCheckpointError(checkpoint, fault)
 
-    def check(item: tuple[str, Any]) -> str | None:
+
+def damaged_files(
+    checkpoint: Path, checksums: dict[str, Any], tell: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator[str]:
+    """A line for each file of a checkpoint that is not what was written, without the checkpoint's name.
+
+    Reads all of them. tell: told the bytes of each file that was read. Raises OSError for what this user may not read.
+    """
+
+    def check(item: tuple[str, Any]) -> tuple[int, str | None]:
         name, entry = item
         path = checkpoint / name
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                return f"{name} is no file"
+                return 0, f"{name} is no file"
             if status.st_size != entry["bytes"]:
-                return f"{name} has {status.st_size} bytes of {entry['bytes']}"
-            return None if _sha256(path) == entry["sha256"] else f"{name} has another checksum than was written"
+                return 0, f"{name} has {status.st_size} bytes of {entry['bytes']}"
+            if _sha256(path) != entry["sha256"]:
+                return status.st_size, f"{name} has another checksum than was written"
+            return status.st_size, None
         except FileNotFoundError:
-            return f"{name} is missing"
+            return 0, f"{name} is missing"
         except (KeyError, TypeError):
-            return f"{CHECKSUMS} says nothing of {name}"
+            return 0, f"{CHECKSUMS} says nothing of {name}"
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return f"{name} cannot be read ({error.strerror})"
+            return 0, f"{name} cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(_READERS) as readers:
-        for fault in readers.map(check, sorted(checksums["files"].items())):
+        for num_bytes, fault in readers.map(check, sorted(checksums["files"].items())):
+            tell(num_bytes)
             if fault is not None:
-                raise DamagedCheckpointError(checkpoint, fault)
+                yield fault
+
+
+def training_checkpoints(directory: Path) -> list[Path]:
+    """The directory itself, or the complete checkpoints of the run that lies in it, oldest first; [] for any other."""
+    here = [directory] if step_of(directory) is not None else []
+    steps = here or sorted(entry for entry in directory.glob("step-*") if step_of(entry) is not None)
+    return [step for step in steps if (step / POSITION).exists() or (step / CHECKSUMS).exists()]
 
 
 def step_of(checkpoint: Path) -> int | None:
