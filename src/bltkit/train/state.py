@@ -264,9 +264,18 @@ def _expect_one_process(world: World) -> None:
 
 
 def _first(error: CheckpointException) -> Exception:
-    """What the first process that failed ran into."""
-    found, _ = next(iter(error.failures.values()))
-    return found if isinstance(found, Exception) else RuntimeError(str(found))
+    """What the first process that failed ran into.
+
+    Torch's writer of archives hides what the system says of a full disk behind words about its own positions.
+    """
+    failure, _ = next(iter(error.failures.values()))
+    if not isinstance(failure, Exception):
+        return RuntimeError(str(failure))
+    if isinstance(failure.__context__, OSError):
+        return failure.__context__
+    if "inline_container" in str(failure):  # of another process, whose context did not come along
+        return OSError(f"the tensors could not be written: {failure}")
+    return failure
 
 
 def damaged(checkpoint: Path, error: Exception) -> DamagedCheckpointError:

@@ -123,6 +123,9 @@ class _Trainer:
         first = position.step
         whole, own = self._checkpoint_bytes()
         with self.world.together():
+            if main:
+                self.run_directory.clean()  # what a full disk was left with takes room
+        with self.world.together():
             if first < config.max_steps:
                 check_room(out, whole, own)
         with self.world.together():
@@ -178,7 +181,6 @@ class _Trainer:
         if not start.own or step < self.config.trainer.max_steps:
             run.identify(start.run)
             write_changes(run.path, step, start.changes, self.config)
-        run.clean()
         for damaged in start.damaged:
             run.set_aside(damaged)
         if start.own and start.checkpoint is not None:
