@@ -261,7 +261,7 @@ BAD = [
     (("{good}", "--model", "b={place}/none"), "no such directory"),
     (("{good}", "--grid", "ful"), "grid = 'ful'; did you mean 'full'?"),
     (("{good}", "--setting", "difusion"), "no strategy 'difusion'; did you mean 'diffusion'?"),
-    (("{good}", "--setting", "diffusion:alfa=0.5"), "unknown key 'alfa'; did you mean 'alpha'?"),
+    (("{good}", "--setting", "diffusion:alfa=0.5"), "has no field 'alfa'; did you mean 'alpha'?"),
     (("{good}", "--setting", "diffusion:alpha"), "is not a further field=value"),
     (("{good}", "--setting", "diffusion:gamma=0"), "gamma = 0"),
     (("{good}", "--setting", "diffusion:alpha=0.6"), "suits none of the models: strategy = 'diffusion'"),

@@ -354,7 +354,7 @@ def test_a_strategy_may_know_how_sure_the_model_is() -> None:
         ("diffusion", {"steps": 0}, "steps = 0"),
         ("diffusion", {"draft": 0}, "draft = 0"),
         ("diffusion", {"align_border": True, "latent": "open"}, "latent = 'open' with align_border"),
-        ("speculative", {"alpha": 0.5}, "unknown key 'alpha'"),
+        ("speculative", {"alpha": 0.5}, "has no field 'alpha'; known: draft"),
     ],
 )
 def test_wrong_fields_are_named(kind: str, fields: dict[str, Any], named: str) -> None:
