@@ -383,7 +383,7 @@ BAD = [
     (("patch", "a", "--rule", ""), "unknown rule ''"),
     (("train", "{folder}/c.toml", "trainer.max_stps=3"), "unknown key 'trainer.max_stps'; did you mean 'max_steps'?"),
     (("train", "{folder}/c.toml", "max_steps"), "is not of the form section.key=value"),
-    (("train", "{folder}/c.toml", "--out", "{folder}/text"), "exists; add --resume"),
+    (("train", "{folder}/c.toml", "--out", "{folder}/text"), "is no directory; --out names the directory of a run"),
     (("calibrate", "--files", "{folder}/none.txt", "--patch-bytes", "4"), "none.txt does not exist"),
     (("calibrate", "--files", "{folder}/text", "--patch-bytes", "4", "--model", "{models}/space"), "reads no scores"),
     (("calibrate", "--files", "{folder}/text"), "--patch-bytes"),
