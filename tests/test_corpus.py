@@ -239,7 +239,7 @@ def test_it_is_mapped_and_sent_as_its_name(sources: list[SourceConfig], tmp_path
     # Whoever asks later gets another corpus or none, never other bytes under the old fingerprint.
     (tmp_path / "00.bin").write_bytes(b"changed meanwhile")
     Corpus.from_sources(sources, 0.1, directory=tmp_path / "cache")
-    with pytest.raises(ValueError, match="made anew"):
+    with pytest.raises(ValueError, match="was recreated meanwhile"):
         pickle.loads(sent)
 
 

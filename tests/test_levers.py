@@ -264,6 +264,7 @@ def test_stages_that_cannot_be(place: Workplace) -> None:
         ("[{until=0.5, shorter=16}]", "leaves rows of 4 bytes; use at most 8"),
         ("[{until=0.5, shorter=4}] data.row_patches=8", "leaves rows of 16 bytes and 2 patches; use at most 2"),
         ("[{until=0.5, shorter=2}] data.row_bytes=8", "leaves rows of 4 bytes; such rows cannot be shorter"),
+        ("[{until=0.3, shorter=7}, {until=0.5, shorter=7}]", "tells stages apart by their size"),
         ("[{until=0.5, shorter=1}]", "shorter = 1"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -280,8 +280,8 @@ class ByteLM:
         return generate(self.session(prompt), request, strategy)
 
     def _request(self, prompt: str | bytes | Prompt, options: Options) -> tuple[Request, Strategy]:
-        own: Options = prompt.options if isinstance(prompt, Prompt) else {}
-        request, strategy = parse_options(prompt_bytes(text_of(prompt)), {**options, **own})
+        overrides: Options = prompt.options if isinstance(prompt, Prompt) else {}
+        request, strategy = parse_options(prompt_bytes(text_of(prompt)), {**options, **overrides})
         strategy.check(self._needed_model())
         return request, strategy
 

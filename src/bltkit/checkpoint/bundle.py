@@ -167,7 +167,8 @@ def _refuse_implausible(path: Path, found: "_Found", weights: Weights) -> None:
 def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] | None = None) -> None:
     """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
-    The two JSON files are each replaced whole, and listed anew where a training run resumes from the directory.
+    The two JSON files are each replaced whole; where the directory is a training checkpoint, its list of checksums is
+    updated.
     Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
     directory = Path(path)

@@ -117,15 +117,15 @@ def evaluate(
             pages = [path for path in (place_of / name for name in ("texts", "clean", "noisy")) if path.exists()]
         else:
             settings = Settings(limit, damage, seed=seed)
-            found = run(subject, chosen, source, settings=settings, out=out, **options)
+            evaluation = run(subject, chosen, source, settings=settings, out=out, **options)
             pages = [] if out is None else [out]
     if paired is not None:
         _show_pairs(pairs, as_json)
         sides = {", clean": pairs.clean, ", noisy": pairs.noisy}
         _warn_of_cuts({label: side for label, side in sides.items() if side is not None}, chosen)
     else:
-        _show(found, as_json)
-        _warn_of_cuts({"": found}, chosen)
+        _show(evaluation, as_json)
+        _warn_of_cuts({"": evaluation}, chosen)
     if out is not None:
         from bltkit.study.evaluation_page import write_page
 

@@ -81,6 +81,9 @@ class DataConfig(Config):
         shares = [stage.until for stage in self.stages]
         if shares != sorted(set(shares)):
             raise ValueError(f"stages: until = {shares}: each stage has to end after the one before it")
+        sizes = [shape.row_bytes for shape in self.shapes]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"stages: rows of {sizes} bytes: a saved position tells stages apart by their size")
         for stage in self.stages:
             shape = self._shorter(stage)
             if shape.row_bytes < MIN_ROW_BYTES or (shape.row_patches or MIN_ROW_PATCHES) < MIN_ROW_PATCHES:
@@ -310,5 +313,5 @@ def _fields(columns: Mapping[str, store.Array], manifest: Mapping[str, Any]) -> 
 def _reopen(folder: Path, fingerprint: str) -> Corpus:
     corpus = _mapped(folder)
     if corpus.fingerprint != fingerprint:
-        raise ValueError(f"data.cache: {folder} was made anew meanwhile; start again")
+        raise ValueError(f"data.cache: {folder} was recreated meanwhile; start again")
     return corpus

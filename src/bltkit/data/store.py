@@ -174,7 +174,7 @@ def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any], Blocks | None]
             if dtype.itemsize > 1 and file.partition(".")[0] != "digests":  # those are of use when it is made
                 blocks.check_all(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"data.cache: {folder} is damaged ({error}); remove it, it is made anew") from None
+        raise ValueError(f"data.cache: {folder} is damaged ({error}); remove it; the next run recreates it") from None
     return columns, manifest, blocks
 
 
@@ -187,7 +187,7 @@ def damages(folder: Path, tell: Callable[[int, int], None] = lambda done, total:
         manifest = _read_manifest(folder)
         files = {_file_name(name, dtype): np.dtype(dtype) for name, dtype in manifest["columns"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"{folder}: {error}; remove the folder, it is made anew"
+        yield f"{folder}: {error}; remove the folder; the next run recreates it"
         return
     if "checksums" not in manifest:
         return
@@ -198,7 +198,7 @@ def damages(folder: Path, tell: Callable[[int, int], None] = lambda done, total:
             array = _map(folder / file, dtype)
             Blocks.open(folder, {file: manifest["checksums"][file]}, {file: array}).check_all(file)
         except (OSError, ValueError, KeyError) as error:
-            yield f"{error}; remove the folder, it is made anew"
+            yield f"{error}; remove the folder; the next run recreates it"
         done += sizes.get(file, 0)
         tell(done, sum(sizes.values()))
 

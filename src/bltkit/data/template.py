@@ -136,11 +136,11 @@ class ChatTemplate(Config):
 
 def _role(message: Mapping[str, Any], number: int) -> Role:
     role = message.get("role")
-    known: dict[str, Role] = {**{name: name for name in ROLES}, **OTHER_NAMES}
-    if not isinstance(role, str) or role not in known:
-        hint = nearest(role, list(known)) if isinstance(role, str) else f"; known: {', '.join(known)}"
+    roles: dict[str, Role] = {**{name: name for name in ROLES}, **OTHER_NAMES}
+    if not isinstance(role, str) or role not in roles:
+        hint = nearest(role, list(roles)) if isinstance(role, str) else f"; known: {', '.join(roles)}"
         raise ValueError(f"message {number}: role {role!r}{hint}")
-    return known[role]
+    return roles[role]
 
 
 def _weight(message: Mapping[str, Any], number: int) -> bool:

@@ -77,7 +77,7 @@ def weight_findings(bundle: Bundle) -> Iterator[Finding]:
         float(broken),
         "0 weights that are not finite",
         "training diverged, or the file is damaged; nothing else was checked",
-        "take an earlier checkpoint and lower optim.lr, or copy the file anew",
+        "take an earlier checkpoint and lower optim.lr, or copy the file again",
     )
 
 
@@ -133,7 +133,7 @@ def score_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
         float(broken),
         "0 scores of the model that places patches that are not finite",
         "its weights are too large for their type, or the file is damaged; nothing that depends on patches was checked",
-        "load it in fp32, take an earlier checkpoint of it, or copy the file anew",
+        "load it in fp32, take an earlier checkpoint of it, or copy the file again",
     )
 
 

@@ -111,8 +111,8 @@ def cut_warning(name: str, result: Mapping[str, Any]) -> str | None:
 def mean_chance(chances: Iterable[float | None]) -> float | None:
     """The mean; None where there is nothing to average, or a part of it has no chance level."""
     levels = list(chances)
-    known = [level for level in levels if level is not None]
-    return sum(known) / len(known) if levels and len(known) == len(levels) else None
+    with_level = [level for level in levels if level is not None]
+    return sum(with_level) / len(levels) if levels and len(with_level) == len(levels) else None
 
 
 def _macro(groups: Sequence[_Measured]) -> dict[str, Any]:

@@ -196,11 +196,11 @@ def _evaluate(
         if journal is not None:
             results[name] = {**results[name], "records": f"{RECORDS}/{journal.path.name}"}
     # The fingerprint covers the strategy, so run.json, which `--resume` compares, need not name it.
-    found = Evaluation({**model, "strategy": strategy_name(subject)}, settings, results, command)
+    evaluation = Evaluation({**model, "strategy": strategy_name(subject)}, settings, results, command)
     if out is not None:
-        found = replace(found, results={**kept, **results})
-        write_atomic(out / RESULTS, json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
-    return found
+        evaluation = replace(evaluation, results={**kept, **results})
+        write_atomic(out / RESULTS, json.dumps(evaluation.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+    return evaluation
 
 
 def file_name(name: str) -> str:

@@ -190,10 +190,10 @@ def is_share(rows: Values) -> bool:
 
 def percentile_interval(resampled: Values) -> Interval | None:
     """The 95 % percentile interval of the finite ones of resampled values; None where they show no spread."""
-    known = resampled[np.isfinite(resampled)]  # a resample may hold nothing to divide by
-    if not len(known) or np.ptp(known) <= _EQUAL * np.abs(known).max():
+    finite = resampled[np.isfinite(resampled)]  # a resample may hold nothing to divide by
+    if not len(finite) or np.ptp(finite) <= _EQUAL * np.abs(finite).max():
         return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -48,10 +48,10 @@ class Text:
 
     def tail(self, count: int, documents: bool = False) -> list[int]:
         """The last `count` ids, PAD in front of the row and, with `documents`, of the document."""
-        found = self.latest(count)
-        if documents and BOS in found:
-            found = found[len(found) - 1 - found[::-1].index(BOS) :]
-        return [PAD] * (count - len(found)) + found
+        ids = self.latest(count)
+        if documents and BOS in ids:
+            ids = ids[len(ids) - 1 - ids[::-1].index(BOS) :]
+        return [PAD] * (count - len(ids)) + ids
 
 
 @dataclass(frozen=True, eq=False)

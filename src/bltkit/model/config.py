@@ -80,7 +80,7 @@ class ByteTransformerConfig(StackConfig):
     document_masks: bool = True
     """Attention stays within a document."""
     reset_at_newline: bool = False
-    """Context begins anew at every newline (BLT 4.4: against entropy drift in structured text)."""
+    """The context is reset at every newline (BLT 4.4: against entropy drift in structured text)."""
     max_positions: PositiveInt = 8192
     """Told to Hugging Face's config; nothing here enforces it."""
 

@@ -64,8 +64,8 @@ class _Planner:
             if value is not None and not LEAST_RATE <= value <= MOST_RATE:
                 raise ValueError(f"--{option} {value} must lie between {LEAST_RATE:g} and {MOST_RATE:g}")
         self.run, self.mesh, self.name, self.device = run, Mesh.parse(mesh), device, device_named(device)
-        known = (patch_bytes, "--patch-bytes"), (run.patch_bytes, run.patch_bytes_source or "")
-        sizes = [(size, source) for size, source in known if size is not None]
+        candidates = (patch_bytes, "--patch-bytes"), (run.patch_bytes, run.patch_bytes_source or "")
+        sizes = [(size, source) for size, source in candidates if size is not None]
         self.patch_bytes, self.patch_bytes_source = (*sizes, (PATCH_BYTES, "assumed"))[0]
         if not 1 <= self.patch_bytes <= run.row_bytes:
             raise ValueError(

@@ -138,17 +138,17 @@ def read_changes(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _keys(config: TrainConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
 
     def walk(table: Mapping[str, Any], path: str) -> None:
         for key, value in table.items():
             if isinstance(value, Mapping):
                 walk(value, f"{path}{key}.")
             else:
-                found[path + key] = value
+                values[path + key] = value
 
     walk(config.model_dump(mode="json", exclude_none=True), "")
-    return found
+    return values
 
 
 def _changeable(key: str) -> bool:

@@ -52,12 +52,12 @@ class Section:
 
 def sections() -> list[Section]:
     """All tables of a training config, in the order of `TrainConfig`; nested ones follow the one that holds them."""
-    found: list[Section] = []
+    sections: list[Section] = []
     for name, field in TrainConfig.model_fields.items():
         kinds = _classes_of(field)
         for kind in kinds:
-            found += _sections(name, kind, several=len(kinds) > 1)
-    return found
+            sections += _sections(name, kind, several=len(kinds) > 1)
+    return sections
 
 
 def _sections(name: str, kind: type[Config], several: bool) -> Iterator[Section]:
@@ -143,25 +143,25 @@ def schema() -> dict[str, Any]:
     What a preset or `trainer.init` fills in is not required of the file. `parse` stays the judge: the schema knows
     single keys, not what goes together.
     """
-    found: dict[str, Any] = TrainConfig.model_json_schema(mode="validation")
-    _describe(found, TrainConfig, found["$defs"], set())
-    for node in (found, *found["$defs"].values()):
+    schema: dict[str, Any] = TrainConfig.model_json_schema(mode="validation")
+    _describe(schema, TrainConfig, schema["$defs"], set())
+    for node in (schema, *schema["$defs"].values()):
         node.pop("required", None)
-    models = found["properties"]["model"]
+    models = schema["properties"]["model"]
     models.pop("properties", None)
     models.pop("discriminator", None)
     for name in ("BltConfig", "EntropyConfig", "BoundaryConfig", "CnnConfig", "TokenConfig"):
-        found["$defs"][name]["properties"]["preset"] = {"type": "string", "description": "A named shape."}
-    found["$defs"]["TrainerSection"]["required"] = ["max_steps"]
+        schema["$defs"][name]["properties"]["preset"] = {"type": "string", "description": "A named shape."}
+    schema["$defs"]["TrainerSection"]["required"] = ["max_steps"]
     for section, key in (("PatchingSection", "rule"), ("OptimSection", "schedule"), ("DataConfig", "sources")):
-        node = found["$defs"][section]["properties"][key]
+        node = schema["$defs"][section]["properties"][key]
         items = node.get("items")
         if items is not None:
             node["items"] = {"anyOf": [{"type": "string"}, items]}
         described = {"description": node.pop("description", "")}
-        short = [{"type": "string"}, found["$defs"][section]["properties"][key]]
-        found["$defs"][section]["properties"][key] = described | {"anyOf": short}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "bltkit training config"} | found
+        short = [{"type": "string"}, schema["$defs"][section]["properties"][key]]
+        schema["$defs"][section]["properties"][key] = described | {"anyOf": short}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "bltkit training config"} | schema
 
 
 def schema_text() -> str:

@@ -59,8 +59,8 @@ def starting_point(
         if not verified:
             return Start(steps[-1], own=True, changes=changes)
         checkpoint, damaged = _newest_sound(run, steps, say)
-        known = run.identity() or (read_checksums(checkpoint) or {}).get("run")
-        return Start(checkpoint, own=True, damaged=damaged, changes=changes, run=known or new_identity())
+        identity = run.identity() or (read_checksums(checkpoint) or {}).get("run")
+        return Start(checkpoint, own=True, damaged=damaged, changes=changes, run=identity or new_identity())
     if resume:
         if (file := run.in_the_way()) is not None:
             raise ValueError(

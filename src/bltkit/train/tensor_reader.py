@@ -41,12 +41,12 @@ _CLASSES: dict[tuple[str, str], Any] = {
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The classes that describe tensors, and torch's dtypes. Raises UnpicklingError for anything else."""
-        known = _CLASSES.get((module, name))
-        if known is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            known = getattr(torch, name)
-        if known is None:
+        allowed = _CLASSES.get((module, name))
+        if allowed is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            allowed = getattr(torch, name)
+        if allowed is None:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of a checkpoint's description")
-        return known
+        return allowed
 
 
 def read_metadata(file: IO[bytes]) -> Metadata:

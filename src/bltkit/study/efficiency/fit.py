@@ -42,7 +42,7 @@ class Fit:
     r2_proportional: float
     """The same of the line of slope 1; below 0 where it is worse than the mean."""
     interval: tuple[float, float] | None
-    """95 % of r2 over rounds drawn anew; None with a single round, or where all draws agree."""
+    """95 % interval of r2 over resampled rounds; None with a single round, or where all draws agree."""
     residuals: tuple[float, ...]
     """Measured over fitted time, one for each of the rows of the phase."""
 
