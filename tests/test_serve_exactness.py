@@ -55,6 +55,9 @@ def drawn(choose: random.Random, longest: int) -> tuple[bytes, dict[str, Any], d
         shared["repetition_penalty"] = 1.3
     if choose.random() < 0.2:
         shared["valid_utf8"] = True
+    if choose.random() < 0.2:
+        bias = {choose.randrange(OFFSET, 260): choose.choice([-100, -3, 2.5]) for _ in range(3)}
+        fields["logit_bias"], options["logit_bias"] = {str(value): size for value, size in bias.items()}, bias
     if choose.random() < 0.6:
         shared["strategy"] = choose.choice(STRATEGIES)
     if choose.random() < 0.3:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bltkit.cli import main
 from tests.serve_client import TINY, Served, serve
 from tests.shared import SHARED
 from tests.test_harness import ROWS, WRITING, answers, evaluate
@@ -142,6 +143,14 @@ def test_the_names_of_bos_and_eos(server: Served) -> None:
     # As a stop string it means the model's own end, and no byte is looked for.
     plain = server.complete("The ", max_tokens=30, seed=1)["choices"][0]
     assert server.complete("The ", max_tokens=30, seed=1, stop=[eos])["choices"][0] == plain
+
+
+def test_bytes_are_those_of_the_command(server: Served, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    options = ["--temperature", "0.7", "--seed", "5", "--max-bytes", "40", "--top-p", "0.9"]
+    assert main(["generate", "The first", "--model", TINY, *options]) == 0
+    said = capsysbinary.readouterr().out
+    data = server.data("The first", temperature=0.7, seed=5, max_tokens=40, top_p=0.9)
+    assert said.rstrip(b"\n") == data.rstrip(b"\n") and len(data) == 40
 
 
 class Recorder(BaseHTTPRequestHandler):

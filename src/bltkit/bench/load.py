@@ -29,6 +29,8 @@ ANSWER_SECONDS = 900.0
 ENDING_SECONDS = 60.0
 """For a server to end once it was told to."""
 POLL_SECONDS = 0.05
+USERS_MISTAKE = 2
+"""Exit status of `blt` for options that are wrong."""
 SHOWN = 2000
 """Characters of a failed server's messages that an error repeats."""
 
@@ -76,7 +78,10 @@ def closed_loop(
     Raises ValueError where httpx is not installed, RuntimeError with status and message of an answer that is an error
     or a stream that breaks off.
     """
-    return asyncio.run(_closed_loop(url, bodies, clients, delays or [0.0] * clients, key))
+    try:
+        return asyncio.run(_closed_loop(url, bodies, clients, delays or [0.0] * clients, key))
+    except ExceptionGroup as group:  # one client's error ends all of them
+        raise group.exceptions[0] from None
 
 
 async def _closed_loop(
@@ -152,8 +157,7 @@ def httpx_module() -> Any:
 class ServerProcess:
     """`blt serve` with these options in a process of its own, on a free port of the loopback interface.
 
-    Use it in a `with`: entering waits until the server is ready, leaving ends it. Raises RuntimeError with the server's
-    own messages where it ends before it is ready.
+    Use it in a `with`: entering waits until the server is ready (`wait_until_ready`), leaving ends it.
     """
 
     def __init__(self, *options: str, env: Mapping[str, str] | None = None, seconds: float = READY_SECONDS) -> None:
@@ -181,13 +185,17 @@ class ServerProcess:
         return self._messages.read()
 
     def wait_until_ready(self) -> None:
-        """Returns once `/ready` answers 200. Raises RuntimeError where the server ends, or takes too long."""
+        """Returns once `/ready` answers 200.
+
+        Raises ValueError where the server refuses its options, RuntimeError where it ends otherwise or takes too long.
+        """
         library = httpx_module()
         until = time.monotonic() + self._seconds
         with library.Client(base_url=self.url, timeout=5.0, trust_env=False) as client:
             while time.monotonic() < until:
                 if (status := self.process.poll()) is not None:
-                    raise RuntimeError(f"the server ended with status {status}: {self._last_messages()}")
+                    kind = ValueError if status == USERS_MISTAKE else RuntimeError
+                    raise kind(f"the server ended with status {status}: {self._last_messages()}")
                 try:
                     if client.get("/ready").status_code == 200:
                         return
