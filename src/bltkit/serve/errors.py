@@ -77,9 +77,29 @@ def explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
     param = _path(location) or None
     if first["type"] == "missing":
         return ApiError(400, f"{param}: is missing; give it a value", param=param, code="missing_required_parameter")
-    message = str(first.get("ctx", {}).get("error", "")) or first["msg"].replace("Input should be", "must be")
-    message = message[:1].lower() + message[1:]
-    return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")
+    message = str(first.get("ctx", {}).get("error", "")) or _plain(first["msg"])
+    if param is None and first["type"] == "value_error":  # of several fields together: it begins with the one at fault
+        param = message.partition(":")[0]
+        return ApiError(400, message, param=param, code="invalid_value")
+    return ApiError(400, f"{param or 'the body'}: {message}", param=param, code="invalid_value")
+
+
+_WORDS = {
+    "valid string": "text",
+    "valid dictionary": "object",
+    "valid integer": "whole number",
+    "valid number": "number",
+    "valid list": "list",
+    "valid boolean": "boolean (true or false)",
+}
+
+
+def _plain(message: str) -> str:
+    """A message of pydantic's in the words of JSON."""
+    message = re.sub(r" or (an )?instance of \w+", "", message.replace("Input should be", "must be"))
+    for theirs, ours in _WORDS.items():
+        message = message.replace(f"a {theirs}", f"{'an' if ours[0] == 'o' else 'a'} {ours}")
+    return message[:1].lower() + message[1:]
 
 
 def _fields(model: type[BaseModel]) -> list[str]:
