@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bltkit import vocab
-from bltkit.generate import Chunk, Request, Sampling, Session, Stats, Utf8
-from bltkit.generate.sampling import choose
+from bltkit.generate import Chunk, Request, Sampling, Session, Stats, Strategy, Utf8
+from bltkit.generate.sampling import Tops, choose
 from bltkit.patching import parse_rule
 from tests import tiny
 from tests.tiny import Case
@@ -31,6 +31,11 @@ GREEDY = Sampling(temperature=0)
 def start(case: Case, rows: int = 1) -> Session:
     """The session in front of the first id."""
     return Session.start(case.model, case.scorer, case.rule, rows)
+
+
+def by(strategy: Strategy | None, request: Request) -> Request:
+    """The request, decoded by this strategy, if there is one."""
+    return request if strategy is None else replace(request, strategy=strategy)
 
 
 def example(rule: str, window: int | None = 8, **fields: Any) -> Case:
@@ -94,6 +99,7 @@ class Uncached:
         """The continuation of `ids`, a byte at a time."""
         row, data, constraint = list(ids) or [vocab.BOS], b"", request.constraint
         logprobs: list[float] = []
+        tops: list[Tops] = []
         for _ in range(request.max_bytes):
             logits = self.run(tuple(row))[0][-1]
             seen = torch.zeros(len(logits), dtype=torch.bool)
@@ -106,19 +112,21 @@ class Uncached:
                 allowed=allowed,
                 seen=seen[None, None],
                 logprobs=True,
+                tops=[request.top_logprobs],
             )
             value = found.ids[0][0]
             if value == vocab.EOS:
-                return Decoded(data, "eos", logprobs)
+                return Decoded(data, "eos", logprobs, tops)
             row.append(value)
             data += bytes([value - vocab.OFFSET])
             assert found.logprobs is not None
             logprobs.append(found.logprobs[0][0])
+            tops += [] if found.tops is None else found.tops[0]
             if any(stop in data for stop in request.stop):
                 kept = cut_at_stop(data, request.stop)
-                return Decoded(kept, "stop", logprobs[: len(kept)])
+                return Decoded(kept, "stop", logprobs[: len(kept)], tops[: len(kept)])
             constraint = None if constraint is None else constraint.after(value)
-        return Decoded(data, "length", logprobs)
+        return Decoded(data, "length", logprobs, tops)
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class Decoded:
     data: bytes
     finish: str
     logprobs: list[float]
+    tops: list[Tops]
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> "Decoded":
@@ -137,7 +146,8 @@ class Decoded:
         assert last.finish is not None and last.stats is not None
         data = b"".join(chunk.data for chunk in chunks)
         assert last.stats.bytes == len(data)
-        return cls(data, last.finish, [value for chunk in chunks for value in chunk.logprobs])
+        logprobs = [value for chunk in chunks for value in chunk.logprobs]
+        return cls(data, last.finish, logprobs, [value for chunk in chunks for value in chunk.top_logprobs])
 
     def assert_equals(self, other: "Decoded", request: Request) -> None:
         """The same bytes, the same end, the log-probabilities asked for."""
@@ -147,6 +157,11 @@ class Decoded:
             torch.testing.assert_close(
                 torch.tensor(self.logprobs), torch.tensor(other.logprobs), atol=TOLERANCE, rtol=0
             )
+        assert len(self.tops) == (len(self.data) if request.top_logprobs else 0)
+        for mine, wanted in zip(self.tops, other.tops, strict=True):
+            assert len(mine) == len(wanted) <= request.top_logprobs
+            values = [torch.tensor([value for _, value in tops]) for tops in (mine, wanted)]
+            torch.testing.assert_close(*values, atol=TOLERANCE, rtol=0)
 
 
 def cut_at_stop(text: bytes, stop: Iterable[bytes]) -> bytes:
@@ -185,6 +200,7 @@ def draw_request(data: st.DataObject, prompt: Sequence[int], longest: int = 12) 
         top_p=data.draw(st.sampled_from([None, None, 0.9])),
         repetition_penalty=data.draw(st.sampled_from([1.0, 1.0, 1.7])),
         repetition_window=data.draw(st.sampled_from([2, 64])),
+        logit_bias=data.draw(st.sampled_from([{}, {}, {100: 4.0, 101: -3.5, vocab.EOS: -100.0}])),
     )
     # Many single bytes: models without training seldom make a string of two that somebody thought of.
     stop = data.draw(st.sampled_from([(), (), tuple(bytes([byte]) for byte in range(0, 256, 9)), (b"ab", b"\n")]))
@@ -194,6 +210,7 @@ def draw_request(data: st.DataObject, prompt: Sequence[int], longest: int = 12) 
         stop=stop,
         constraint=Utf8.behind(vocab.decode(prompt)) if data.draw(st.booleans()) else None,
         logprobs=data.draw(st.booleans()),
+        top_logprobs=data.draw(st.sampled_from([0, 0, 3])),
     )
 
 

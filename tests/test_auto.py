@@ -22,7 +22,7 @@ from bltkit.generate.strategies.auto import SURE
 from bltkit.generate.strategies.odds import CPU, GPU, LONGEST, WAYS, Costs, Experience, Machine, Plan, Tally, Way, plan
 from bltkit.model import EntropyConfig, EntropyModel
 from tests import tiny
-from tests.rows import GREEDY, blurred, example, start, stats_of, tempered
+from tests.rows import GREEDY, blurred, by, example, start, stats_of, tempered
 from tests.tiny import Case
 
 COSTS = Costs(CPU, 1, read=6.8e6, bytes=3.3e6, block=2.4e6, latent=11.5e6, layers=(6, 3, 2, 3), closing=0.23)
@@ -274,7 +274,7 @@ def test_outcomes_reach_the_tally_they_belong_to(entropy: float | None) -> None:
 
 def made(case: Case, strategy: Strategy, max_bytes: int = 120) -> Stats:
     session = Session.start(case.model, case.scorer, case.rule).extend(vocab.encode(b"some text"))
-    return stats_of(list(generate(session, Request(Sampling(temperature=0), max_bytes), strategy)))
+    return stats_of(list(generate(session, by(strategy, Request(Sampling(temperature=0), max_bytes)))))
 
 
 def test_without_a_block_decoder_none_is_asked() -> None:

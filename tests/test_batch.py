@@ -15,7 +15,9 @@ from bltkit.generate import (
     Autoregressive,
     Batch,
     Chunk,
+    Parked,
     Request,
+    Sampling,
     Session,
     Speculative,
     Strategy,
@@ -27,6 +29,7 @@ from tests.rows import (
     GREEDY,
     Decoded,
     Uncached,
+    by,
     cuts,
     draw_request,
     example,
@@ -45,6 +48,7 @@ STRATEGIES: list[Strategy] = [
     Verified(draft=4),
     Verified(draft=6, alpha=0.05, align_border=True),
 ]
+some_strategies = st.lists(st.sampled_from(STRATEGIES), min_size=1, max_size=3)
 
 
 @settings(max_examples=5)
@@ -131,29 +135,31 @@ def live_through(case: Case, data: st.DataObject) -> None:
 
 
 @settings(max_examples=8)
-@given(tiny.cases(), st.sampled_from(STRATEGIES), st.data())
-def test_a_row_is_decoded_as_if_alone(case: Case, strategy: Strategy, data: st.DataObject) -> None:
-    """Requests of every kind come in while others run, some are called off, and none of the others sees it."""
-    decode_side_by_side(case, strategy, data)
+@given(tiny.cases(), some_strategies, st.data())
+def test_a_row_is_decoded_as_if_alone(case: Case, strategies: list[Strategy], data: st.DataObject) -> None:
+    """Requests of every kind and strategy come in while others run, some are called off, some pause, and none of the
+    others sees it."""
+    decode_side_by_side(case, strategies, data)
 
 
 @pytest.mark.slow
 @settings(max_examples=300)
-@given(tiny.cases(), st.sampled_from(STRATEGIES), st.data())
-def test_many_rows_are_decoded_as_if_alone(case: Case, strategy: Strategy, data: st.DataObject) -> None:
-    decode_side_by_side(case, strategy, data)
+@given(tiny.cases(), some_strategies, st.data())
+def test_many_rows_are_decoded_as_if_alone(case: Case, strategies: list[Strategy], data: st.DataObject) -> None:
+    decode_side_by_side(case, strategies, data)
 
 
-def decode_side_by_side(case: Case, strategy: Strategy, data: st.DataObject) -> None:
+def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObject) -> None:
     case = tempered(case, data.draw(st.sampled_from([0.0, 0.3, 1.0])), data.draw(st.sampled_from([1.0, 3.0])))
-    uncached, batch = Uncached(case), Batch(strategy)
+    uncached, batch = Uncached(case), Batch()
     asked: list[tuple[list[int], Request]] = []
     chunks: dict[int, list[Chunk]] = {}
     cancelled: set[int] = set()
-    for turn in range(60):
+    parked: list[Parked] = []
+    for turn in range(90):
         if turn == 0 or (len(asked) < 5 and data.draw(st.integers(0, 2)) == 0):
             prompts = data.draw(st.lists(tiny.rows(12), min_size=1, max_size=2))
-            new = [draw_request(data, prompt) for prompt in prompts]
+            new = [by(data.draw(st.sampled_from(strategies)), draw_request(data, prompt)) for prompt in prompts]
             batch = batch.admit(start(case, len(prompts)).extend(prompts), new)
             asked += zip(prompts, new, strict=True)
         if len(batch.rows) > 1 and data.draw(st.integers(0, 9)) == 0:
@@ -161,12 +167,17 @@ def decode_side_by_side(case: Case, strategy: Strategy, data: st.DataObject) -> 
             cancelled.add(key)
             before, batch = batch, batch.cancel([key])
             assert key not in {row.key for row in batch.rows} and key in {row.key for row in before.rows}
+        if batch.rows and data.draw(st.integers(0, 4)) == 0:
+            batch, some = batch.park([data.draw(st.sampled_from([row.key for row in batch.rows]))])
+            parked += some
+        if parked and (not batch.rows or data.draw(st.integers(0, 2)) == 0):
+            batch = batch.resume([parked.pop(data.draw(st.integers(0, len(parked) - 1)))])
         batch, made = batch.step()
         for key, chunk in made:
             chunks.setdefault(key, []).append(chunk)
-        if not batch.rows:
+        if not batch.rows and not parked:
             break
-    assert not batch.rows
+    assert not batch.rows and not parked and batch.cache_bytes == 0
     for key, (prompt, request) in enumerate(asked):
         if key in cancelled:
             wanted = uncached.decode(prompt, request).data
@@ -180,7 +191,8 @@ def test_a_batch_is_a_value() -> None:
     case = example("stride:k=3")
     session = start(case, 2).extend([vocab.encode(b"one").tolist(), vocab.encode(b"another").tolist()])
     asked = [Request(GREEDY, 9, logprobs=True), Request(max_bytes=7, logprobs=True)]
-    base, _ = Batch(Speculative(draft=2)).admit(session, asked).step()
+    asked = [by(Speculative(draft=2), request) for request in asked]
+    base, _ = Batch().admit(session, asked).step()
     one, other = base, base
     found: list[list[Chunk]] = [[] for _ in range(4)]
     while one.rows or other.rows:
@@ -195,6 +207,56 @@ def test_a_batch_is_a_value() -> None:
         ids = session.texts[row].tail(session.positions[row])
         wanted = uncached.decode(ids, asked[row])
         assert b"".join(c.data for c in found[row]) == wanted.data[1:]  # the first came out before they parted
+
+
+def test_strategies_run_side_by_side() -> None:
+    """A round of every strategy in each step; what a row's stats count is what its own group did."""
+    case = example("stride:k=3")
+    session = start(case).extend(vocab.encode(b"one"))
+    strategies = [Autoregressive(), Speculative(draft=3), Autoregressive()]
+    requests = [by(strategy, Request(Sampling(seed=at), 12)) for at, strategy in enumerate(strategies)]
+    batch, found, stats = Batch().admit(session.select([0] * 3), requests), [b""] * 3, {}
+    assert [[row.key for row in group.rows] for group in batch.groups] == [[0, 2], [1]]
+    while batch.rows:
+        batch, chunks = batch.step()
+        for key, chunk in chunks:
+            found[key] += chunk.data
+            stats[key] = chunk.stats
+    for key, request in enumerate(requests):
+        alone = list(generate_rows(session, [request]))
+        assert found[key] == b"".join(chunk.data for _, chunk in alone)
+        own, by_itself = stats[key], alone[-1][1].stats
+        assert own is not None and by_itself is not None
+        assert (own.decoder_passes, own.drafted) == (by_itself.decoder_passes, by_itself.drafted)
+    assert batch.passes.decoder > max(own.decoder_passes for own in stats.values() if own is not None)
+
+
+def test_a_parked_row_comes_back_once() -> None:
+    case = example("stride:k=3")
+    request, session = Request(Sampling(seed=3), 9, stop=(b"zq",)), start(case).extend(vocab.encode(b"one"))
+    batch, chunks = Batch().admit(session.select([0, 0]), [request] * 2).step()
+    batch, (first,) = batch.park([0])
+    passes = batch.passes
+    assert [row.key for row in batch.rows] == [1] and first.key == 0
+    for _ in range(3):
+        batch, _ = batch.step()
+    with pytest.raises(ValueError, match=r"keys = \[0\]: no row has key 0"):
+        batch.park([0])
+    with pytest.raises(ValueError, match="no row has key 7"):
+        batch.row_session(7)
+    torch.testing.assert_close(batch.row_session(1).logits[0], batch.groups[0].session.logits[0])
+    batch = batch.cancel([1]).resume([first])
+    with pytest.raises(ValueError, match="key 0: the row is in the batch already"):
+        batch.resume([first])
+    data, last = b"".join(chunk.data for key, chunk in chunks if key == 0), None
+    while batch.rows:
+        batch, chunks = batch.step()
+        data, last = data + b"".join(chunk.data for _, chunk in chunks), chunks[-1][1] if chunks else None
+    alone = [chunk for _, chunk in generate_rows(session, [request])]
+    assert data == b"".join(chunk.data for chunk in alone)
+    assert last is not None and last.stats is not None and alone[-1].stats is not None
+    assert last.stats.decoder_passes == alone[-1].stats.decoder_passes  # not those made while it was away
+    assert passes.decoder == 0
 
 
 def test_empty_rows_begin_with_bos() -> None:

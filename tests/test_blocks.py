@@ -19,7 +19,7 @@ from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
 from bltkit.model.drafting import BlockAttention
 from bltkit.vocab import EOS, MASK, PAD
 from tests import ours, reference, tiny
-from tests.rows import GREEDY, NEWLINE, Uncached, blurred, example, start, storage_bytes, tempered
+from tests.rows import GREEDY, NEWLINE, Uncached, blurred, by, example, start, storage_bytes, tempered
 from tests.tiny import Case
 
 
@@ -309,7 +309,7 @@ def test_one_pass_where_one_is_enough() -> None:
     session = start(case).extend(vocab.encode(b"abc"))
     for fields, passes in (({"steps": 1}, 1), ({"alpha": 1e-9}, 1), ({"gamma": 1e9}, 1), ({"alpha": 1.0}, 7)):
         strategy = Diffusion(draft=8, **fields)
-        *_, last = generate(session, Request(GREEDY.replace(temperature=1.0), 25), strategy)
+        *_, last = generate(session, by(strategy, Request(GREEDY.replace(temperature=1.0), 25)))
         stats = last.stats
         assert stats is not None and stats.bytes == 25  # the first byte, and three blocks behind their first ones
         assert stats.entropy_passes == 0 and stats.encoder_passes == 3

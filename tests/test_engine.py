@@ -18,7 +18,7 @@ from bltkit.generate import Chunk, Request, Sampling, Session, Speculative, Stop
 from bltkit.model import EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule, patch
 from tests import tiny
-from tests.rows import GREEDY, Decoded, Uncached, counted, cut_at_stop, example, start, stats_of
+from tests.rows import GREEDY, Decoded, Uncached, by, counted, cut_at_stop, example, start, stats_of
 
 texts = st.lists(st.sampled_from(b"ab"), max_size=20).map(bytes)
 stops = st.lists(st.lists(st.sampled_from(b"ab"), min_size=1, max_size=4).map(bytes), max_size=3).map(tuple)
@@ -72,7 +72,7 @@ def test_logprobs_come_with_their_bytes(draft: int | None) -> None:
     strategy = None if draft is None else Speculative(draft=draft)
     for stop in ((), (wanted.data[2:5] + b"never",), (wanted.data[6:8],), (wanted.data[-3:] + b"never",)):
         request = Request(sampling, 12, stop, logprobs=True)
-        chunks = list(generate(session, request, strategy))
+        chunks = list(generate(session, by(strategy, request)))
         assert all(len(chunk.logprobs) == len(chunk.data) for chunk in chunks)
         Decoded.of(chunks).assert_equals(uncached.decode([vocab.BOS], request), request)
         assert all(value < 0 for chunk in chunks for value in chunk.logprobs)

@@ -20,7 +20,7 @@ from bltkit.patching import parse_rule
 from bltkit.study.flops import Decoding, PassRates, expected, ledger, ledger_of
 from bltkit.study.flops.passes import read_stats
 from tests import tiny
-from tests.rows import GREEDY, example, tempered
+from tests.rows import GREEDY, by, example, tempered
 
 ENTROPY = EntropyConfig(width=8, layers=1, heads=2, ffn_width=12)
 
@@ -31,7 +31,7 @@ def run(strategy: Strategy, num_bytes: int, rule: str, scored: bool = True, **fi
     scorer = tiny.fill(EntropyModel(ENTROPY), 0) if scored else None
     session = Session.start(case.model, scorer, parse_rule(rule)).extend(vocab.encode(b"some text"))
     session.model.embed.ngrams.data.mul_(0.01)  # a text that repeats, and is easy to draft
-    *_, last = generate(session, Request(GREEDY, num_bytes), strategy)
+    *_, last = generate(session, by(strategy, Request(GREEDY, num_bytes)))
     assert last.stats is not None
     return last.stats, case.config
 
@@ -141,7 +141,7 @@ def test_keys_and_values_read_are_those_of_a_run() -> None:
     """Of a row from its beginning; the ledger's queries see their own key as well, which a run does not count."""
     case = replace(example("byte", window=None), dtype=torch.float32)
     session = Session.start(case.model, None, parse_rule("byte")).extend([vocab.BOS])
-    *_, last = generate(session, Request(GREEDY, 100), strategy_of("ar"))
+    *_, last = generate(session, by(strategy_of("ar"), Request(GREEDY, 100)))
     assert last.stats is not None
     found = ledger(case.config, None, 1.0, 100)
     read = (found.total.kv_bytes - found.modules["decoder_cross"].kv_bytes) * last.stats.bytes
@@ -166,7 +166,7 @@ def test_products_of_a_run(text: str) -> None:
     session = Session.start(case.model, None, parse_rule("byte")).extend([vocab.BOS])
     strategy = parse_strategy(text)
     with FlopCounterMode(display=False) as counter:
-        *_, last = generate(session, Request(GREEDY, 49), strategy)
+        *_, last = generate(session, by(strategy, Request(GREEDY, 49)))
     assert last.stats is not None
     rates = PassRates.of_stats(last.stats.to_json(), strategy, config)
     found = ledger(config, None, 1.0, 49, passes=rates, strategy=text)

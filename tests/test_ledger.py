@@ -19,7 +19,7 @@ from bltkit.generate.ledger import GB, PaperPasses, WeightReads, paper_gb, paper
 from bltkit.model import Blt, CnnConfig, CnnEntropy, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from tests import tiny
-from tests.rows import GREEDY, counted, example, tempered
+from tests.rows import GREEDY, by, counted, example, tempered
 from tests.shared import SHARED
 
 needs_paper = pytest.mark.skipif(SHARED is None, reason="needs the paper's figures beside the repository")
@@ -294,7 +294,7 @@ def test_weights_read_by_hand(kind: str, decoder_input: str) -> None:
     session = Session.start(case.model, scorer_of(), rule).extend(vocab.encode(b"some text"))
     session.model.embed.ngrams.data.mul_(0.01)  # a text that repeats, and is easy to draft
     with counted(session) as calls, looked_up(session) as rows:
-        *_, last = generate(session, Request(GREEDY, 40), strategy_of(kind))
+        *_, last = generate(session, by(strategy_of(kind), Request(GREEDY, 40)))
     assert last.stats is not None and last.stats.bytes == 40
     assert last.stats.drafted == 0 or kind != "ar"  # a strategy may find nothing to draft
     weights = (
@@ -320,7 +320,7 @@ def test_passes_of_speculation(draft: int) -> None:
     case = tempered(example("byte"), 0.0)
     session = Session.start(case.model, None, parse_rule("byte")).extend(vocab.encode(b"some text"))
     made = 1 + 6 * (draft + 1)  # the first byte needs no round
-    *_, last = generate(session, Request(GREEDY, made), Speculative(draft=draft))
+    *_, last = generate(session, by(Speculative(draft=draft), Request(GREEDY, made)))
     found = last.stats
     assert found is not None and found.bytes == made and found.accepted == found.drafted == 6 * draft
     model = paper_passes(made - 1, draft, 1.0, draft + 1, latent_reuse=True)

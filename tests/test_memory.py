@@ -38,11 +38,12 @@ def anonymous():
 
 torch.set_num_threads(1)
 session = bltkit.load("bltkit:tiny").session("Once")
-request = Request(Sampling(temperature=1.0, seed=3), int(sys.argv[1]), constraint=Endless())
-batch = Batch(strategy_of("speculative", draft=16)).admit(session, [request])
+strategy = strategy_of("speculative", draft=16)
+request = Request(Sampling(temperature=1.0, seed=3), int(sys.argv[1]), constraint=Endless(), strategy=strategy)
+batch = Batch().admit(session, [request])
 most, held = 0, 0
 while batch.rows:
-    held = batch.session.latents[0].storage_bytes
+    held = batch.groups[0].session.latents[0].storage_bytes
     batch, _ = batch.step()
     most = max(most, anonymous())
 print(most, held)

@@ -139,7 +139,7 @@ def test_mypy_accepts_a_script_and_rejects_its_mistakes(tmp_path: Path) -> None:
 
 def test_a_strategy_may_be_given_with_its_fields() -> None:
     """As everywhere else that takes one; a field is then told in one place."""
-    assert parse_options(b"", {"strategy": "speculative:draft=8"})[1] == strategy_of("speculative", draft=8)
+    assert parse_options(b"", {"strategy": "speculative:draft=8"}).strategy == strategy_of("speculative", draft=8)
     with pytest.raises(ValueError, match="draft = 4 is given a second time"):
         parse_options(b"", {"strategy": "speculative:draft=8", "draft": 4})
     with pytest.raises(ValueError, match="did you mean 'speculative'"):

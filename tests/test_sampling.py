@@ -29,6 +29,7 @@ samplings = st.builds(
     min_p=st.one_of(st.none(), st.floats(0, 1)),
     repetition_penalty=st.sampled_from([1.0, 0.5, 1.2, 4.0]),
     seed=st.integers(-(2**63), 2**63),
+    logit_bias=st.sampled_from([{}, {50: 2.5}, {EOS: -100.0, 4: 100.0}, {100: -3.0, 259: 4.5, 101: 0.0}]),
 )
 
 
@@ -43,6 +44,9 @@ def by_definition(sampling: Sampling, logits: Tensor, allowed: Tensor | None, se
     """Probabilities, one filter at a time over plain lists."""
     alive = [i for i in range(len(logits)) if i not in NEVER and (allowed is None or allowed[i])]
     score = {i: float(logits[i]) for i in alive}
+    for i, bias in sampling.logit_bias:
+        if i in score:
+            score[i] += bias
     for i in alive:
         if seen is not None and seen[i]:
             penalty = sampling.repetition_penalty
@@ -275,3 +279,55 @@ def test_bad_values_are_named(field: str) -> None:
     name, value = field.split("=")
     with pytest.raises(ValueError, match=f"sampling: {name} ="):
         parse(Sampling, {name: float(value)}, "sampling")
+
+
+def test_the_most_probable_ids_are_named() -> None:
+    """Of the model's own distribution: whatever the temperature, the bias, the filters and what was chosen."""
+    logits = torch.stack(
+        [torch.stack([logits_of(seed, 8) for seed in (7, 8)]), torch.stack([logits_of(9), logits_of(10)])]
+    )
+    logits[:, :, PAD] = 1e3  # never named
+    allowed = torch.ones(2, 2, VOCAB_SIZE, dtype=torch.bool)
+    allowed[1, 0] = False
+    allowed[1, 0, [70, 71]] = True
+    rows = [Sampling(temperature=0.1, top_k=1, logit_bias={60: 100.0}), Sampling(temperature=1.0)]
+    found = choose(rows, logits, [3, 4], allowed=allowed, tops=[5, 20])
+    assert found.tops is not None and found.logprobs is None
+    assert [len(tops) for tops in found.tops[0]] == [5, 5] and [len(tops) for tops in found.tops[1]] == [2, 20]
+    assert found.ids[0] == [60, 60]
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        own = logits[row, column].double().masked_fill(~allowed[row, column], -torch.inf)
+        own[[*NEVER]] = -torch.inf
+        wanted = own.log_softmax(0)
+        order = sorted(range(VOCAB_SIZE), key=lambda i, wanted=wanted: (-float(wanted[i]), i))
+        tops = found.tops[row][column]
+        assert [at for at, _ in tops] == order[: len(tops)]
+        torch.testing.assert_close(torch.tensor([value for _, value in tops]).double(), wanted[order[: len(tops)]])
+    assert choose(rows, logits, [3, 4], allowed=allowed, tops=[0, 2]).tops is not None
+    assert choose(rows, logits, [3, 4], allowed=allowed, tops=[0, 0]).tops is None
+
+
+def test_a_bias_bans_and_forces() -> None:
+    logits = logits_of(3)
+    best = Sampling(temperature=0).pick(logits, 0)
+    assert Sampling(temperature=0, logit_bias={best: -100}).pick(logits, 0) != best
+    assert {Sampling(temperature=1, seed=seed, logit_bias={77: 100}).pick(logits, 5) for seed in range(20)} == {77}
+    pairs = ((9, 1.0), (8, -2.0))
+    assert Sampling(logit_bias=pairs) == Sampling(logit_bias=dict(pairs)) and hash(Sampling(logit_bias=pairs))
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ({BOS: 1.0}, "id 1 cannot be emitted"),
+        ({260: 1.0}, "id 260 cannot be emitted"),
+        ({-1: 1.0}, "id -1 cannot be emitted"),
+        ({70: 100.5}, "bias 100.5 of id 70 is beyond -100 to 100"),
+        ({70: math.nan}, "logit_bias"),
+        (((70, 1.0), (70, 2.0)), "an id is given twice"),
+        ("x", "logit_bias"),
+    ],
+)
+def test_a_wrong_bias_is_refused(bias: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(Sampling, {"logit_bias": bias}, "sampling")

@@ -37,6 +37,7 @@ from tests.rows import (
     Decoded,
     Uncached,
     blurred,
+    by,
     counted,
     draw_request,
     example,
@@ -81,7 +82,7 @@ def drawn(case: Case, data: st.DataObject, damping: Sequence[float] = (0.0, 0.1,
 
 
 def decoded(session: Session, request: Request, strategy: Strategy) -> Decoded:
-    return Decoded.of(list(generate(session, request, strategy)))
+    return Decoded.of(list(generate(session, by(strategy, request))))
 
 
 def scored_case(case: Case) -> Case:
@@ -131,7 +132,7 @@ def test_every_budget(kind: str) -> None:
         k = getattr(strategy, "draft", None) or 8
         for budget in {0, 1, k, k + 1}:
             request = Request(sampling, budget, logprobs=True)
-            chunks = list(generate(session, request, strategy))
+            chunks = list(generate(session, by(strategy, request)))
             cut = Decoded(wanted.data[:budget], "length", wanted.logprobs[:budget])
             Decoded.of(chunks).assert_equals(cut, request)
             if budget <= 2:
@@ -153,7 +154,7 @@ def test_what_ends_inside_a_draft(kind: str) -> None:
                 wanted = uncached.decode(case.ids, request)
                 ends.add(wanted.finish)
                 strategy = examples_of(kind)[(seed + at) % len(examples_of(kind))]
-                found = list(generate(session, request, strategy))
+                found = list(generate(session, by(strategy, request)))
                 Decoded.of(found).assert_equals(wanted, request)
                 assert stats_of(found).accepted <= stats_of(found).drafted
     assert ends == {"eos", "stop", "length"}
@@ -166,7 +167,7 @@ def test_drafts_are_accepted_and_rejected(kind: str) -> None:
     for sharpness in (0.0, 0.1, 1.0):
         case = blurred(tempered(scored_case(example("byte")), sharpness), sharpness)
         session = start(case).extend(case.ids)
-        stats = stats_of(list(generate(session, Request(GREEDY, 48), strategy_named(kind))))
+        stats = stats_of(list(generate(session, by(strategy_named(kind), Request(GREEDY, 48)))))
         shares.append(stats.accepted / stats.drafted)
         assert stats.drafted >= 24
         assert stats.global_passes >= 1
@@ -180,7 +181,7 @@ def test_drafts_are_chosen_as_the_bytes_are(kind: str) -> None:
     case = blurred(tempered(scored_case(example("byte")), 0.0), 0.0)
     session = start(case).extend(case.ids)
     for sampling in (Sampling(temperature=1, seed=3), Sampling(temperature=2, seed=4, top_k=20, min_p=0.01)):
-        stats = stats_of(list(generate(session, Request(sampling, 40), strategy_named(kind))))
+        stats = stats_of(list(generate(session, by(strategy_named(kind), Request(sampling, 40)))))
         assert stats.accepted == stats.drafted > 20
 
 
@@ -194,7 +195,7 @@ def test_byte_by_byte_drafts_know_the_drafts_in_front_of_them() -> None:
         (Sampling(temperature=2, seed=5), Utf8()),
     ):
         request = Request(sampling, 40, constraint=constraint)
-        stats = stats_of(list(generate(session, request, strategy_named("speculative"))))
+        stats = stats_of(list(generate(session, by(strategy_named("speculative"), request))))
         assert stats.accepted == stats.drafted > 20
 
 
@@ -209,7 +210,7 @@ def test_the_ledger_counts_what_happens(kind: str, case: Case, data: st.DataObje
     prompts = [case.ids[:9], case.ids[:4]]
     request = Request(Sampling(temperature=data.draw(st.sampled_from([0, 1]))), 14)
     session = start(case, 2).extend(prompts)
-    batch, stats, rounds = Batch(strategy).admit(session, [request] * 2), {}, 0
+    batch, stats, rounds = Batch().admit(session, [by(strategy, request)] * 2), {}, 0
     with counted(session) as calls:
         while batch.rows:
             before = calls.copy()
@@ -287,7 +288,7 @@ def test_a_model_is_refused_in_one_line_or_served(kind: str) -> None:
                 assert "\n" not in str(error) and ("use" in str(error) or "train" in str(error))
             else:
                 served += 1
-                assert list(generate(session, Request(GREEDY, 3), strategy))[-1].stats is not None
+                assert list(generate(session, by(strategy, Request(GREEDY, 3))))[-1].stats is not None
     assert served
 
 
@@ -329,7 +330,7 @@ def test_strategies_by_name() -> None:
 
 def decode_rows(session: Session, asked: list[Request], strategy: Strategy) -> list[Decoded]:
     chunks: list[list[Chunk]] = [[] for _ in asked]
-    for row, chunk in generate_rows(session, asked, strategy):
+    for row, chunk in generate_rows(session, [by(strategy, request) for request in asked]):
         chunks[row].append(chunk)
     return [Decoded.of(own) for own in chunks]
 

@@ -37,7 +37,19 @@ from bltkit.generate.strategies import Outcome, Pending, Proposal
 from bltkit.model import Blt
 from bltkit.vocab import EOS, OFFSET
 from tests import tiny
-from tests.rows import GREEDY, Decoded, Uncached, blurred, cut_at_stop, draw_request, example, start, stats_of, tempered
+from tests.rows import (
+    GREEDY,
+    Decoded,
+    Uncached,
+    blurred,
+    by,
+    cut_at_stop,
+    draw_request,
+    example,
+    start,
+    stats_of,
+    tempered,
+)
 from tests.test_strategies import drawn, examples_of, random_prompts, scored_case
 from tests.tiny import Case
 
@@ -124,7 +136,7 @@ class Slow:
 
 def decode_rows(session: Session, asked: list[Request], strategy: Strategy) -> list[Decoded]:
     chunks: list[list[Chunk]] = [[] for _ in asked]
-    for row, chunk in generate_rows(session, asked, strategy):
+    for row, chunk in generate_rows(session, [by(strategy, request) for request in asked]):
         chunks[row].append(chunk)
     return [Decoded.of(own) for own in chunks]
 
@@ -162,17 +174,17 @@ def test_thousands_of_prompts(kind: str, temperature: float) -> None:
             for row, prompt in enumerate(prompts)
         ]
         sessions = [start(case).extend(prompt) for prompt in prompts]
-        batch, chunks = Batch(strategy), [list[Chunk]() for _ in prompts]
+        batch, chunks = Batch(), [list[Chunk]() for _ in prompts]
         waiting = list(zip(sessions, asked, strict=True))
         while batch.rows or waiting:
             for session, request in waiting[:5]:
-                batch = batch.admit(session, [request])
+                batch = batch.admit(session, [by(strategy, request)])
             del waiting[:5]
             batch, made = batch.step()
             for key, chunk in made:
                 chunks[key].append(chunk)
         for own, session, request in zip(chunks, sessions, asked, strict=True):
-            alone = Decoded.of(list(generate(session, request, strategy)))
+            alone = Decoded.of(list(generate(session, by(strategy, request))))
             Decoded.of(own).assert_equals(alone, request)
             ends.add(alone.finish)
     assert ends == {"eos", "length"}
@@ -186,9 +198,9 @@ def test_a_budget_cuts_what_more_would_have_made(kind: str) -> None:
     for strategy, temperature in zip(examples_of(kind)[::5], itertools.cycle((0.0, 1.0)), strict=False):
         sampling = Sampling(temperature=temperature, seed=5)
         request = Request(sampling, 20, logprobs=True)
-        whole = Decoded.of(list(generate(session, request, strategy)))
+        whole = Decoded.of(list(generate(session, by(strategy, request))))
         for budget in (0, 1, 2, 9, 17):
-            found = Decoded.of(list(generate(session, replace(request, max_bytes=budget), strategy)))
+            found = Decoded.of(list(generate(session, by(strategy, replace(request, max_bytes=budget)))))
             ended = whole.finish == "eos" and len(whole.data) < budget
             wanted = Decoded(whole.data[:budget], "eos" if ended else "length", whole.logprobs[:budget])
             found.assert_equals(wanted, request)
@@ -202,11 +214,11 @@ def test_what_ends_inside_a_block(kind: str) -> None:
     for seed, strategy in zip(range(max(8, len(strategies))), itertools.cycle(strategies), strict=False):
         case = tempered(replace(scored_case(example("byte")), seed=seed), 1.0, eos=2.0)
         session, sampling = start(case).extend(case.ids), Sampling(temperature=0 if seed % 2 else 1, seed=seed)
-        free = Decoded.of(list(generate(session, Request(sampling, 24), strategy)))
+        free = Decoded.of(list(generate(session, by(strategy, Request(sampling, 24)))))
         ends.add(free.finish)
         for at in (1, 5, 12):
             stop = (free.data[at : at + 2],) if free.data[at : at + 2] else (b"never",)
-            found = list(generate(session, Request(sampling, 24, stop), strategy))
+            found = list(generate(session, by(strategy, Request(sampling, 24, stop))))
             cut, stats = cut_at_stop(free.data, stop), stats_of(found)
             assert b"".join(chunk.data for chunk in found) == cut
             assert found[-1].finish == ("stop" if stop[0] in free.data else free.finish)
@@ -223,7 +235,7 @@ def test_only_valid_utf8(kind: str) -> None:
     session, lengths = start(case).extend(vocab.encode(prompt)), set()
     for seed, strategy in enumerate(examples_of(kind)[::5]):
         request = Request(Sampling(temperature=2, seed=seed), 12, constraint=Utf8.behind(prompt))
-        found = Decoded.of(list(generate(session, request, strategy)))
+        found = Decoded.of(list(generate(session, by(strategy, request))))
         assert (prompt + found.data).decode() and len(found.data) <= 12
         lengths.add(len(found.data))
     assert max(lengths) > 8
@@ -273,7 +285,7 @@ def test_the_engine_trims_what_a_strategy_says_too_much(instead: bool) -> None:
 
 
 def decoded_with_stats(session: Session, request: Request, strategy: Strategy) -> tuple[Decoded, Any]:
-    chunks = list(generate(session, request, strategy))
+    chunks = list(generate(session, by(strategy, request)))
     return Decoded.of(chunks), stats_of(chunks)
 
 
@@ -307,11 +319,11 @@ def test_where_nothing_trusted_is_left_the_model_decodes(instead: bool) -> None:
 def test_a_strategy_hears_what_became_of_its_proposals() -> None:
     HEARD.clear()
     session = start(example("byte")).extend(vocab.encode(b"abc"))
-    found = Decoded.of(list(generate(session, Request(GREEDY, 9), Parrot(says=b"xy"))))
+    found = Decoded.of(list(generate(session, by(Parrot(says=b"xy"), Request(GREEDY, 9)))))
     assert found.finish == "eos" and len(found.data) == 3
     assert HEARD == [("loud 3 3",)]
     HEARD.clear()
-    Decoded.of(list(generate(session, Request(GREEDY, 9, (b"x",)), Parrot(says=b"xyz"))))
+    Decoded.of(list(generate(session, by(Parrot(says=b"xyz"), Request(GREEDY, 9, (b"x",))))))
     assert HEARD == [("loud 4 1",)]
 
 
@@ -385,9 +397,9 @@ def test_a_model_that_cannot_says_so_before_it_reads(kind: str) -> None:
         inner.remove()
         session = start(case).extend([vocab.BOS])
         with pytest.raises(ValueError, match=named):
-            Batch(strategy_of(kind, **options)).admit(session, [Request()])
+            Batch().admit(session, [by(strategy_of(kind, **options), Request())])
         with pytest.raises(ValueError, match=named):
-            list(generate_rows(session, [Request()], strategy_of(kind, **options)))
+            list(generate_rows(session, [by(strategy_of(kind, **options), Request())]))
         assert lm.generate(b"abc", strategy="speculative", max_bytes=4).data
 
 
@@ -402,8 +414,8 @@ def test_options_reach_the_strategy() -> None:
         for kind, strategy in (("diffusion", Diffusion(**options)), ("verified", Verified(**options))):
             request = Request(Sampling(temperature=0.9, seed=3), 14)
             wanted, stats = decoded_with_stats(session, request, strategy)
-            for by in ({"strategy": kind, **options}, {"strategy": strategy}):
-                found = lm.generate(prompt, max_bytes=14, temperature=0.9, seed=3, **by)
+            for fields in ({"strategy": kind, **options}, {"strategy": strategy}):
+                found = lm.generate(prompt, max_bytes=14, temperature=0.9, seed=3, **fields)
                 assert found.data == wanted.data
                 assert (found.stats.decoder_passes, found.stats.drafted) == (stats.decoder_passes, stats.drafted)
     with pytest.raises(ValueError, match="draft = 4"):

@@ -28,7 +28,6 @@ from bltkit.generate import (
     Request,
     Session,
     Stats,
-    Strategy,
     at_least_one,
     generate,
     generate_rows,
@@ -63,6 +62,8 @@ class Generation:
     """Natural logarithm of each byte's probability, where asked for."""
     opens: tuple[bool, ...] = ()
     """Does each byte open a patch."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """The most probable ids in each byte's place, with their log-probabilities, where asked for."""
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Self:
@@ -71,7 +72,8 @@ class Generation:
         assert finish is not None and stats is not None
         logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
         opens = tuple(value for chunk in chunks for value in chunk.opens)
-        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs, opens)
+        tops = tuple(value for chunk in chunks for value in chunk.top_logprobs)
+        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs, opens, tops)
 
     @property
     def text(self) -> str:
@@ -193,11 +195,11 @@ class ByteLM:
         Options as for `stream`. The passes in their stats are shared. Raises ValueError for fewer than one.
         """
         at_least_one("num", num)
-        first, strategy = self._request(prompt, options)
+        first = self._request(prompt, options)
         requests = [replace(first, sampling=first.sampling.replace(seed=first.sampling.seed + i)) for i in range(num)]
         session = self.session(prompt)
         chunks: list[list[Chunk]] = [[] for _ in requests]
-        for row, chunk in generate_rows(session if num == 1 else session.select([0] * num), requests, strategy):
+        for row, chunk in generate_rows(session if num == 1 else session.select([0] * num), requests):
             chunks[row].append(chunk)
         return [Generation.of(row_chunks) for row_chunks in chunks]
 
@@ -234,9 +236,9 @@ class ByteLM:
         Raises ValueError for bad options at once, for a bad prompt when it is reached.
         """
         at_least_one("batch_size", batch_size)
-        _, strategy = self._request(b"", options)
+        self._request(b"", options)
         self._needed_rule()
-        return self._continued(iter(several_prompts(prompts)), Batch(strategy), batch_size, options)
+        return self._continued(iter(several_prompts(prompts)), Batch(), batch_size, options)
 
     def _continued(
         self, prompts: Iterator[str | bytes | Prompt], batch: Batch, batch_size: int, options: Options
@@ -245,7 +247,7 @@ class ByteLM:
         chunks: dict[int, list[Chunk]] = {}
         while True:
             for prompt in islice(prompts, batch_size - len(batch.rows)):
-                request, _ = self._request(prompt, options)
+                request = self._request(prompt, options)
                 batch = batch.admit(self.session(text_of(prompt)), [request])
             if not batch.rows:
                 return
@@ -271,19 +273,21 @@ class ByteLM:
             block; `verified` makes one by default. align_border: blocks begin where the open patch does.
         temperature: 0.8, 0 is greedy; top_k, top_p, min_p, repetition_penalty, repetition_window as in `Sampling`.
         seed: 0; a sample depends on it and the prompt alone.
+        logit_bias: what is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100.
         stop: strings that end the text and are not part of it.
-        valid_utf8: make only valid UTF-8. logprobs: hand out the log-probability of every byte.
+        valid_utf8: make only valid UTF-8. logprobs: hand out the log-probability of every byte. top_logprobs: and so
+            many of the most probable ids in its place, 0 to 20.
 
         Raises ValueError for options unknown, of the wrong type or out of range, before the first pass.
         """
-        request, strategy = self._request(prompt, options)
-        return generate(self.session(prompt), request, strategy)
+        request = self._request(prompt, options)
+        return generate(self.session(prompt), request)
 
-    def _request(self, prompt: str | bytes | Prompt, options: Options) -> tuple[Request, Strategy]:
+    def _request(self, prompt: str | bytes | Prompt, options: Options) -> Request:
         overrides: Options = prompt.options if isinstance(prompt, Prompt) else {}
-        request, strategy = parse_options(prompt_bytes(text_of(prompt)), {**options, **overrides})
-        strategy.check(self._needed_model())
-        return request, strategy
+        request = parse_options(prompt_bytes(text_of(prompt)), {**options, **overrides})
+        request.strategy.check(self._needed_model())
+        return request
 
     def session(self, prompt: str | bytes = b"") -> Session:
         """The cached state behind BOS and `prompt`, for decoding of one's own."""

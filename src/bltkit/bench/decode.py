@@ -124,8 +124,8 @@ class _Walk:
     @property
     def now(self) -> Session:
         """The state that the last run came to."""
-        assert self.batch.session is not None
-        return self.batch.session
+        (group,) = self.batch.groups
+        return group.session
 
     @property
     def patches(self) -> int:

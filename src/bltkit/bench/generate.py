@@ -5,7 +5,7 @@ its bytes over all its seconds, so that no prompt counts for more than its lengt
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -146,7 +146,7 @@ class _Side:
         own, made = session.fork(), [b""] * len(requests)
 
         def run() -> None:
-            batch = Batch(self.strategy).admit(own, requests)
+            batch = Batch().admit(own, [replace(request, strategy=self.strategy) for request in requests])
             while batch.rows:
                 batch, chunks = batch.step()
                 for key, chunk in chunks:

@@ -2,7 +2,9 @@
 
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
+from bltkit.generate.group import Group, Parked
 from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.memory import SequenceMemory
 from bltkit.generate.options import (
     Options,
     Prompt,
@@ -17,6 +19,7 @@ from bltkit.generate.options import (
 from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
+from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import (
@@ -43,12 +46,16 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Group",
     "Options",
+    "Parked",
     "Passes",
+    "Predicted",
     "Prompt",
     "Reading",
     "Request",
     "Sampling",
+    "SequenceMemory",
     "Session",
     "Speculative",
     "Stats",
@@ -62,6 +69,7 @@ __all__ = [
     "parse_options",
     "parse_strategy",
     "prompt_bytes",
+    "read_scored",
     "several_prompts",
     "spelled_out",
     "strategy_kind",

@@ -1,7 +1,7 @@
 """The options of a generation as callers write them: one typed list for Python, its editors and the checks.
 
 `Options` types the keywords of every method that generates (PEP 692), `spelled_out` shows them where a signature is
-looked up at run time (`help`, Jupyter), `parse_options` checks values and makes the engine's `Request` and `Strategy`.
+looked up at run time (`help`, Jupyter), `parse_options` checks values and makes the engine's `Request`.
 """
 
 import inspect
@@ -55,12 +55,16 @@ class Options(TypedDict, total=False):
     """Number of bytes that `repetition_penalty` looks back."""
     seed: int
     """A sample depends on it and the prompt alone."""
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+    """What is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100."""
     stop: Stop
     """Strings that end the text and are not part of it."""
     valid_utf8: bool
     """Generate only valid UTF-8."""
     logprobs: bool
     """Return the natural logarithm of every byte's probability."""
+    top_logprobs: int
+    """Return so many of the most probable ids for every byte, 0 to 20, with their log-probabilities."""
 
 
 _TYPES: Mapping[str, Any] = get_type_hints(Options)
@@ -69,6 +73,7 @@ DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
     dict.fromkeys(_TYPES)
     | {name: field.default for name, field in Sampling.model_fields.items()}
     | {"max_bytes": 256, "strategy": "ar", "align_border": False, "stop": (), "valid_utf8": False, "logprobs": False}
+    | {"top_logprobs": 0}
 )
 """What an option is where it is left out."""
 
@@ -86,6 +91,7 @@ class Prompt:
     seed: int | None = None
     max_bytes: int | None = None
     stop: Stop | None = None
+    strategy: str | Strategy | None = None
 
     def __post_init__(self) -> None:
         parse_options(self.data, self.options)
@@ -105,6 +111,8 @@ class Prompt:
             options["max_bytes"] = self.max_bytes
         if self.stop is not None:
             options["stop"] = self.stop
+        if self.strategy is not None:
+            options["strategy"] = self.strategy
         return options
 
 
@@ -131,28 +139,34 @@ def prompt_bytes(prompt: Any) -> bytes:
     raise ValueError(f"prompt = {_shown(prompt)} is of type {type(prompt).__name__}; {remedy}")
 
 
-def parse_options(prompt: bytes, options: Mapping[str, Any]) -> tuple[Request, Strategy]:
-    """Request and strategy for the continuation of `prompt`; options left out have their `DEFAULTS`.
+def parse_options(prompt: bytes, options: Mapping[str, Any]) -> Request:
+    """The request for the continuation of `prompt`; options left out have their `DEFAULTS`.
 
     Raises ValueError with one line that names the option, its value and what it should be.
     """
     values = {name: _option(name, value) for name, value in options.items()}
     stops = values.get("stop", ())
-    request = Request(
+    return Request(
         sampling=parse(Sampling, {name: values[name] for name in Sampling.model_fields if name in values}, "sampling"),
         max_bytes=values.get("max_bytes", DEFAULTS["max_bytes"]),
         stop=tuple(to_bytes(text) for text in ([stops] if isinstance(stops, str | bytes) else stops)),
         constraint=Utf8.behind(prompt) if values.get("valid_utf8") else None,
         logprobs=values.get("logprobs", False),
+        top_logprobs=values.get("top_logprobs", 0),
+        strategy=_strategy(values),
     )
+
+
+def _strategy(values: Mapping[str, Any]) -> Strategy:
+    """The strategy of checked options. Raises ValueError for fields beside a strategy that is a value."""
     strategy = values.get("strategy", DEFAULTS["strategy"])
     fields = {name: values[name] for name in _DRAFTING if values.get(name) is not None}
     fields |= {"align_border": True} if values.get("align_border") else {}
     if isinstance(strategy, str):
-        return request, parse_strategy(strategy, **fields)
+        return parse_strategy(strategy, **fields)
     for name, value in fields.items():
         raise ValueError(f"{name} = {value}: the strategy is given as a value; set the field there")
-    return request, strategy
+    return strategy
 
 
 def at_least_one(name: str, value: Any) -> None:
@@ -198,12 +212,24 @@ def typed(name: str, value: Any, kind: Any) -> Any:
 def _option(name: str, value: Any) -> Any:
     if name not in _TYPES:
         raise ValueError(f"unknown option {name!r}{nearest(name, list(_TYPES))}")
+    if name == "logit_bias":
+        return _biases(value)
     if name != "stop":
         return typed(name, value, _TYPES[name])
     texts = [value] if isinstance(value, str | bytes) else value
     if isinstance(texts, Sequence) and all(isinstance(text, str | bytes) for text in texts):
         return value
     raise ValueError(f"stop = {_shown(value)}: must be text, bytes or a list of them")
+
+
+def _biases(value: Any) -> Any:
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str | bytes):
+        raise ValueError(f"logit_bias = {_shown(value)}: must be a mapping from ids to numbers")
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"logit_bias = {_shown(value)}: must be a mapping from ids to numbers")
+    return tuple((typed("logit_bias: id", at, int), typed("logit_bias", bias, float)) for at, bias in pairs)
 
 
 _WORDS = {

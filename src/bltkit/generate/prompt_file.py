@@ -16,7 +16,7 @@ from bltkit.files.compressed import SUFFIXES, lines
 from bltkit.files.structured import parse_json, read_json
 from bltkit.generate.options import Prompt, parse_options
 
-KEYS = ("id", "prompt", "prompt_hex", "seed", "max_bytes", "stop")
+KEYS = ("id", "prompt", "prompt_hex", "seed", "max_bytes", "stop", "strategy")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_prompts(path: Path) -> Iterator[NamedPrompt]:
 
     The file may be compressed (gz, zst, xz, bz2). `.txt`: a line's bytes are the prompt. Else a line is a JSON object
     with `prompt`, or `prompt_hex` for bytes that are no text; and if wanted `id` (text or a whole number, in all lines
-    or in none), `seed`, `max_bytes`, `stop`.
+    or in none), `seed`, `max_bytes`, `stop`, `strategy`.
 
     Raises ValueError that names file and line, OSError where it cannot be read.
     """
@@ -182,7 +182,7 @@ def _named_prompt(value: Any, number: int, where: str) -> NamedPrompt:
         text_or_bytes = text if "prompt" in value else bytes.fromhex(text)
     except ValueError:
         raise ValueError(f"{where}: prompt_hex = {text[:40]!r} is not hexadecimal, two digits a byte") from None
-    options = {key: value[key] for key in ("seed", "max_bytes", "stop") if value.get(key) is not None}
+    options = {key: value[key] for key in ("seed", "max_bytes", "stop", "strategy") if value.get(key) is not None}
     try:
         parse_options(b"", options)
         return NamedPrompt(name, Prompt(text_or_bytes, **options))

@@ -5,27 +5,33 @@ from typing import Literal
 
 from bltkit.generate.constraint import Constraint
 from bltkit.generate.ledger import Stats
-from bltkit.generate.sampling import Sampling
+from bltkit.generate.sampling import Sampling, Tops
+from bltkit.generate.strategies import Autoregressive, Strategy
 
 Finish = Literal["eos", "stop", "length"]
 """Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""
 
-
 MAX_BYTES = 10**9
 """More than memory holds the state of."""
+
+MAX_TOPS = 20
+"""Most alternatives of a byte that a request may ask for."""
 
 
 @dataclass(frozen=True)
 class Request:
     """What a row is to become.
 
+    strategy: decoding strategy; all that are `exact` give the same bytes.
     max_bytes: bytes made at most, those of a stop string included.
     stop: byte strings that end the generation; they are not handed out.
     constraint: the state of a constraint in front of the first byte made.
     logprobs: hand out the log-probability of every byte: the model's own, read from left to right, however the byte
         was found.
+    top_logprobs: 0 to 20; hand out for every byte so many of the most probable ids, with log-probabilities of the same
+        distribution; fewer where a constraint allows fewer.
 
-    Raises ValueError for max_bytes outside 0 to `MAX_BYTES` or an empty stop string.
+    Raises ValueError for max_bytes outside 0 to `MAX_BYTES`, an empty stop string, or top_logprobs outside 0 to 20.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -33,6 +39,8 @@ class Request:
     stop: tuple[bytes, ...] = ()
     constraint: Constraint | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
+    strategy: Strategy = field(default_factory=Autoregressive)
 
     def __post_init__(self) -> None:
         if self.max_bytes < 0:
@@ -41,6 +49,8 @@ class Request:
             raise ValueError(f"max_bytes is too large: at most {MAX_BYTES:,} bytes")
         if b"" in self.stop:
             raise ValueError("stop = b'': a stop string must hold at least one byte")
+        if not 0 <= self.top_logprobs <= MAX_TOPS:
+            raise ValueError(f"top_logprobs = {self.top_logprobs}: must be 0 to {MAX_TOPS}")
 
 
 @dataclass(frozen=True)
@@ -54,3 +64,5 @@ class Chunk:
     """Natural logarithm of each byte's probability, where asked for."""
     opens: tuple[bool, ...] = ()
     """Does each byte open a patch."""
+    top_logprobs: tuple[Tops, ...] = ()
+    """The most probable ids in each byte's place, where asked for."""

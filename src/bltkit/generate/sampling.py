@@ -1,4 +1,4 @@
-"""From logits to ids: greedy, or drawn after repetition penalty, temperature, top-k, top-p and min-p.
+"""From logits to ids: greedy, or drawn after bias, repetition penalty, temperature, top-k, top-p and min-p.
 
 The noise of a draw is a function of (seed, position) alone. So a byte depends neither on the device and the
 batch nor on how the bytes before it were found, and two models that look at the same position see the same
@@ -9,21 +9,28 @@ and a choice has the same bits alone and in any batch: operations are elementwis
 sequential sums along one row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Num
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from bltkit.config import Config
 from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
 
 _NEVER = list(NEVER_EMITTED)
+
+Tops = tuple[tuple[int, float], ...]
+"""Ids with the natural logarithms of their probabilities, the most probable first; of equals the lower id first."""
+
+MAX_BIAS = 100.0
+"""Largest absolute value of a bias; more than lies between the logits of a trained model."""
 
 # A generator costs as much to set up as its numbers for 3 positions, so several positions share one. More would
 # make a miss dearer where there are more rows than blocks are kept (128 blocks of 33 kB).
@@ -33,7 +40,7 @@ _BLOCK = 16
 class Sampling(Config):
     """How a row's ids are chosen. Ids 0, 1 and 3 are never chosen; 2 (EOS) may be.
 
-    The order: repetition penalty, temperature, top-k, top-p, min-p. Each filter sees what the one before it left,
+    The order: bias, repetition penalty, temperature, top-k, top-p, min-p. Each filter sees what the one before it left,
     and the most probable id always stays.
     """
 
@@ -51,6 +58,28 @@ class Sampling(Config):
     repetition_window: PositiveInt = 64
     """An id counts as seen if it is among the row's last so many. In longer text every letter has been seen."""
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of an id (a byte's value + 4, or 2 for EOS) and what is added to its raw logit, -100 to 100; also given as
+    a mapping."""
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return tuple(value.items()) if isinstance(value, Mapping) else value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _biases(cls, value: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        for chosen, bias in value:
+            if not 0 <= chosen < VOCAB_SIZE or chosen in NEVER_EMITTED:
+                raise ValueError(
+                    f"id {chosen} cannot be emitted; give 2 (EOS) or a byte's value + 4, up to {VOCAB_SIZE - 1}"
+                )
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise ValueError(f"bias {bias:g} of id {chosen} is beyond -{MAX_BIAS:g} to {MAX_BIAS:g}")
+        if len(dict(value)) < len(value):
+            raise ValueError("an id is given twice; give each one bias")
+        return tuple(sorted(value))
 
     def pick(self, logits: Float[Tensor, " V"], position: int) -> int:
         """The id at `position` of a row, given the raw logits for it; `choose` for one, with nothing seen."""
@@ -76,9 +105,11 @@ class Choice:
     ids: list[list[int]]
     logprobs: list[list[float]] | None
     """Natural logarithms of the chosen ids' probabilities, where asked for. The distribution is the model's own: at
-    temperature 1, before penalty and filters, over the ids that can be emitted and the constraint allows."""
+    temperature 1, before bias, penalty and filters, over the ids that can be emitted and the constraint allows."""
     certainty: "Certainty | None" = None
     """Where asked for."""
+    tops: list[list[Tops]] | None = None
+    """The most probable ids of each column, of the same distribution, where asked for; empty in other rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +130,7 @@ def choose(
     allowed: Bool[Tensor, "R S V"] | None = None,
     seen: Bool[Tensor, "R S V"] | None = None,
     logprobs: bool = False,
+    tops: Sequence[int] = (),
     certainty: bool = False,
     decided: Sequence[Sequence[int]] = (),
 ) -> Choice:
@@ -109,6 +141,7 @@ def choose(
     positions: the position in its row of the id that column 0 is for; column s is for the one s further on.
     allowed: ids that may be chosen; None allows all.
     seen: ids that a repetition penalty applies to (`seen_along`); None is none.
+    tops: of each row, the number of most probable ids to name in every column; none when absent.
     decided: of each row, what somebody else has chosen in its first columns: nothing is chosen there, and
         log-probabilities are those of these ids.
 
@@ -129,12 +162,12 @@ def choose(
     for row, values in enumerate(decided):
         chosen[row * num_columns : row * num_columns + len(values)] = values
     ids: list[list[int]] = chosen.reshape(num_rows, num_columns).tolist()
-    if not logprobs and not certainty:
+    if not logprobs and not certainty and not any(tops):
         return Choice(ids, None)
     own = own - own.max(-1, keepdims=True)
     weights = np.exp(own)
     total = weights.cumsum(-1)[:, -1]
-    found, sure = None, None
+    found, sure, alternatives = None, None, None
     if logprobs:
         found = (own[np.arange(len(own)), chosen] - np.log(total)).reshape(num_rows, num_columns).tolist()
     if certainty:
@@ -142,7 +175,25 @@ def choose(
         products = np.multiply(weights, own, out=np.zeros_like(own), where=weights > 0)
         entropy = np.log(total) - products.cumsum(-1)[:, -1] / total
         sure = Certainty((1 / total).reshape(num_rows, num_columns), entropy.reshape(num_rows, num_columns))
-    return Choice(ids, found, sure)
+    if any(tops):
+        alternatives = _tops((own - np.log(total)[:, None]).reshape(logits.shape), tops)
+    return Choice(ids, found, sure, alternatives)
+
+
+def most_probable(logprobs: Float64[np.ndarray, "S V"], count: int) -> list[Tops]:
+    """Of each column the `count` most probable ids, without those that have no probability."""
+    order = np.argsort(-logprobs, axis=-1, kind="stable")[:, :count]
+    values = np.take_along_axis(logprobs, order, -1)
+    return [
+        tuple((at, value) for at, value in zip(ids, row, strict=True) if value > -np.inf)
+        for ids, row in zip(order.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _tops(logprobs: Float64[np.ndarray, "R S V"], counts: Sequence[int]) -> list[list[Tops]]:
+    return [
+        most_probable(row, count) if count else [()] * len(row) for row, count in zip(logprobs, counts, strict=True)
+    ]
 
 
 def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[Tensor, "S V"]:
@@ -180,6 +231,9 @@ def _log_weights(
 
     Rows of all settings go together. A setting that a row does not have is given the value that changes nothing.
     """
+    if any(row.logit_bias for row in rows):
+        biases = np.stack([_bias(row.logit_bias, own.shape[-1]) for row in rows])
+        own = own + np.repeat(biases, len(own) // len(rows), 0)
     if seen is not None and any(row.repetition_penalty != 1 for row in rows):
         penalty = _spread([row.repetition_penalty for row in rows], own)
         penalised = np.where(own > 0, own / penalty, own * penalty)
@@ -193,6 +247,16 @@ def _log_weights(
     if all(row.top_k is None and row.top_p is None and row.min_p is None for row in rows):
         return scores
     return _filter(rows, scores)
+
+
+@lru_cache(maxsize=128)
+def _bias(pairs: tuple[tuple[int, float], ...], num_ids: int) -> Float64[np.ndarray, " V"]:
+    """What is added to every logit; read-only."""
+    bias = np.zeros(num_ids)
+    for chosen, value in pairs:
+        bias[chosen] = value
+    bias.setflags(write=False)
+    return bias
 
 
 def _filter(rows: Sequence[Sampling], scores: Float64[np.ndarray, "N V"]) -> Float64[np.ndarray, "N V"]:

@@ -17,7 +17,7 @@ from bltkit import patching
 from bltkit.generate.ledger import Passes
 from bltkit.generate.reading import ByteStates, Reading, read
 from bltkit.model import Blt, Scorer
-from bltkit.model.cache import StackCache
+from bltkit.model.cache import StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule, Stream
@@ -142,6 +142,17 @@ class Session:
         return documents if self.scorer is None else documents | self.scorer.resets
 
     @property
+    def caches(self) -> tuple[StackCache, ...]:
+        """All of them; several may share storage."""
+        scoring = (self.scorer_state,) if isinstance(self.scorer_state, StackCache) else ()
+        return (*scoring, self.encoder, *self.latents, self.decoder)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all caches, spare room included; storage that rows share counts once."""
+        return storage_bytes(self.caches)
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.stream.position.device
@@ -244,8 +255,7 @@ class Session:
         """
         first = sessions[0]
         for other in sessions:
-            if (other.model, other.scorer, other.rule) != (first.model, first.scorer, first.rule):
-                raise ValueError("sessions of different models, scorers or rules cannot be joined")
+            other.check_joins(first)
         passes = first.passes
         for other in sessions[1:]:
             passes = passes + other.passes
@@ -269,6 +279,11 @@ class Session:
                 passes=passes,
                 reading=None,
             )
+
+    def check_joins(self, other: "Session") -> None:
+        """Raise ValueError unless both are of one model, scorer and rule."""
+        if (self.model, self.scorer, self.rule) != (other.model, other.scorer, other.rule):
+            raise ValueError("sessions of different models, scorers or rules cannot be joined")
 
     def beginning(self, first: Sequence[int | None]) -> "Session":
         """In front of a pass in which rows begin with these ids: a new document or segment sees nothing of what was.

@@ -6,7 +6,7 @@ rejected draft costs nothing, and rows may keep different amounts. A cache that 
 (somebody else went on from the same point) is copied first, so what somebody kept never changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -155,6 +155,12 @@ class StackCache:
         to, of = self.stops[row] - length, source.starts[source_row]
         for new, old in zip(self._storage.layers, source._storage.layers, strict=True):
             new[row, :, to : to + length] = old[source_row, :, of : of + length]
+
+
+def storage_bytes(caches: Iterable[StackCache]) -> int:
+    """Memory that is held for all of these, spare columns included; shared storage counts once."""
+    storages = {id(cache._storage): cache._storage for cache in caches if cache._storage is not None}
+    return sum(storage.block.nbytes for storage in storages.values())
 
 
 class Slot:

@@ -18,6 +18,7 @@ from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
 from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.generate import Autoregressive, Batch, Chunk, Sampling, Session, Strategy
 from bltkit.generate import Request as EngineRequest
+from bltkit.generate.scoring import all_logprobs
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
 
 BATCH_BYTES = 8192
@@ -126,7 +127,7 @@ class ByteModel:
             return
         rooms = [max(self.context - request.max_bytes, self.context // 2) for _, request in asked]
         contexts = [_right(request.context, room) for (_, request), room in zip(asked, rooms, strict=True)]
-        batch, owners, parts = Batch(self.strategy), dict[int, int](), dict[int, list[Chunk]]()
+        batch, owners, parts = Batch(), dict[int, int](), dict[int, list[Chunk]]()
 
         def step(batch: Batch) -> tuple[Batch, list[tuple[int, Written]]]:
             batch, chunks = batch.step()
@@ -146,10 +147,14 @@ class ByteModel:
                 yield from done
             for key, number in enumerate(numbers, batch.next_key):
                 owners[key], parts[key] = number, []
-            batch = batch.admit(session, [_engine_request(asked[number][1]) for number in numbers])
+            batch = batch.admit(session, [self._request(asked[number][1]) for number in numbers])
         while batch.rows:
             batch, done = step(batch)
             yield from done
+
+    def _request(self, asked: Generation) -> EngineRequest:
+        sampling = Sampling(temperature=asked.temperature, seed=asked.seed)
+        return EngineRequest(sampling, asked.max_bytes, asked.stop, strategy=self.strategy)
 
     def _prompts(self, contexts: Sequence[bytes]) -> Iterator[tuple[Session, list[int]]]:
         """Sessions behind the contexts, at most `rows` at a time, and which contexts they are."""
@@ -169,11 +174,6 @@ def _only(kind: type[_T], requests: Sequence[Request]) -> list[tuple[int, _T]]:
 def _right(data: bytes, room: int) -> bytes:
     """The last `room` bytes."""
     return data if len(data) <= room else data[len(data) - room :]
-
-
-def _engine_request(request: Generation) -> EngineRequest:
-    sampling = Sampling(temperature=request.temperature, seed=request.seed)
-    return EngineRequest(sampling=sampling, max_bytes=request.max_bytes, stop=request.stop)
 
 
 def _targets(tree: Tree, scored_from: Sequence[int]) -> tuple[list[list[Target]], list[int]]:
@@ -221,10 +221,10 @@ def _predictions(
     if not found:
         return
     logits = visit.session.logits[:, None] if visit.logits is None else visit.logits
-    wide = logits[rows, columns].to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = torch.tensor(ids, device=wide.device)
-    each = wide.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].double().cpu()
-    best = (_emitted(wide).argmax(-1) == chosen).cpu()
+    asked = logits[rows, columns]
+    chosen = torch.tensor(ids, device=asked.device)
+    each = all_logprobs(asked).gather(-1, chosen[:, None])[:, 0].cpu()
+    best = (_emitted(asked).argmax(-1) == chosen).cpu()
     for target, own, right in zip(found, each.split(sizes), best.split(sizes), strict=True):
         yield target, float(own.sum()), bool(right.all())
 

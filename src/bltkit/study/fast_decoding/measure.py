@@ -8,7 +8,7 @@ the turns (`rows.py`), one row for each way of decoding.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +285,7 @@ class _Study:
 
 def _continue(session: Session, setting: Setting, request: Request) -> tuple[bytes, Stats, int]:
     """What one way of decoding makes, what it cost, and its rounds (the first choice is none)."""
-    batch, data, rounds = Batch(setting.strategy).admit(session, [request]), b"", -1
+    batch, data, rounds = Batch().admit(session, [replace(request, strategy=setting.strategy)]), b"", -1
     stats: Stats | None = None
     while batch.rows:
         batch, chunks = batch.step()

@@ -1,0 +1,55 @@
+"""Bytes of cached keys and values that a sequence needs, from the shapes of its model, before anything is read."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from bltkit.model import Blt, Scorer
+from bltkit.model.entropy import ByteTransformer
+from bltkit.model.layers import Transformer
+
+
+@dataclass(frozen=True)
+class StackMemory:
+    """Of one stack."""
+
+    position_bytes: int
+    """Keys and values of a position, in all layers."""
+    window: int | None
+    of_patches: bool
+    """Positions are patches, not ids."""
+
+    @classmethod
+    def of(cls, stack: Transformer, of_patches: bool = False) -> Self:
+        """Of a stack with the weights' type."""
+        config = stack.config
+        element = next((weight.element_size() for weight in stack.parameters()), 4)
+        values = 2 * config.num_kv_heads * config.head_dim
+        return cls(config.layers * values * element, config.window, of_patches)
+
+    def held(self, ids: int, patches: int) -> int:
+        """Bytes of the keys and values that the next position may see."""
+        positions = patches if self.of_patches else ids
+        return self.position_bytes * (positions if self.window is None else min(positions, self.window - 1))
+
+
+@dataclass(frozen=True)
+class SequenceMemory:
+    """Of everything that a `Session` caches for one row."""
+
+    stacks: tuple[StackMemory, ...]
+
+    @classmethod
+    def of(cls, model: Blt, scorer: Scorer | None) -> Self:
+        """Of a model, and of its scorer if the rule reads scores."""
+        stacks = [StackMemory.of(model.encoder.stack), StackMemory.of(model.latent.stack, of_patches=True)]
+        stacks.append(StackMemory.of(model.decoder.stack))
+        if isinstance(scorer, ByteTransformer):
+            stacks.append(StackMemory.of(scorer.stack))
+        return cls(tuple(stacks))
+
+    def held(self, ids: int, patches: int) -> int:
+        """Bytes of the keys and values that a sequence of so many ids, BOS included, with so many closed patches holds.
+
+        A sequence that forgot something (a later BOS, a scorer's reset) holds less.
+        """
+        return sum(stack.held(ids, patches) for stack in self.stacks)
