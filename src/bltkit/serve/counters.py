@@ -31,7 +31,7 @@ class Counters:
         """A prompt has been read, of which the state behind the first `hit` ids was there."""
         self.prompts += 1
         self.prompt_bytes += num_bytes
-        self.prefix_hits += hit > 0
+        self.prefix_hits += hit > 1  # BOS alone is no prefix
         self.prefix_hit_bytes += max(0, hit - 1)
 
     def round(self, rows: int, seconds: float, cost: Passes) -> None:

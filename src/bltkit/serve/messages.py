@@ -14,8 +14,8 @@ from bltkit.patching.patched import PatchedText
 from bltkit.serve.limits import Limits
 
 Reason = Literal["too_long", "no_memory", "unsupported", "timeout", "internal", "draining"]
-"""Why a request failed: prompt and max_bytes exceed the context; its sequences would never fit; the model cannot do what
-the strategy needs; its deadline passed; the computation failed; the server ends."""
+"""Why a request failed: prompt and max_bytes exceed the context; its sequences would never fit; the model cannot do
+what the strategy needs; its deadline passed; the computation failed; the server ends."""
 
 
 @dataclass(frozen=True)

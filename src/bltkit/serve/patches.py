@@ -2,9 +2,10 @@
 
 from bltkit.checkpoint import Bundle
 from bltkit.model import BoundaryModel
+from bltkit.patching import ScoreKind
 from bltkit.patching.patched import patch_text
 from bltkit.serve.messages import Failed, Patch, Patched
-from bltkit.terminal import say
+from bltkit.terminal.streams import say
 
 
 def patched(bundle: Bundle, order: Patch, longest: int) -> Patched | Failed:
@@ -18,7 +19,7 @@ def patched(bundle: Bundle, order: Patch, longest: int) -> Patched | Failed:
         if scorer is None:
             return Patched(order.key, patch_text(order.data, bundle.rule))
         device = next(scorer.parameters()).device
-        kind = "boundary" if isinstance(scorer, BoundaryModel) else "entropy"
+        kind: ScoreKind = "boundary" if isinstance(scorer, BoundaryModel) else "entropy"
         cut = patch_text(order.data, bundle.rule, lambda ids: scorer.scores(ids.to(device)), score_kind=kind)
     except Exception as error:
         say(f"request {order.key} failed: {type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ from bltkit.generate.group import Parked, Row
 from bltkit.generate.ledger import WeightReads
 from bltkit.serve.budget import Budget
 from bltkit.serve.counters import Counters
-from bltkit.serve.jobs import Choice, Job, PromptReader
+from bltkit.serve.jobs import Job, PromptReader
 from bltkit.serve.limits import Limits
 from bltkit.serve.messages import (
     Delta,
@@ -39,7 +39,7 @@ from bltkit.serve.messages import (
 from bltkit.serve.pace import Pace
 from bltkit.serve.patches import patched
 from bltkit.serve.prefixes import PrefixCache
-from bltkit.terminal import say
+from bltkit.terminal.streams import say
 
 PATIENCE = 4
 """See above."""
