@@ -20,7 +20,9 @@ DEFAULT_COMPLETION_BYTES = 16
 class Body(BaseModel):
     """Base of all requests."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class StreamOptions(Body):

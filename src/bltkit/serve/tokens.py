@@ -54,9 +54,7 @@ def jinja_template(template: ChatTemplate) -> str:
     role = "('system' if message['role'] == 'developer' else message['role'])"
     turn = "{{{{ {turn} + {role} + {text} + message['content'] + {end} }}}}".format(role=role, **marks)
     opening = "{{{{ {turn} + 'assistant' + {text} }}}}".format(**marks)
-    return (
-        f"{{% for message in messages %}}{turn}{{% endfor %}}{{% if add_generation_prompt %}}{opening}{{% endif %}}"
-    )
+    return f"{{% for message in messages %}}{turn}{{% endfor %}}{{% if add_generation_prompt %}}{opening}{{% endif %}}"
 
 
 def _quoted(text: str) -> str:
