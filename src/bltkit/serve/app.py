@@ -50,6 +50,8 @@ class Server:
     engine: Engine
     access: Access = field(default_factory=Access)
     seconds: float | None = None
+    log: bool = False
+    """Write a line on stderr for each request."""
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -142,6 +144,7 @@ def make_app(server: Server) -> FastAPI:
     add_docs(app)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Gate, server=server)
     if server.access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -150,7 +153,6 @@ def make_app(server: Server) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
-    app.add_middleware(Gate, server=server)
     return app
 
 

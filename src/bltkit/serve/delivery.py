@@ -1,7 +1,7 @@
 """A request on its way: submitted, and handed out as pieces of text as its bytes become certain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
@@ -65,7 +65,7 @@ class Delivery:
         self._arrived = asyncio.Event()
         most = engine.settings.limits.sequences
         for at, (prompt, requests) in enumerate(zip(work.prompts, work.requests, strict=True)):
-            choices = []
+            choices: list[Choice] = []
             for request in requests:
                 index = len(self.choices) + len(choices)
                 echo = Piece() if work.echo else None
@@ -78,7 +78,7 @@ class Delivery:
                 stream.arrived = self._arrived
                 self._streams.append((stream, at, choices[first : first + most]))
 
-    async def parts(self) -> AsyncIterator[list[Part]]:
+    async def parts(self) -> AsyncGenerator[list[Part]]:
         """Parts as they come, of several choices at once. Asking for the next ones says that the last were taken.
 
         Raises ApiError where the request fails and nothing was generated.

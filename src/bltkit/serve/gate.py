@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Outermost middleware."""
+    """Middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, server: "Server", log: bool = False) -> None:
-        """log: write a line for each request."""
-        self.app, self.server, self.log = app, server, log
+    def __init__(self, app: ASGIApp, server: "Server") -> None:
+        self.app, self.server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -49,10 +48,10 @@ class Gate:
             say(visible(traceback.format_exc().rstrip()))
             if not status:
                 text = "the server failed; its log says why"
-                error = ApiError(500, text, code="internal_error", kind="server_error")
-                await error_response(error)(scope, receive, counted)
+                failure = ApiError(500, text, code="internal_error", kind="server_error")
+                await error_response(failure)(scope, receive, counted)
         finally:
-            if self.log:
+            if self.server.log:
                 seconds = time.perf_counter() - began
                 say(f"{_oneline(scope['method'])} {_oneline(scope['path'])} {status or 'left'} {seconds:.3f} s")
 

@@ -2,7 +2,7 @@
 byte. Counters of the engine are read when somebody asks; times are measured here, as clients see them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,7 +12,10 @@ from bltkit.serve.messages import Figures
 
 PREFIX = "bltkit:"
 
-GAUGES = {
+Family = Mapping[str, tuple[str, Callable[[Figures], float]]]
+"""Metrics by name: what each means, and where it is among the figures."""
+
+GAUGES: Family = {
     "num_requests_running": ("Sequences that a round steps, prompts that are read included.", lambda f: f.running),
     "num_requests_waiting": ("Sequences whose prompt is not read yet.", lambda f: f.waiting),
     "num_requests_paused": ("Sequences that wait for a slow reader.", lambda f: f.parked),
@@ -27,7 +30,7 @@ GAUGES = {
     "round_median_seconds": ("Median time of recent rounds.", lambda f: f.median_round),
 }
 
-COUNTERS = {
+COUNTERS: Family = {
     "prompt_tokens": ("Bytes of prompts.", lambda f: f.prompt_bytes),
     "prompts": ("Prompts that were read.", lambda f: f.prompts),
     "generation_tokens": ("Bytes that were generated.", lambda f: f.generated_bytes),
@@ -43,8 +46,6 @@ COUNTERS = {
     "round_sequences": ("Sequences of all rounds, summed.", lambda f: f.round_rows),
     "round_seconds": ("Time of all rounds, summed.", lambda f: f.round_seconds),
 }
-
-Read = Callable[[Figures], float]
 
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _EACH = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

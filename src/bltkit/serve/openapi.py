@@ -3,6 +3,7 @@
 Bodies are read and checked by the routes (bounds, messages that quote nothing), so their schemas are written here.
 """
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from bltkit import __version__
 from bltkit.serve.answers import (
     ChatResponse,
     CompletionResponse,
@@ -67,7 +67,6 @@ _ERRORS = {
     503: "The model is being loaded, or the server ends.",
 }
 _PATHS_WITHOUT_BODY = (401, 403, 404, 405, 503)
-ASSETS = "vendor/swagger-ui-4.15.5"
 
 
 def documented(name: str, body: type[BaseModel] | None = None) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _content(name: str) -> dict[str, Any]:
 
 def schema(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document."""
-    document = get_openapi(title=app.title, version=__version__, description=app.description, routes=app.routes)
+    document = get_openapi(title=app.title, version=version("bltkit"), description=app.description, routes=app.routes)
     models: list[Any] = [(model, "validation") for model in _REQUESTS]
     models += [(model, "serialization") for model in (*_ANSWERS.values(), ErrorResponse)]
     _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")

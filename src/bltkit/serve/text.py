@@ -1,7 +1,7 @@
 """Bytes as they come, as text: an event holds whole characters, and each byte's log-probability stays with its byte.
 
-A character that is not complete is held back until it is, or until the end, where it becomes U+FFFD. Bytes that begin no
-character become U+FFFD at once. So the pieces of a stream together are the text of all bytes at once.
+A character that is not complete is held back until it is, or until the end, where it becomes U+FFFD. Bytes that begin
+no character become U+FFFD at once. So the pieces of a stream together are the text of all bytes at once.
 """
 
 from collections.abc import Sequence

@@ -173,8 +173,7 @@ def _strategy(text: str) -> str:
     """The text. Raises ApiError for an unknown kind, without repeating it."""
     kind = text.partition(":")[0].strip()
     if kind not in STRATEGIES and kind.lower() not in ALIASES:
-        hint = nearest(kind.lower(), [*STRATEGIES, *ALIASES])
-        raise invalid("strategy", f"there is no such strategy{hint if 'known' in hint else hint + ' '}".rstrip())
+        raise invalid("strategy", f"there is no such strategy{nearest(kind.lower(), [*STRATEGIES, *ALIASES])}")
     return text
 
 
