@@ -66,6 +66,10 @@ class Row:
         stop, state = StopStrings(request.stop), request.strategy.first_state
         return cls(key, request, stop, request.constraint, Passes(), 0.0, state)
 
+    def rest(self) -> Chunk:
+        """The bytes that are held back, for who ends the row here."""
+        return _chunk(self.request, self.stop.held, self.held[: len(self.stop.held)], None)
+
 
 @dataclass(frozen=True)
 class RoundResult:

@@ -13,12 +13,9 @@ from bltkit.generate import Chunk, Request
 from bltkit.patching.patched import PatchedText
 from bltkit.serve.limits import Limits
 
-Reason = Literal["too_long", "no_memory", "timeout", "internal", "draining"]
-"""Why a request failed: prompt and max_bytes exceed the context; its sequences would never fit the memory; its
-deadline passed; the computation failed; the server ends."""
-
-Top = tuple[tuple[int, float], ...]
-"""Ids with natural-log probabilities, the most probable first."""
+Reason = Literal["too_long", "no_memory", "unsupported", "timeout", "internal", "draining"]
+"""Why a request failed: prompt and max_bytes exceed the context; its sequences would never fit; the model cannot do
+what the strategy needs; its deadline passed; the computation failed; the server ends."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ class Prompted:
 
     key: int
     logprobs: tuple[float, ...]
-    top_logprobs: tuple[Top, ...]
-    """As many as asked for, for each of these ids; tuples are empty where none were."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    """In each one's place the most probable ids, as many as asked for; empty where none were."""
 
 
 @dataclass(frozen=True)
