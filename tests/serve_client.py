@@ -12,13 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import torch
 
-from bltkit.api import ByteLM
+from bltkit.api import ByteLM, Generation
 from bltkit.bench.load import ServerProcess
+from bltkit.bench.process import Remote
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.data.template import RECORD_KEY, ChatTemplate
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
@@ -215,6 +216,44 @@ def saved_model(directory: Path, seed: int = 0, chat: bool = False) -> Path:
     return Path(save_bundle(directory, random_bundle(seed, record)))
 
 
-def exact_model(directory: Path) -> ByteLM:
-    """The same in this process, in float64."""
-    return ByteLM.load(directory, dtype=torch.float64)
+class Library:
+    """A checkpoint's `ByteLM` in float64, in a process without the tests' type checks, which would slow it down."""
+
+    def __init__(self, directory: Path) -> None:
+        self._remote = Remote("the library", ExactModel, directory)
+
+    def generate(self, prompt: str | bytes, **options: Any) -> Generation:
+        """See `ByteLM.generate`."""
+        result: Generation = self._remote.call("generate", prompt, options)
+        return result
+
+    def logits(self, ids: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """See `ByteLM.logits`."""
+        return torch.from_numpy(self._remote.call("logits", [int(value) for value in ids]))
+
+    def patches(self, text: str | bytes) -> dict[str, Any]:
+        """What `blt patch --json` writes."""
+        return dict(self._remote.call("patches", text))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._remote.close()
+
+
+class ExactModel:
+    """The other process's side of `Library`."""
+
+    def __init__(self, directory: Path) -> None:
+        torch.set_num_threads(1)
+        self.lm = ByteLM.load(directory, dtype=torch.float64)
+
+    def generate(self, prompt: str | bytes, options: Mapping[str, Any]) -> Generation:
+        return self.lm.generate(prompt, **options)
+
+    def logits(self, ids: Sequence[int]) -> Any:
+        return self.lm.logits(ids).numpy()
+
+    def patches(self, text: str | bytes) -> dict[str, Any]:
+        return self.lm.patches(text).to_json()

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from bltkit.api import ByteLM
 from bltkit.data.template import ChatTemplate
 from bltkit.vocab import OFFSET
-from tests.serve_client import ASCII_ONLY, Served, exact_model, raw, saved_model, serve
+from tests.serve_client import ASCII_ONLY, Library, Served, raw, saved_model, serve
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +155,6 @@ def server(directory: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def expected(directory: Path, server: Served) -> dict[str, str]:
     """What all clients must print. The conversation is rendered here, by the template."""
-    lm: ByteLM = exact_model(directory)
     rendered = ChatTemplate().render(MESSAGES, add_generation_prompt=True).data
     asked: dict[str, Any] = {"max_tokens": SIZE, "seed": 3, "logit_bias": ASCII_ONLY}
     texts = {
@@ -166,7 +164,8 @@ def expected(directory: Path, server: Served) -> dict[str, str]:
     assert all(len(text) == SIZE for text in texts.values())
     # Without a bias these are the library's.
     free = raw(server.complete("The sky", max_tokens=SIZE, seed=3)["choices"][0])
-    assert free == lm.generate("The sky", max_bytes=SIZE, seed=3, temperature=1.0).data
+    with Library(directory) as lm:
+        assert free == lm.generate("The sky", max_bytes=SIZE, seed=3, temperature=1.0).data
     return texts
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from bltkit.api import ByteLM
 from bltkit.vocab import OFFSET
-from tests.serve_client import Served, events_of, eventually, exact_model, raw, saved_model, serve, streamed
+from tests.serve_client import Library, Served, events_of, eventually, raw, saved_model, serve, streamed
 
 PROMPTS = [b"", b"x", b"The sky is", "Größe".encode(), b"\xff\xfe\x00", b"ab" * 40, b"def f(x):\n    return", b"\n" * 9]
 STRATEGIES = ["ar", "speculative", "speculative:draft=3", "verified", "auto", "diffusion"]
@@ -27,8 +26,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lm(directory: Path) -> ByteLM:
-    return exact_model(directory)
+def lm(directory: Path) -> Iterator[Library]:
+    with Library(directory) as library:
+        yield library
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def asked_together(
         return list(pool.map(ask, range(len(several))))
 
 
-def check(server: Served, lm: ByteLM, seed: int, count: int, longest: int) -> None:
+def check(server: Served, lm: Library, seed: int, count: int, longest: int) -> None:
     choose = random.Random(seed)
     several = [drawn(choose, longest) for _ in range(count)]
     answers = asked_together(server, several, choose)
@@ -96,17 +96,17 @@ def check(server: Served, lm: ByteLM, seed: int, count: int, longest: int) -> No
         assert (data, finish) == (expected.data, "length" if expected.finish == "length" else "stop"), fields
 
 
-def test_every_request_has_its_bytes_alone(server: Served, lm: ByteLM) -> None:
+def test_every_request_has_its_bytes_alone(server: Served, lm: Library) -> None:
     check(server, lm, seed=0, count=16, longest=24)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_64_sequences_have_their_bytes_alone(server: Served, lm: ByteLM, seed: int) -> None:
+def test_64_sequences_have_their_bytes_alone(server: Served, lm: Library, seed: int) -> None:
     check(server, lm, seed, count=64, longest=80)
 
 
-def test_prompts_in_every_form(server: Served, lm: ByteLM) -> None:
+def test_prompts_in_every_form(server: Served, lm: Library) -> None:
     text = "Größe\n"
     data = text.encode()
     ids = [byte + OFFSET for byte in data]
@@ -123,7 +123,7 @@ def test_prompts_in_every_form(server: Served, lm: ByteLM) -> None:
     assert raw(default) == expected, "16 bytes at temperature 1 by default"
 
 
-def test_choice_i_is_that_of_seed_plus_i(server: Served, lm: ByteLM) -> None:
+def test_choice_i_is_that_of_seed_plus_i(server: Served, lm: Library) -> None:
     expected = [lm.generate("x", max_bytes=20, temperature=1.0, seed=7 + i).data for i in range(4)]
     answer = server.complete("x", max_tokens=20, seed=7, n=4)
     assert [raw(choice) for choice in answer["choices"]] == expected
@@ -136,7 +136,7 @@ def test_choice_i_is_that_of_seed_plus_i(server: Served, lm: ByteLM) -> None:
     assert [raw(choice) for choice in choices] == [*expected[:2], *other]
 
 
-def test_a_prefix_that_is_cached_changes_nothing(server: Served, lm: ByteLM) -> None:
+def test_a_prefix_that_is_cached_changes_nothing(server: Served, lm: Library) -> None:
     prompt = ("The quick brown fox jumps over the lazy dog. " * 30)[:1300]
     expected = lm.generate(prompt, max_bytes=20, temperature=1.0, seed=1).data
     longer = lm.generate(prompt + "And", max_bytes=20, temperature=1.0, seed=1).data
@@ -149,7 +149,7 @@ def test_a_prefix_that_is_cached_changes_nothing(server: Served, lm: ByteLM) -> 
     assert server.metric("prefix_cache_hits_total") > before, "the same text was read again and again"
 
 
-def test_log_probabilities_are_those_of_generate(server: Served, lm: ByteLM) -> None:
+def test_log_probabilities_are_those_of_generate(server: Served, lm: Library) -> None:
     for strategy in ("ar", "speculative", "diffusion"):
         expected = lm.generate("x", max_bytes=30, temperature=0.9, seed=3, strategy=strategy, logprobs=True)
         choice = server.complete("x", max_tokens=30, temperature=0.9, seed=3, strategy=strategy, logprobs=0)["choices"][
@@ -159,10 +159,10 @@ def test_log_probabilities_are_those_of_generate(server: Served, lm: ByteLM) -> 
         assert choice["logprobs"]["token_logprobs"] == pytest.approx(list(expected.logprobs), abs=1e-9)
 
 
-def test_patches_are_those_of_the_library(server: Served, lm: ByteLM) -> None:
+def test_patches_are_those_of_the_library(server: Served, lm: Library) -> None:
     text = "Patches are a value. Größe."
     found = server.posted("/v1/patches", {"model": server.model, "input": text})
-    expected = lm.patches(text).to_json()
+    expected = lm.patches(text)
     assert {name: found[name] for name in ("starts",)} == {"starts": expected["starts"]}
     choice = server.complete("x", max_tokens=10, seed=3, temperature=0.9)
     assert choice["usage"]["prompt_tokens"] == 1

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve_client import Served, eventually, exact_model, saved_model, serve
+from tests.serve_client import Library, Served, eventually, saved_model, serve
 from tests.test_serve_exactness import drawn
 
 POOL = 48
@@ -132,12 +132,13 @@ def server(directory: Path) -> Iterator[Served]:
 
 
 def pool_of(directory: Path, model: str, size: int, longest: int) -> list[Asked]:
-    lm, choose, pool = exact_model(directory), random.Random(11), []
-    for _ in range(size):
-        prompt, fields, options = drawn(choose, longest)
-        made = lm.generate(prompt, **options)
-        body = {"model": model, "prompt": [byte + 4 for byte in prompt], "bytes": True, **fields}
-        pool.append(Asked(body, made.data, "length" if made.finish == "length" else "stop"))
+    choose, pool = random.Random(11), []
+    with Library(directory) as lm:
+        for _ in range(size):
+            prompt, fields, options = drawn(choose, longest)
+            made = lm.generate(prompt, **options)
+            body = {"model": model, "prompt": [byte + 4 for byte in prompt], "bytes": True, **fields}
+            pool.append(Asked(body, made.data, "length" if made.finish == "length" else "stop"))
     return pool
 
 
