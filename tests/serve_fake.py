@@ -108,6 +108,7 @@ def says(*pieces: bytes, finish: Any = "length", logprobs: bool = False, top: in
                     tuple(-0.5 - i for i in range(len(data))) if logprobs else (),
                     tuple(i == 0 for i in range(len(data))),
                     tuple(tuple((4 + i, -1.0 - i) for i in range(top)) for _ in data) if top else (),
+                    -0.125 if last and finish == "eos" and logprobs else None,
                 )
                 events.append(Delta(key, choice, chunk))
         return events

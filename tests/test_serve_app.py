@@ -183,6 +183,8 @@ def test_echo_with_log_probabilities_has_exactly_one_entry_for_each_id_and_byte(
     ended = Client(scores(says(b"", finish="eos", logprobs=True)))
     choice = ended.complete(prompt="ab", echo=True, logprobs=1, max_tokens=1)["choices"][0]
     assert choice["text"] == "ab" and choice["logprobs"]["tokens"] == ["a", "b", EOS_NAME]
+    assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -0.125]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
     # Nothing at all.
     empty = Client(scores(says(b"", logprobs=True)))
     choice = empty.complete(prompt="", echo=True, logprobs=1, max_tokens=0)["choices"][0]
