@@ -150,9 +150,11 @@ class Delivery:
         choice.patches += sum(chunk.opens)
         self._time(choice, len(chunk.data))
         if chunk.finish is not None:
-            # Behind a scored prompt exactly one id follows per byte asked for; where that is EOS, it stands there.
+            # Behind a scored prompt EOS has an entry, as bytes have. Else the last one could be the prompt's, and
+            # lm-evaluation-harness cuts it off.
             scored_end = self.work.prompt_logprobs is not None and chunk.finish == "eos"
-            piece += choice.text.end([Entry(EOS, None, ())] if scored_end else [])
+            end = [Entry(EOS, chunk.eos_logprob, chunk.eos_top_logprobs)] if scored_end else []
+            piece += choice.text.end(end)
             self._end(choice, chunk.finish)
         return [Part(choice.index, piece, choice.ending)] if piece or choice.ending else []
 

@@ -19,7 +19,7 @@ MAX_TEXT_FIELD = 1024
 """Characters of `user` and its like."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal marks would share one type: 0 == False
 class Neutral:
     """Marks a field that is accepted with `values` and null alone, which change nothing."""
 
