@@ -188,6 +188,19 @@ def raw_exchange(url: str, data: bytes, seconds: float = 20.0) -> bytes:
         return answer
 
 
+def children_of(pid: int) -> list[int]:
+    """Processes that a process started, from whatever thread."""
+    several = [file.read_text(encoding="ascii").split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for each in several for child in each]
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and all that it started."""
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    size = next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
+    return size + sum(map(resident_bytes, children_of(pid)))
+
+
 def random_bundle(seed: int = 0, record: Mapping[str, Any] | None = None, width: int = 16) -> Bundle:
     """A small random model that cuts by entropies, with weights that make every branch count; in float64."""
     stack = StackConfig(width=width, layers=1, heads=2, ffn_width=2 * width, window=24)

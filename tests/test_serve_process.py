@@ -22,6 +22,7 @@ from tests.serve_client import (
     BARRED,
     Served,
     checked_error,
+    children_of,
     events_of,
     eventually,
     raw_exchange,
@@ -140,13 +141,12 @@ def test_requests_have_a_deadline(directory: Path) -> None:
 def test_the_engine_dies(directory: Path) -> None:
     """Requests fail in one line, nobody hangs, and the server ends with an error."""
     with serve(directory, "--context", "100000") as served:
-        children = Path(f"/proc/{served.server.pid}/task/{served.server.pid}/children").read_text().split()
         stream = Stream(served, max_tokens=90_000)
         stream.start()
         assert stream.started.wait(30) and stream.error is None
-        for child in children:
+        for child in children_of(served.server.pid):
             if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
-                os.kill(int(child), signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
         stream.join(30)
         assert not stream.is_alive(), "the open request hangs"
         assert served.server.process.wait(30) not in (0, None)
@@ -162,7 +162,7 @@ def test_an_api_key(directory: Path, tmp_path: Path) -> None:
         for headers in (
             {},
             {"Authorization": f"Bearer {KEY}x"},
-            {"Authorization": "Bearer "},
+            {"Authorization": "Bearer"},
             {"Authorization": KEY},
             {"Authorization": "Basic x"},
             {"Authorization": b"Bearer \xff\xfe"},
@@ -242,7 +242,7 @@ def test_nobody_may_ask_while_it_loads(directory: Path) -> None:
         assert statuses <= {200, 503} and 200 in statuses
         served = Served(server)
         with served.streaming("x", max_tokens=3, logit_bias=BARRED) as answer:
-            assert len(events_of(answer)) >= 3
+            assert len(streamed(events_of(answer))[1]) == 3
         served.close()
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0, "an interrupt drains, too"

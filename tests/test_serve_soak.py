@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve_client import Library, Served, eventually, saved_model, serve
+from tests.serve_client import Library, Served, eventually, resident_bytes, saved_model, serve
 from tests.test_serve_exactness import drawn
 
 POOL = 48
@@ -140,14 +140,6 @@ def pool_of(directory: Path, model: str, size: int, longest: int) -> list[Asked]
             body = {"model": model, "prompt": [byte + 4 for byte in prompt], "bytes": True, **fields}
             pool.append(Asked(body, made.data, "length" if made.finish == "length" else "stop"))
     return pool
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory of a process and all that it started."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    size = next(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return size + sum(resident_bytes(int(child)) for child in children)
 
 
 def soak(server: Served, directory: Path, clients: int, seconds: float, size: int, longest: int) -> Counts:
