@@ -24,6 +24,9 @@ from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 
+ROOM = 64
+"""Columns that caches have free before a round: more than it drafts and reads as a rule."""
+
 
 class Made(NamedTuple):
     """An id, and what is handed out with its byte."""
@@ -111,7 +114,7 @@ class Group:
 
     def admit(self, session: Session, rows: Sequence[Row]) -> "Group":
         """With further rows, which have spent what their `passes` and `seconds` say."""
-        return replace(self, session=Session.join([self.session, session]), rows=(*self.rows, *self._started(rows)))
+        return replace(self, session=self.session.entered(session), rows=(*self.rows, *self._started(rows)))
 
     @classmethod
     def start(cls, session: Session, rows: Sequence[Row]) -> "Group":
@@ -129,7 +132,8 @@ class Group:
             return self
         if not left:
             return None
-        return replace(self, session=self.session.select(left), rows=tuple(self.rows[i] for i in left))
+        session, order = self.session.closed_up(left)
+        return replace(self, session=session, rows=tuple(self.rows[i] for i in order))
 
     def parked(self, index: int) -> Parked:
         """Row `index` by itself. Its `passes` and `seconds` are those that it has spent."""
@@ -165,6 +169,7 @@ class Group:
 
     def _first(self, fresh: Sequence[int]) -> list[RoundResult]:
         """The first id of rows that just came in; their prompt's logits are there."""
+        # No pass: what is needed lies in no cache.
         results = [RoundResult((), row.chosen, row.entropy) for row in self.rows]
         if not fresh:
             return results
@@ -181,7 +186,7 @@ class Group:
         return results
 
     def _round(self) -> tuple[Session, list[RoundResult], Passes]:
-        session, withheld = self.session, self.strategy.withholds
+        session, withheld = self.session.with_room(ROOM), self.strategy.withholds
         proposal = self.strategy.propose(session, [self._pending(row) for row in self.rows])
         drafts = [_fitting(row, own, proposal) for row, own in zip(self.rows, proposal.drafts, strict=True)]
         if withheld:
