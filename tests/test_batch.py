@@ -178,8 +178,10 @@ def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObj
         if turn == 0 or (len(asked) < 5 and data.draw(st.integers(0, 2)) == 0):
             prompts = data.draw(st.lists(tiny.rows(12), min_size=1, max_size=2))
             new = [by(data.draw(st.sampled_from(strategies)), draw_request(data, prompt)) for prompt in prompts]
-            batch = batch.admit(start(case, len(prompts)).extend(prompts), new)
-            asked += zip(prompts, new, strict=True)
+            session = start(case, len(prompts)).extend(prompts)
+            for _ in range(data.draw(st.integers(1, 2))):  # a session that rows have come from may serve again
+                batch = batch.admit(session, new)
+                asked += zip(prompts, new, strict=True)
         if len(batch.rows) > 1 and data.draw(st.integers(0, 9)) == 0:
             key = data.draw(st.sampled_from([row.key for row in batch.rows]))
             cancelled.add(key)

@@ -184,3 +184,21 @@ def test_a_batch_of_many_costs_no_copy_of_all() -> None:
     for row, text in enumerate(batch.groups[0].session.texts):
         alone = start(case).extend(text.tail(text.length))
         torch.testing.assert_close(logits[row], alone.logits[0], atol=TOLERANCE, rtol=0)
+
+
+def test_rows_that_come_from_one_session_part() -> None:
+    """Their texts and global caches are shared until they differ, also where patches of both close in one pass."""
+    case = example("stride:k=2")
+    prompt = start(case).extend(vocab.encode(b"a prompt"))
+    batch = Batch()
+    for seed in range(3):
+        batch = batch.admit(prompt, [Request(Sampling(seed=seed, temperature=2.0), 12)])
+    found = [b""] * 3
+    while batch.rows:
+        batch, chunks = batch.step()
+        for key, chunk in chunks:
+            found[key] += chunk.data
+    uncached, ids = Uncached(case), vocab.encode(b"a prompt").tolist()
+    wanted = [uncached.decode(ids, Request(Sampling(seed=seed, temperature=2.0), 12)).data for seed in range(3)]
+    assert found == wanted and len(set(found)) == 3
+    uncached.assert_row(prompt.extend([70]), [*ids, 70])

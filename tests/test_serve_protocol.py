@@ -235,6 +235,14 @@ def test_prompts_in_every_form() -> None:
     assert completion(prompt=["a", "b"], n=2).choices == 4
 
 
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    """As JSON's schema has it, and JavaScript knows no other numbers."""
+    assert completion(max_tokens=4.0, n=2.0, seed=5.0, top_k=3.0, prompt=[70.0]) == (
+        completion(max_tokens=4, n=2, top_k=3, prompt=[70])
+    )
+    assert completion(top_k=-1.0) == completion()
+
+
 def test_eos_may_be_a_stop_string() -> None:
     assert only(completion(stop=EOS_NAME)).stop == ()
     assert only(completion(stop=["a", EOS_NAME])).stop == (b"a",)

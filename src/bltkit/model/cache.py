@@ -109,6 +109,18 @@ class StackCache:
                 row += 1
         return joined._of_lengths(lengths)
 
+    @classmethod
+    def apart(cls, caches: Sequence["StackCache"]) -> list["StackCache"]:
+        """The caches, of which no two share storage, so that one pass may write behind all of them: copies where they
+        do, as rows that went on from one prompt."""
+        seen: set[int] = set()
+        parts = []
+        for cache in caches:
+            shared = cache._storage is not None and id(cache._storage) in seen
+            parts.append(cache.select(range(len(cache.stops))) if shared else cache)
+            seen.add(id(parts[-1]._storage))
+        return parts
+
     def forget(self, rows: Sequence[int], skipped: int = 0) -> "StackCache":
         """Without what these rows have seen. Their next position is `skipped` further on."""
         starts, positions = list(self.starts), list(self.positions)

@@ -12,7 +12,7 @@ from bltkit.generate import STRATEGIES
 from bltkit.generate.sampling import MAX_BIAS
 from bltkit.generate.strategies import ALIASES
 from bltkit.serve.tokens import readable
-from bltkit.vocab import BOS, OFFSET, VOCAB_SIZE
+from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 32, 1024
 MAX_TEXT_FIELD = 1024
@@ -46,8 +46,16 @@ def _shown(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value).replace("'", '"')
 
 
+def whole(value: Any) -> Any:
+    """2.0 is the whole number 2 in JSON, and JavaScript knows no other."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+    return isinstance(value, list) and all(
+        (isinstance(each, int) and not isinstance(each, bool)) or (isinstance(each, float) and each.is_integer())
+        for each in value
+    )
 
 
 def _one_prompt(value: Any, where: str) -> str | tuple[int, ...]:
@@ -55,14 +63,15 @@ def _one_prompt(value: Any, where: str) -> str | tuple[int, ...]:
         return value
     if not _is_ids(value):
         raise ValueError(f"{where}must be a text or a list of ids")
-    for at, chosen in enumerate(value):
+    ids = tuple(map(int, value))
+    for at, chosen in enumerate(ids):
         if not readable(chosen):
             shown = chosen if abs(chosen) < 10**9 else "of many digits"
             raise ValueError(
                 f"{where}id {shown} at place {at} cannot be read; ids are a byte's value + {OFFSET}, up to "
                 f"{VOCAB_SIZE - 1}, {BOS} (BOS) and 2 (EOS)"
             )
-    return tuple(value)
+    return ids
 
 
 def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
@@ -78,7 +87,8 @@ def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
     return tuple(_one_prompt(each, f"prompt {at}: ") for at, each in enumerate(value))
 
 
-_IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": VOCAB_SIZE - 1}}
+_ID = {"anyOf": [{"type": "integer", "minimum": OFFSET, "maximum": VOCAB_SIZE - 1}, {"enum": [BOS, EOS]}]}
+_IDS: dict[str, Any] = {"type": "array", "items": _ID}
 _TEXT = {"type": "string"}
 _PROMPTS_SCHEMA: dict[str, Any] = {
     "anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _IDS, {"type": "array", "items": _IDS}, {"type": "null"}],
@@ -194,5 +204,9 @@ def _strategy(value: Any) -> Any:
     raise ValueError(f"must be one of {strategy_names()}, or one of them with fields, as in speculative:draft=8")
 
 
-TopK = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_top_k)]
+TopK = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(_top_k),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": -1}, {"type": "null"}]}),
+]
 StrategyName = Annotated[str | None, BeforeValidator(_strategy)]

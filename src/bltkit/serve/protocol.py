@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bltkit.generate.request import MAX_TOPS
-from bltkit.serve.fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK
+from bltkit.serve.fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
 
 MAX_CHOICES = 128
 """`n`, as OpenAI bounds it."""
@@ -23,6 +23,11 @@ class Body(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return {name: whole(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 class StreamOptions(Body):
