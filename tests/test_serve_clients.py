@@ -57,7 +57,8 @@ out["chat_bytes"] = [entry.bytes[0] for entry in answer.choices[0].logprobs.cont
 events = list(client.chat.completions.create(**chat, stream=True, stream_options=usage))
 out["chat_stream"] = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
 with client.chat.completions.stream(**chat) as stream:
-    out["chat_helper"] = stream.get_final_completion().choices[0].message.content
+    stream.until_done()
+    out["chat_helper"] = stream.current_completion_snapshot.choices[0].message.content
 
 async def asynchronous():
     async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as client:
@@ -83,7 +84,7 @@ import json, sys
 from langchain_openai import ChatOpenAI, OpenAI
 url, model, asked = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 shared = dict(base_url=url + "/v1", api_key="any", model=model, seed=3, max_tokens=asked["size"], max_retries=0,
-              temperature=1.0, model_kwargs={"logit_bias": asked["bias"]})
+              temperature=1.0, logit_bias=asked["bias"])
 llm, chat = OpenAI(**shared), ChatOpenAI(**shared)
 print(json.dumps({
     "completion": llm.invoke("The sky"),
@@ -156,11 +157,9 @@ def server(directory: Path) -> Iterator[Served]:
 def expected(directory: Path, server: Served) -> dict[str, str]:
     """What all clients must print. The conversation is rendered here, by the template."""
     rendered = ChatTemplate().render(MESSAGES, add_generation_prompt=True).data
-    asked: dict[str, Any] = {"max_tokens": SIZE, "seed": 3, "logit_bias": ASCII_ONLY}
-    texts = {
-        "completion": server.data("The sky", **asked).decode(),
-        "chat": server.data(list_of(rendered), **asked).decode(),
-    }
+    asked: dict[str, Any] = {"max_tokens": SIZE, "seed": 3, "logit_bias": BIAS}
+    prompts = {"completion": "The sky", "chat": [byte + OFFSET for byte in rendered]}
+    texts = {name: server.data(prompt, **asked).decode() for name, prompt in prompts.items()}
     assert all(len(text) == SIZE for text in texts.values())
     # Without a bias these are the library's.
     free = raw(server.complete("The sky", max_tokens=SIZE, seed=3)["choices"][0])
