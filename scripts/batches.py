@@ -9,6 +9,7 @@ round of all, in which windows slide. `69m` has random weights: what is measured
 Measured in CPU seconds of this process, on one thread, so that other work on the machine counts for little.
 """
 
+import gc
 import json
 import sys
 import time
@@ -132,6 +133,8 @@ def mixed() -> dict[str, Any]:
 def main(kind: str, *more: str) -> None:
     """Print a row."""
     torch.set_num_threads(1)
+    # As the server does: else Python's collector looks through all that was imported, for as long as four rounds.
+    gc.freeze()
     name, sequences, rounds = [*more, *("tiny", "64", "400")[len(more) :]]
     found = mixed() if kind == "mixed" else moves(name, int(sequences), int(rounds))
     stamp = {"threads": 1, "commit": commit(), "machine": machine(torch.device("cpu"))}

@@ -208,7 +208,7 @@ class Session:
         reading its texts again gives: the same state but for rounding."""
         if not any(cache.stale for cache in self._joint):
             return self
-        return replace(self._reread(self.positions), passes=self.passes)
+        return self._reread(self.positions)
 
     def _reread(self, lengths: Sequence[int]) -> "Session":
         fresh = replace(Session.start(self.model, self.scorer, self.rule, self.rows), passes=self.passes)
