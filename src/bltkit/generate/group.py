@@ -69,6 +69,10 @@ class Row:
         stop, state = StopStrings(request.stop), request.strategy.first_state
         return cls(key, request, stop, request.constraint, Passes(), 0.0, state)
 
+    def rest(self) -> Chunk:
+        """The bytes that are held back, for who ends the row here."""
+        return _chunk(self.request, self.stop.held, self.held[: len(self.stop.held)], None)
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -318,13 +322,14 @@ def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk
     """The row with its new ids, and what became certain; ids behind an end do not count."""
     data, held = b"", list(row.held)
     finish: Finish | None = None
+    ending: Made | None = None
     constraint, stop, made, taken = row.constraint, row.stop, row.made, 0
     if made >= row.request.max_bytes:
         finish = "length"
     for item in result.taken:
         taken += 1
         if item.id == EOS:
-            finish = "eos"
+            finish, ending = "eos", item
             break
         certain, stop = stop.feed(bytes([item.id - OFFSET]))
         data, made = data + certain, made + 1
@@ -353,7 +358,10 @@ def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk
         held=tuple(held[len(data) :]),
         state=row.state if result.outcome is None else strategy.next_state(row.state, outcome),
     )
-    return moved, _chunk(row.request, data, held[: len(data)], finish)
+    chunk = _chunk(row.request, data, held[: len(data)], finish)
+    if ending is not None and row.request.logprobs:
+        chunk = replace(chunk, eos_logprob=ending.logprob, eos_top_logprobs=ending.tops)
+    return moved, chunk
 
 
 def _chunk(request: Request, data: bytes, made: Sequence[Made], finish: Finish | None) -> Chunk:

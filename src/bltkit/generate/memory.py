@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from bltkit.model import Blt, Scorer
+from bltkit.model import Blt, BltConfig, Scorer, StackConfig
 from bltkit.model.cache import layout
 from bltkit.model.entropy import ByteTransformer
 from bltkit.model.layers import Transformer
@@ -22,10 +22,14 @@ class StackMemory:
     @classmethod
     def of(cls, stack: Transformer, of_patches: bool = False) -> Self:
         """Of a stack with the weights' type."""
-        config = stack.config
         element = next((weight.element_size() for weight in stack.parameters()), 4)
+        return cls.planned(stack.config, element, of_patches)
+
+    @classmethod
+    def planned(cls, config: StackConfig, element_bytes: int, of_patches: bool = False) -> Self:
+        """Of a stack that need not exist. element_bytes: of a cached number."""
         values = 2 * config.num_kv_heads * config.head_dim
-        return cls(config.layers * values * element, config.window, of_patches)
+        return cls(config.layers * values * element_bytes, config.window, of_patches)
 
     def held(self, ids: int, patches: int) -> int:
         """Bytes of the keys and values that the next position may see."""
@@ -53,6 +57,15 @@ class SequenceMemory:
         stacks.append(StackMemory.of(model.decoder.stack))
         if isinstance(scorer, ByteTransformer):
             stacks.append(StackMemory.of(scorer.stack))
+        return cls(tuple(stacks))
+
+    @classmethod
+    def planned(cls, model: BltConfig, scorer: StackConfig | None, element_bytes: int) -> Self:
+        """Of models that need not exist. scorer: that of the rule, unless it caches nothing."""
+        stacks = [StackMemory.planned(model.encoder, element_bytes)]
+        stacks.append(StackMemory.planned(model.latent, element_bytes, of_patches=True))
+        stacks.append(StackMemory.planned(model.decoder, element_bytes))
+        stacks += [] if scorer is None else [StackMemory.planned(scorer, element_bytes)]
         return cls(tuple(stacks))
 
     def held(self, ids: int, patches: int) -> int:

@@ -1,0 +1,419 @@
+"""The scheduler: one object that owns the model and decides what it computes next, without I/O.
+
+A turn admits what waits, reads a piece of a prompt, makes one round of all sequences and delivers what became certain.
+Whatever it decides changes when bytes come, never which.
+
+- Requests are admitted in the order of arrival, as soon as there are places for all of their choices and memory for
+  the longest that these may become.
+- Prompts are read in the order of arrival + `PATIENCE` times the time that reading takes alone: short ones overtake
+  much longer ones, and none waits for ever.
+- A choice whose reader is slow leaves the batch with its state and comes back when it has read.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import perf_counter
+
+import torch
+
+from bltkit.checkpoint import Bundle
+from bltkit.generate import Batch, Chunk, Session
+from bltkit.generate.group import Parked, Row
+from bltkit.generate.ledger import WeightReads
+from bltkit.serve.budget import Budget
+from bltkit.serve.counters import Counters
+from bltkit.serve.jobs import Job, PromptReader
+from bltkit.serve.limits import Limits
+from bltkit.serve.messages import (
+    Delta,
+    Drained,
+    Event,
+    Failed,
+    Figures,
+    Patch,
+    Prompted,
+    Reason,
+    Started,
+    Submit,
+)
+from bltkit.serve.pace import Pace
+from bltkit.serve.patches import patched
+from bltkit.serve.prefixes import PrefixCache
+from bltkit.terminal.streams import say
+
+PATIENCE = 4
+"""See above."""
+
+CONTEXT = 2048
+"""Bytes, for a model whose record does not say how long a training row was."""
+
+PREFIXES = 4
+"""One part in so many of the memory may hold prefixes."""
+
+BROKEN = "the model could not compute this request; the server's log says why"
+
+
+class Scheduler:
+    """See above.
+
+    bundle: a BLT with its rule (`loading.servable`). clock: seconds, for deadlines and for how long things take.
+    """
+
+    def __init__(self, bundle: Bundle, limits: Limits, clock: Callable[[], float] = perf_counter) -> None:
+        assert bundle.model is not None and bundle.rule is not None
+        self.bundle, self.limits, self._clock = bundle, limits, clock
+        self.context = limits.context or int(bundle.record.get("row_bytes", CONTEXT + 1)) - 1
+        self._empty = Session.start(bundle.model, bundle.scorer, bundle.rule)
+        self.budget = Budget.of(bundle.model, self._empty.scorer, limits.memory, self._empty.device)
+        self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
+        self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
+        self.pace = Pace()
+        self.batch = Batch()
+        self.busy = False
+        """Did the last turn do anything, so that another may."""
+        self._jobs: dict[int, Job] = {}
+        self._queue: deque[Job] = deque()
+        self._reading: list[Job] = []
+        self._rows: dict[int, tuple[Job, int]] = {}
+        """Request and choice of every key of the batch."""
+        self._patches: deque[Patch] = deque()
+        self._leaving: set[int] = set()
+        """Keys of the batch that are cancelled before the next round."""
+        self._events: list[Event] = []
+        self._drains_at: float | None = None
+
+    def submit(self, order: Submit) -> None:
+        """Take a request; if it can never run it fails at once."""
+        job = Job.of(order, self._clock())
+        self._jobs[job.key] = job
+        size = job.longest - 1
+        if self._drains_at is not None:
+            self._fail(job, "draining", "the server is ending; try another one, or later")
+        elif size > self.context:
+            self._fail(job, "too_long", f"prompt and max_bytes are {size:,} bytes; the context holds {self.context:,}")
+        elif job.places > self.limits.sequences:
+            self._fail(job, "no_memory", f"n = {job.places}: the server runs {self.limits.sequences} sequences at most")
+        elif (needed := self.budget.needed(job.longest, job.places)) > self.budget.memory:
+            text = f"{job.places} sequences of {size:,} bytes may need {needed:,} bytes of memory"
+            self._fail(job, "no_memory", f"{text}; the server has {self.budget.memory:,}")
+        elif (refusal := self._refusal(job)) is not None:
+            self._fail(job, "unsupported", refusal)
+        else:
+            self._queue.append(job)
+
+    def patch(self, order: Patch) -> None:
+        """Take a text that is to be cut into patches."""
+        self._patches.append(order)
+
+    def cancel(self, key: int) -> None:
+        """Forget a request; nothing follows. Its sequences leave before the next round."""
+        job = self._jobs.get(key)
+        if job is not None:
+            self.counters.finished["cancelled"] += sum(not choice.over for choice in job.choices)
+            self._remove(job)
+
+    def read(self, key: int, choice: int, size: int) -> None:
+        """The client took `size` bytes of a choice."""
+        job = self._jobs.get(key)
+        if job is not None:
+            job.choices[choice].unread -= size
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new; what has not finished in `seconds` ends with what it has. `Drained` is the last event."""
+        self._drains_at = self._clock() + seconds
+
+    def turn(self) -> list[Event]:
+        """Admit, step, deliver."""
+        self.busy = False
+        with torch.inference_mode():
+            self._expire()
+            self._admit()
+            self._read()
+            self._resume()
+            self._step()
+            self._patch()
+        if self._drains_at is not None and not self._jobs and not self._patches:
+            self._events.append(Drained())
+        events, self._events = self._events, []
+        return events
+
+    def seconds_left(self) -> float | None:
+        """Until a deadline passes; None where there is none."""
+        times = [job.deadline for job in self._jobs.values() if job.deadline is not None]
+        times += [] if self._drains_at is None else [self._drains_at]
+        return max(0.0, min(times) - self._clock()) if times else None
+
+    def figures(self) -> Figures:
+        """State and counters of now."""
+        parked = sum(choice.parked is not None for job in self._jobs.values() for choice in job.choices)
+        waiting = [*self._queue, *self._reading]
+        counted = self.counters
+        return Figures(
+            running=len(self._rows) - parked,
+            parked=parked,
+            waiting=sum(job.places for job in waiting),
+            waiting_bytes=sum(len(job.order.ids) for job in waiting),
+            cache_bytes=sum(self.budget.sequence.held(ids, patches) for _, ids, patches in self._sequences()),
+            prefix_bytes=self.prefixes.bytes,
+            memory=self.budget.memory,
+            median_round=self.pace.median_round,
+            rounds=counted.rounds,
+            round_rows=counted.round_rows,
+            round_seconds=counted.round_seconds,
+            prompts=counted.prompts,
+            prompt_bytes=counted.prompt_bytes,
+            prefix_hits=counted.prefix_hits,
+            prefix_hit_bytes=counted.prefix_hit_bytes,
+            generated_bytes=counted.generated_bytes,
+            patches=counted.patches,
+            global_passes=counted.passes.latent,
+            drafts_proposed=counted.drafts_proposed,
+            drafts_accepted=counted.drafts_accepted,
+            weight_bytes_read=counted.weight_bytes_read,
+            kv_bytes_read=counted.passes.kv_bytes,
+            finished=dict(counted.finished),
+        )
+
+    # Admit.
+
+    def _admit(self) -> None:
+        while self._queue:
+            job = self._queue[0]
+            needed, free = self.budget.needed(job.longest, job.places), self.budget.memory - self._reserved()
+            if not self._has_places(job.places) or needed > free:
+                return
+            self.prefixes.shrink(free - needed)
+            self._queue.popleft()
+            job.prompt = PromptReader.of(job.order, self._empty, self.prefixes, self.limits.snapshot)
+            job.due = job.arrived + PATIENCE * job.prompt.left * self.pace.seconds_per_id
+            self._reading.append(job)
+            self._events.append(Started(job.key))
+            self.busy = True
+
+    def _has_places(self, places: int) -> bool:
+        """Parked sequences take no place, or slow readers could lock everybody out; but there are bounds."""
+        taken = sum(job.places for job in self._reading) + len(self._rows)
+        parked = sum(self._rows_parked())
+        return taken - parked + places <= self.limits.sequences and taken + places <= 2 * self.limits.sequences
+
+    def _rows_parked(self) -> Iterator[bool]:
+        return (job.choices[choice].parked is not None for job, choice in self._rows.values())
+
+    def _reserved(self) -> int:
+        """Bytes that all admitted sequences may come to hold."""
+        return sum(
+            self.budget.needed(max(job.longest, ids), job.places if job.prompt is not None else 1, ids, patches)
+            for job, ids, patches in self._sequences()
+        )
+
+    def _sequences(self) -> Iterator[tuple[Job, int, int]]:
+        """Ids read and patches closed of every sequence that holds memory; of a prompt that is being read, once."""
+        for job in self._reading:
+            assert job.prompt is not None
+            yield (job, *_lengths(job.prompt.session, 0))
+        for group in self.batch.groups:
+            for index, row in enumerate(group.rows):
+                if row.key in self._rows:
+                    yield (self._rows[row.key][0], *_lengths(group.session, index))
+        for job, choice in self._rows.values():
+            parked = job.choices[choice].parked
+            if parked is not None:
+                yield (job, *_lengths(parked.session, 0))
+
+    def _refusal(self, job: Job) -> str | None:
+        assert self.bundle.model is not None
+        for choice in job.choices:
+            try:
+                choice.request.strategy.check(self.bundle.model)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    # Read prompts.
+
+    def _read(self) -> None:
+        """A piece of the prompt that is due first, and of further ones while there is time."""
+        running = any(not parked for parked in self._rows_parked())
+        left = self.pace.ids(running)
+        while self._reading and left > 0:
+            self.busy = True
+            job = min(self._reading, key=lambda job: job.due)
+            assert job.prompt is not None
+            if job.prompt.left:
+                try:
+                    left -= self._read_piece(job.prompt, left)
+                except Exception as error:
+                    self._break(job, error)
+                    continue
+            if not job.prompt.left:
+                self._begin(job, job.prompt)
+                if job.choices and not running:
+                    return  # its first byte does not wait for others' prompts
+
+    def _read_piece(self, prompt: PromptReader, size: int) -> int:
+        began, before = self._clock(), prompt.session.passes
+        count = prompt.read(size)
+        _wait_for(self._empty.device)
+        self.pace.add_reading(count, self._clock() - began)
+        self.counters.passes += prompt.session.passes - before
+        self.prefixes.shrink(max(0, self.budget.memory - self._reserved()))
+        return count
+
+    def _begin(self, job: Job, prompt: PromptReader) -> None:
+        """The prompt is read: its choices run."""
+        self._reading.remove(job)
+        job.prompt = None
+        self.counters.prompt(len(job.order.ids) - 1, prompt.hit)
+        if job.order.prompt_logprobs is not None:
+            scored = prompt.scored
+            self._events.append(Prompted(job.key, scored.logprobs, scored.top_logprobs))
+        if not job.choices:
+            self._remove(job)
+            return
+        # With storage of their own: the prefix cache keeps the prompt's.
+        session = prompt.session.select([0] * len(job.choices))
+        for index, choice in enumerate(job.choices):
+            choice.row = self.batch.next_key + index
+            self._rows[choice.row] = (job, index)
+        self.batch = self.batch.admit(session, [choice.request for choice in job.choices])
+
+    # Step.
+
+    def _resume(self) -> None:
+        """Those whose readers have read come back; those that left go."""
+        back: list[Parked] = []
+        for job, index in self._rows.values():
+            choice = job.choices[index]
+            if choice.parked is not None and choice.unread <= self.limits.window // 2:
+                back.append(choice.parked)
+                choice.parked = None
+        if self._leaving:
+            self.batch = self.batch.cancel(sorted(self._leaving))
+            self._leaving.clear()
+            self.busy = True
+        if back:
+            self.batch = self.batch.resume(back)
+
+    def _step(self) -> None:
+        if not self.batch.rows:
+            return
+        self.busy = True
+        began, passes, size = self._clock(), self.batch.passes, len(self.batch.rows)
+        try:
+            self.batch, chunks = self.batch.step()
+        except Exception as error:
+            self._isolate(error)
+            return
+        seconds, cost = self._clock() - began, self.batch.passes - passes
+        if cost.decoder:  # else it only chose the first bytes of new rows
+            self.pace.add_round(seconds)
+            self.counters.round(size, seconds, cost)
+        for row, chunk in chunks:
+            self._deliver(row, chunk)
+        self._park()
+
+    def _isolate(self, error: Exception) -> None:
+        """A round failed: the sequences that fail alone, too, fail; the others go on."""
+        batch, parked = self.batch.park([row.key for row in self.batch.rows])
+        healthy: list[Parked] = []
+        for item in parked:
+            try:
+                Batch().resume([item]).step()
+            except Exception as own:
+                self._break(self._rows[item.key][0], own)
+            else:
+                healthy.append(item)
+        if len(healthy) == len(parked):  # they fail only together, and would again
+            for job in {id(job): job for job, _ in self._rows.values()}.values():
+                self._break(job, error)
+        self._leaving.clear()
+        self.batch = batch.resume([item for item in healthy if item.key in self._rows])
+
+    # Deliver.
+
+    def _deliver(self, row: int, chunk: Chunk) -> None:
+        job, index = self._rows[row]
+        choice = job.choices[index]
+        self._events.append(Delta(job.key, index, chunk))
+        self.counters.chunk(chunk)
+        choice.unread += len(chunk.data)
+        if chunk.finish is not None:
+            choice.over = True
+            del self._rows[row]
+            if job.over:
+                self._remove(job)
+
+    def _park(self) -> None:
+        """Sequences whose readers are too far behind leave the batch."""
+        slow = {
+            row: job.choices[index]
+            for row, (job, index) in self._rows.items()
+            if job.choices[index].parked is None and job.choices[index].unread > self.limits.window
+        }
+        if slow:
+            self.batch, parked = self.batch.park(list(slow))
+            for item in parked:
+                slow[item.key].parked = item
+
+    def _patch(self) -> None:
+        if self._patches:
+            self.busy = True
+            self._events.append(patched(self.bundle, self._patches.popleft(), self.context))
+
+    def _expire(self) -> None:
+        """Requests whose deadline has passed end with what they have; so do all at the end of draining."""
+        now = self._clock()
+        if self._drains_at is not None and now >= self._drains_at:
+            for job in list(self._jobs.values()):
+                self._hand_out_rest(job)
+                self._fail(job, "draining", "the server is ending; this is what was generated until then")
+        for job in list(self._jobs.values()):
+            if job.deadline is not None and now >= job.deadline:
+                self._hand_out_rest(job)
+                self._fail(job, "timeout", f"the request took longer than {job.order.seconds:g} seconds")
+
+    def _hand_out_rest(self, job: Job) -> None:
+        """Bytes that were held back since a stop string might have begun."""
+        rows = {row.key: row for row in self.batch.rows}
+        for index, choice in enumerate(job.choices):
+            if choice.over or choice.row is None:
+                continue
+            row: Row = rows[choice.row] if choice.parked is None else choice.parked.row
+            chunk = row.rest()
+            self.counters.drafts(row.drafted, row.accepted)
+            if chunk.data:
+                self._events.append(Delta(job.key, index, chunk))
+                self.counters.chunk(chunk)
+
+    def _break(self, job: Job, error: Exception) -> None:
+        say(f"request {job.key} failed: {type(error).__name__}: {error}")
+        self._fail(job, "internal", BROKEN)
+
+    def _fail(self, job: Job, reason: Reason, text: str) -> None:
+        self.counters.finished[reason] += max(1, sum(not choice.over for choice in job.choices))
+        self._events.append(Failed(job.key, reason, text))
+        self._remove(job)
+
+    def _remove(self, job: Job) -> None:
+        """Forget it and all that it holds; its rows leave the batch before the next round."""
+        self.busy = True
+        if self._jobs.pop(job.key, None) is None:
+            return
+        if job in self._queue:
+            self._queue.remove(job)
+        if job in self._reading:
+            self._reading.remove(job)
+        for choice in job.choices:
+            if choice.row is not None and self._rows.pop(choice.row, None) is not None and choice.parked is None:
+                self._leaving.add(choice.row)
+
+
+def _lengths(session: Session, row: int) -> tuple[int, int]:
+    """Ids read, and patches closed."""
+    return session.positions[row], session.latents[row].positions[0]
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until what was launched is done, so that what was measured is the work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
