@@ -83,6 +83,7 @@ class Scheduler:
         """Keys of the batch that are cancelled before the next round."""
         self._events: list[Event] = []
         self._drains_at: float | None = None
+        self._chose_first = False
 
     def submit(self, order: Submit) -> None:
         """Take a request; if it can never run it fails at once."""
@@ -221,6 +222,10 @@ class Scheduler:
     def _read(self) -> None:
         """Pieces of the prompts that are due first, as many as there is time for; at least a small one."""
         running = any(not parked for parked in self._rows_parked())
+        if self._chose_first and running:
+            # The round before chose the first bytes of new sequences, for which the others have waited already.
+            self._chose_first = False
+            return
         ends = self._clock() + self.pace.allowance(running)
         least = FEWEST
         while self._reading:
@@ -267,6 +272,7 @@ class Scheduler:
             choice.row = self.batch.next_key + index
             self._rows[choice.row] = (job, index)
         self.batch = self.batch.admit(session, [choice.request for choice in job.choices])
+        self._chose_first = True
 
     # Step.
 
