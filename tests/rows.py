@@ -136,7 +136,7 @@ class Decoded:
     data: bytes
     finish: str
     logprobs: list[float]
-    tops: list[Tops]
+    tops: Sequence[Tops] = ()
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> "Decoded":

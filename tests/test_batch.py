@@ -100,6 +100,22 @@ class Histories:
         order = self.draw(st.lists(st.integers(0, len(self.rows) - 1), min_size=1, max_size=4))
         self.session, self.rows = self.session.select(order), [self.rows[row] for row in order]
 
+    def close_up(self) -> None:
+        """Some rows stay; what was there before is stale, and restored."""
+        stay = self.draw(st.lists(st.integers(0, len(self.rows) - 1), min_size=1, unique=True))
+        self.session, order = self.session.closed_up(stay)
+        assert sorted(order) == sorted(stay)
+        self.rows = [self.rows[row] for row in order]
+
+    def enter(self) -> None:
+        rows = self.draw(st.lists(tiny.rows(10), min_size=1, max_size=2))
+        other = start(self.case, len(rows)).extend(rows)
+        self.session, self.rows = self.session.entered(other), [*self.rows, *rows]
+        self.uncached.assert_rows(other, rows)
+
+    def slide(self) -> None:
+        self.session = self.session.with_room(self.draw(st.sampled_from([1, 64, 200])))
+
     def join(self) -> None:
         """Another row comes in, in front or behind."""
         ids = self.draw(tiny.rows(10))
@@ -125,9 +141,10 @@ def test_many_histories_of_a_batch(case: Case, data: st.DataObject) -> None:
 
 def live_through(case: Case, data: st.DataObject) -> None:
     found = Histories(case, data)
-    for _ in range(6):
+    for _ in range(8):
         before, rows = found.session, found.rows
-        data.draw(st.sampled_from([found.extend, found.keep_a_part, found.rollback, found.select, found.join]))()
+        moves = [found.select, found.join, found.close_up, found.enter, found.slide]
+        data.draw(st.sampled_from([found.extend, found.keep_a_part, found.rollback, *moves]))()
         found.uncached.assert_rows(found.session, found.rows)
         if data.draw(st.integers(0, 3)) == 0:  # what it came from is what it was
             found.uncached.assert_rows(before, rows)
@@ -156,12 +173,15 @@ def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObj
     chunks: dict[int, list[Chunk]] = {}
     cancelled: set[int] = set()
     parked: list[Parked] = []
+    kept: tuple[Batch, dict[int, list[Chunk]]] | None = None
     for turn in range(90):
         if turn == 0 or (len(asked) < 5 and data.draw(st.integers(0, 2)) == 0):
             prompts = data.draw(st.lists(tiny.rows(12), min_size=1, max_size=2))
             new = [by(data.draw(st.sampled_from(strategies)), draw_request(data, prompt)) for prompt in prompts]
-            batch = batch.admit(start(case, len(prompts)).extend(prompts), new)
-            asked += zip(prompts, new, strict=True)
+            session = start(case, len(prompts)).extend(prompts)
+            for _ in range(data.draw(st.integers(1, 2))):  # a session that rows have come from may serve again
+                batch = batch.admit(session, new)
+                asked += zip(prompts, new, strict=True)
         if len(batch.rows) > 1 and data.draw(st.integers(0, 9)) == 0:
             key = data.draw(st.sampled_from([row.key for row in batch.rows]))
             cancelled.add(key)
@@ -172,6 +192,8 @@ def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObj
             parked += some
         if parked and (not batch.rows or data.draw(st.integers(0, 2)) == 0):
             batch = batch.resume([parked.pop(data.draw(st.integers(0, len(parked) - 1)))])
+        if batch.rows and data.draw(st.integers(0, 5)) == 0:
+            kept = batch, {key: list(own) for key, own in chunks.items()}
         batch, made = batch.step()
         for key, chunk in made:
             chunks.setdefault(key, []).append(chunk)
@@ -184,6 +206,15 @@ def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObj
             assert wanted.startswith(b"".join(chunk.data for chunk in chunks.get(key, [])))
         else:
             Decoded.of(chunks[key]).assert_equals(uncached.decode(prompt, request), request)
+    if kept is not None:  # what somebody kept goes on from where it was, whatever became of its storage
+        batch, chunks = kept
+        keys = [row.key for row in batch.rows]
+        while batch.rows:
+            batch, made = batch.step()
+            for key, chunk in made:
+                chunks.setdefault(key, []).append(chunk)
+        for key in keys:
+            Decoded.of(chunks[key]).assert_equals(uncached.decode(*asked[key]), asked[key][1])
 
 
 def test_a_batch_is_a_value() -> None:

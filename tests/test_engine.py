@@ -3,6 +3,7 @@
 That bytes are the right ones, whatever the batch and the strategy, is in test_batch.py and test_strategies.py.
 """
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -131,6 +132,10 @@ def test_eos_ends_and_is_no_byte() -> None:
         case.model.decoder.head.weight.zero_()  # all ids alike, and EOS is the lowest that may be picked
     found, last = run(start(case), Request(GREEDY, 10))
     assert found == b"" and last.finish == "eos"
+    assert last.eos_logprob is None
+    _, last = run(start(case), Request(GREEDY, 10, logprobs=True, top_logprobs=1))
+    assert (last.logprobs, last.eos_logprob) == ((), pytest.approx(-math.log(257)))
+    assert last.eos_top_logprobs == ((vocab.EOS, last.eos_logprob),)
 
 
 def test_mistakes_are_named_before_the_first_byte() -> None:

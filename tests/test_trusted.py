@@ -32,7 +32,7 @@ from bltkit.generate import (
     generate_rows,
     strategy_of,
 )
-from bltkit.generate.sampling import choose
+from bltkit.generate.sampling import Tops, choose, most_probable
 from bltkit.generate.strategies import Outcome, Pending, Proposal
 from bltkit.model import Blt
 from bltkit.vocab import EOS, OFFSET
@@ -62,7 +62,7 @@ class Slow:
     def __init__(self, uncached: Uncached, prompt: list[int], request: Request) -> None:
         self.uncached, self.request, self.row = uncached, request, list(prompt)
         self.constraint = request.constraint
-        self.data, self.logprobs = b"", list[float]()
+        self.data, self.logprobs, self.tops = b"", list[float](), list[Tops]()
         self.finish = "length" if request.max_bytes == 0 else ""
 
     @property
@@ -99,13 +99,14 @@ class Slow:
         never[list(vocab.NEVER_EMITTED)] = True
         logp = self.logits().double().masked_fill(never, -torch.inf).log_softmax(-1)
         self.logprobs.append(float(logp[value]))
+        self.tops += [most_probable(logp[None].numpy(), self.request.top_logprobs)[0]]
         if self.constraint is not None:
             self.constraint = self.constraint.after(value)
         self.row.append(value)
         self.data += bytes([value - OFFSET])
         if any(stop in self.data for stop in self.request.stop):
             self.finish, self.data = "stop", cut_at_stop(self.data, self.request.stop)
-            self.logprobs = self.logprobs[: len(self.data)]
+            self.logprobs, self.tops = self.logprobs[: len(self.data)], self.tops[: len(self.data)]
         elif self.left == 0:
             self.finish = "length"
 
@@ -131,7 +132,7 @@ class Slow:
                 added = True
             if strategy.withholds and not added:
                 self.add(chosen)
-        return Decoded(self.data, self.finish, self.logprobs)
+        return Decoded(self.data, self.finish, self.logprobs, self.tops if self.request.top_logprobs else [])
 
 
 def decode_rows(session: Session, asked: list[Request], strategy: Strategy) -> list[Decoded]:

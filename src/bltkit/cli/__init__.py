@@ -19,6 +19,7 @@ from bltkit.cli.flops import flops
 from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
 from bltkit.cli.models import check, models, train
+from bltkit.cli.serving import serve
 from bltkit.cli.study import app as study
 from bltkit.cli.terminal import print_text, say
 from bltkit.cli.text import patch, score
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, models):
+for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, serve, models):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)
 app.add_typer(study, name="study")

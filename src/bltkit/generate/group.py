@@ -24,6 +24,9 @@ from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 
+ROOM = 64
+"""Columns that caches have free before a round: more than it drafts and reads as a rule."""
+
 
 class Made(NamedTuple):
     """An id, and what is handed out with its byte."""
@@ -111,7 +114,7 @@ class Group:
 
     def admit(self, session: Session, rows: Sequence[Row]) -> "Group":
         """With further rows, which have spent what their `passes` and `seconds` say."""
-        return replace(self, session=Session.join([self.session, session]), rows=(*self.rows, *self._started(rows)))
+        return replace(self, session=self.session.entered(session), rows=(*self.rows, *self._started(rows)))
 
     @classmethod
     def start(cls, session: Session, rows: Sequence[Row]) -> "Group":
@@ -129,7 +132,8 @@ class Group:
             return self
         if not left:
             return None
-        return replace(self, session=self.session.select(left), rows=tuple(self.rows[i] for i in left))
+        session, order = self.session.closed_up(left)
+        return replace(self, session=session, rows=tuple(self.rows[i] for i in order))
 
     def parked(self, index: int) -> Parked:
         """Row `index` by itself. Its `passes` and `seconds` are those that it has spent."""
@@ -165,6 +169,7 @@ class Group:
 
     def _first(self, fresh: Sequence[int]) -> list[RoundResult]:
         """The first id of rows that just came in; their prompt's logits are there."""
+        # No pass: what is needed lies in no cache.
         results = [RoundResult((), row.chosen, row.entropy) for row in self.rows]
         if not fresh:
             return results
@@ -181,7 +186,7 @@ class Group:
         return results
 
     def _round(self) -> tuple[Session, list[RoundResult], Passes]:
-        session, withheld = self.session, self.strategy.withholds
+        session, withheld = self.session.with_room(ROOM), self.strategy.withholds
         proposal = self.strategy.propose(session, [self._pending(row) for row in self.rows])
         drafts = [_fitting(row, own, proposal) for row, own in zip(self.rows, proposal.drafts, strict=True)]
         if withheld:
@@ -317,13 +322,14 @@ def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk
     """The row with its new ids, and what became certain; ids behind an end do not count."""
     data, held = b"", list(row.held)
     finish: Finish | None = None
+    ending: Made | None = None
     constraint, stop, made, taken = row.constraint, row.stop, row.made, 0
     if made >= row.request.max_bytes:
         finish = "length"
     for item in result.taken:
         taken += 1
         if item.id == EOS:
-            finish = "eos"
+            finish, ending = "eos", item
             break
         certain, stop = stop.feed(bytes([item.id - OFFSET]))
         data, made = data + certain, made + 1
@@ -352,7 +358,10 @@ def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk
         held=tuple(held[len(data) :]),
         state=row.state if result.outcome is None else strategy.next_state(row.state, outcome),
     )
-    return moved, _chunk(row.request, data, held[: len(data)], finish)
+    chunk = _chunk(row.request, data, held[: len(data)], finish)
+    if ending is not None and row.request.logprobs:
+        chunk = replace(chunk, eos_logprob=ending.logprob, eos_top_logprobs=ending.tops)
+    return moved, chunk
 
 
 def _chunk(request: Request, data: bytes, made: Sequence[Made], finish: Finish | None) -> Chunk:

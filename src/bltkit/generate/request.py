@@ -66,3 +66,7 @@ class Chunk:
     """Does each byte open a patch."""
     top_logprobs: tuple[Tops, ...] = ()
     """The most probable ids in each byte's place, where asked for."""
+    eos_logprob: float | None = None
+    """Of EOS where it ended the text, if log-probabilities are asked for."""
+    eos_top_logprobs: Tops = ()
+    """The most probable ids in its place."""

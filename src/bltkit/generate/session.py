@@ -16,42 +16,21 @@ from torch import Tensor
 from bltkit import patching
 from bltkit.generate.ledger import Passes
 from bltkit.generate.reading import ByteStates, Reading, read
+from bltkit.generate.text import Text
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule, Stream
-from bltkit.vocab import BOS, PAD
+from bltkit.vocab import BOS
+
+STAGGER = 8
+"""Columns by which the caches that slide in place are apart, so that they do so in different rounds."""
 
 CHUNK = 4096
 """Ids of a long prompt read at once: what bounds its memory. State carries over, so the cut is invisible."""
 
 Rows = Sequence[int] | Sequence[Sequence[int]] | Int64[Tensor, " S"] | Int64[Tensor, "R S"]
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """The ids of one row so far. The list is shared and append-only; a text that others outgrew copies it."""
-
-    items: list[int] = field(default_factory=list, repr=False)
-    length: int = 0
-
-    def append(self, more: Sequence[int]) -> "Text":
-        """The text with further ids."""
-        items = self.items if len(self.items) == self.length else self.items[: self.length]
-        items.extend(more)
-        return Text(items, self.length + len(more))
-
-    def latest(self, count: int) -> list[int]:
-        """The last `count` ids, or all there are."""
-        return self.items[max(0, self.length - count) : self.length]
-
-    def tail(self, count: int, documents: bool = False) -> list[int]:
-        """The last `count` ids, PAD in front of the row and, with `documents`, of the document."""
-        ids = self.latest(count)
-        if documents and BOS in ids:
-            ids = ids[len(ids) - 1 - ids[::-1].index(BOS) :]
-        return [PAD] * (count - len(ids)) + ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +123,13 @@ class Session:
     @property
     def caches(self) -> tuple[StackCache, ...]:
         """All of them; several may share storage."""
+        return (*self._joint, *self.latents)
+
+    @property
+    def _joint(self) -> tuple[StackCache, ...]:
+        """Those that hold all rows."""
         scoring = (self.scorer_state,) if isinstance(self.scorer_state, StackCache) else ()
-        return (*scoring, self.encoder, *self.latents, self.decoder)
+        return (self.encoder, self.decoder, *scoring)
 
     @property
     def cache_bytes(self) -> int:
@@ -200,7 +184,7 @@ class Session:
         An id that begins a document or resets the scorer may only be the first of its row; there must be some id.
         """
         with torch.inference_mode():
-            return read(self, rows)
+            return read(self.current(), rows)
 
     def rollback(self, count: int | Sequence[int]) -> "Session":
         """The session without its last `count` ids (of each row: a number for all, or one for each).
@@ -214,8 +198,19 @@ class Session:
             raise ValueError(f"rollback = {counts}: rows have {list(self.positions)} ids")
         if not any(counts):
             return self
+        self = self.current()
         if self.reading is not None and all(n <= kept for n, kept in zip(counts, self.kept, strict=True)):
             return self.reading.keep([kept - n for n, kept in zip(counts, self.kept, strict=True)])
+        return self._reread(lengths)
+
+    def current(self) -> "Session":
+        """The session itself; where a batch has moved its rows since (`closed_up`, `entered`, `with_room`), what
+        reading its texts again gives: the same state but for rounding."""
+        if not any(cache.stale for cache in self._joint):
+            return self
+        return replace(self._reread(self.positions), passes=self.passes)
+
+    def _reread(self, lengths: Sequence[int]) -> "Session":
         fresh = replace(Session.start(self.model, self.scorer, self.rule, self.rows), passes=self.passes)
         return fresh.extend([text.items[:length] for text, length in zip(self.texts, lengths, strict=True)])
 
@@ -231,21 +226,83 @@ class Session:
         rows = list(rows)
         if not rows:
             raise ValueError("rows = []: a session has at least one row")
+        if any(cache.stale for cache in self._joint):
+            return self.current().select(rows)
         with torch.inference_mode():
-            at = torch.tensor(rows, device=self.device)
             return replace(
-                self,
-                stream=self.stream.select(rows),
+                self._reordered(rows),
                 scorer_state=None if self.scorer is None else self.scorer_state.select(rows),
                 encoder=self.encoder.select(rows),
                 latents=tuple(self.latents[row].select([0]) for row in rows),
                 decoder=self.decoder.select(rows),
                 texts=tuple(Text().append(self.texts[row].tail(self.texts[row].length)) for row in rows),
-                open_patches=tuple(self.open_patches[row] for row in rows),
-                patch_kv=tuple(tuple(x[at] for x in block) for block in self.patch_kv),
-                next_logits=None if self.next_logits is None else self.next_logits[at],
-                reading=None,
             )
+
+    def closed_up(self, rows: Sequence[int]) -> tuple["Session", list[int]]:
+        """Without all other rows, as cheaply as can be, and the order: row i is what row order[i] was.
+
+        The last rows take the place of those that leave, in storage that the rows of a batch share, and texts and
+        global caches are not copied. A session from before is restored when somebody uses it again (`current`).
+        """
+        count, stay = len(rows), set(rows)
+        behind = [row for row in range(count, self.rows) if row in stay]
+        order = [row if row in stay else behind.pop() for row in range(count)]
+        if any(cache.stale for cache in self._joint):
+            return self.current().select(order), order
+        with torch.inference_mode():
+            scored = self.scorer_state
+            if scored is not None:
+                scored = scored.closed_up(order) if isinstance(scored, StackCache) else scored.select(order)
+            return replace(
+                self._reordered(order),
+                scorer_state=scored,
+                encoder=self.encoder.closed_up(order),
+                latents=tuple(self.latents[row] for row in order),
+                decoder=self.decoder.closed_up(order),
+                texts=tuple(self.texts[row] for row in order),
+            ), order
+
+    def entered(self, other: "Session") -> "Session":
+        """With the rows of `other` behind its own, as cheaply as can be: they are copied into spare room beside those
+        of this session, which is then restored when somebody uses it again (`current`). `other` stays as it is.
+
+        Raises ValueError as `join` does.
+        """
+        other.check_joins(self)
+        base, other = self.current(), other.current()
+        with torch.inference_mode():
+            scored = base.scorer_state
+            if isinstance(scored, StackCache):
+                scored = scored.entered(other.scorer_state)
+            elif scored is not None:
+                scored = type(scored).join([scored, other.scorer_state])
+            return base._beside(
+                [other], scored, base.encoder.entered(other.encoder), base.decoder.entered(other.decoder)
+            )
+
+    def with_room(self, size: int) -> "Session":
+        """With room for passes of `size` ids in storage that rows share. A session from before is restored when
+        somebody uses it again (`current`)."""
+        base = self.current()
+        with torch.inference_mode():
+            # Not all in the same round: each waits for fewer free columns than the next.
+            joint = [cache.with_room(size + STAGGER * at) for at, cache in enumerate(base._joint)]
+        if all(new is old for new, old in zip(joint, base._joint, strict=True)):
+            return base
+        scored = joint[2] if len(joint) > 2 else base.scorer_state
+        return replace(base, encoder=joint[0], decoder=joint[1], scorer_state=scored, reading=None)
+
+    def _reordered(self, rows: Sequence[int]) -> "Session":
+        """With these rows of what lies neither in caches nor in texts."""
+        at = torch.tensor(rows, device=self.device)
+        return replace(
+            self,
+            stream=self.stream.select(rows),
+            open_patches=tuple(self.open_patches[row] for row in rows),
+            patch_kv=tuple(tuple(x[at] for x in block) for block in self.patch_kv),
+            next_logits=None if self.next_logits is None else self.next_logits[at],
+            reading=None,
+        )
 
     @classmethod
     def join(cls, sessions: Sequence["Session"]) -> "Session":
@@ -253,32 +310,40 @@ class Session:
 
         Raises ValueError for sessions of different models, scorers or rules.
         """
-        first = sessions[0]
         for other in sessions:
-            other.check_joins(first)
-        passes = first.passes
-        for other in sessions[1:]:
-            passes = passes + other.passes
+            other.check_joins(sessions[0])
+        first, *others = (session.current() for session in sessions)
         with torch.inference_mode():
-            return replace(
-                first,
-                stream=Stream.join([one.stream for one in sessions]),
-                scorer_state=None
-                if first.scorer is None
-                else type(first.scorer_state).join([one.scorer_state for one in sessions]),
-                encoder=StackCache.join([one.encoder for one in sessions]),
-                latents=tuple(cache for one in sessions for cache in one.latents),
-                decoder=StackCache.join([one.decoder for one in sessions]),
-                texts=tuple(text for one in sessions for text in one.texts),
-                open_patches=tuple(patch for one in sessions for patch in one.open_patches),
-                patch_kv=tuple(
-                    tuple(map(torch.cat, zip(*block, strict=True)))
-                    for block in zip(*(one.patch_kv for one in sessions), strict=True)
-                ),
-                next_logits=_joined([one.next_logits for one in sessions], [one.rows for one in sessions]),
-                passes=passes,
-                reading=None,
+            scored = [session.scorer_state for session in (first, *others)]
+            return first._beside(
+                others,
+                None if first.scorer is None else type(first.scorer_state).join(scored),
+                StackCache.join([session.encoder for session in (first, *others)]),
+                StackCache.join([session.decoder for session in (first, *others)]),
             )
+
+    def _beside(
+        self, others: Sequence["Session"], scorer_state: Any, encoder: StackCache, decoder: StackCache
+    ) -> "Session":
+        """With the others' rows behind its own, given what caches hold of all of them."""
+        sessions = [self, *others]
+        return replace(
+            self,
+            stream=Stream.join([session.stream for session in sessions]),
+            scorer_state=scorer_state,
+            encoder=encoder,
+            latents=tuple(cache for session in sessions for cache in session.latents),
+            decoder=decoder,
+            texts=tuple(text for session in sessions for text in session.texts),
+            open_patches=tuple(patch for session in sessions for patch in session.open_patches),
+            patch_kv=tuple(
+                tuple(map(torch.cat, zip(*block, strict=True)))
+                for block in zip(*(session.patch_kv for session in sessions), strict=True)
+            ),
+            next_logits=_joined([each.next_logits for each in sessions], [each.rows for each in sessions]),
+            passes=sum((session.passes for session in others), self.passes),
+            reading=None,
+        )
 
     def check_joins(self, other: "Session") -> None:
         """Raise ValueError unless both are of one model, scorer and rule."""

@@ -4,6 +4,10 @@ Storage is shared and append-only: a cache sees columns [start, stop) of each ro
 behind them, in place, and belongs to no cache until `Slot.keep` says how much of it counts: a step costs no copy, a
 rejected draft costs nothing, and rows may keep different amounts. A cache that does not end where its storage does
 (somebody else went on from the same point) is copied first, so what somebody kept never changes.
+
+A batch's caches have spare lanes (`closed_up`, `entered`, `with_room`): rows come, go and slide in place, which costs
+what one row's copy does. Caches from before such a move are `stale`: they refuse to be used, and never show what is
+not theirs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,27 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MIN_CAPACITY = 64
-"""Columns of the smallest storage."""
+from bltkit.model.storage import MIN_CAPACITY, Storage
 
-
-@dataclass(eq=False)
-class _Storage:
-    """[layers, R, 2G, columns, D]: the keys of all heads, then their values."""
-
-    block: Tensor
-    used: list[int]
-    """Columns of each row that a cache has kept; behind them stands what the latest pass wrote."""
-    writer: object = None
-    """The token of the latest slot given out: nobody else's unkept columns are still there. Not the slot itself: the
-    two would hold each other, and memory would be given back only when Python looks for cycles."""
-
-    def __post_init__(self) -> None:
-        self.layers = list(self.block.unbind())
-
-    @property
-    def columns(self) -> int:
-        return self.block.shape[3]
+MIN_LANES = 8
+"""Lanes of the smallest storage whose rows may move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +37,11 @@ class StackCache:
     starts: tuple[int, ...]
     stops: tuple[int, ...]
     positions: tuple[int, ...]
-    _storage: _Storage | None = field(default=None, repr=False)
+    _storage: Storage | None = field(default=None, repr=False)
     _written_by: object = field(default=None, repr=False)
     """Of a cache that counts columns not kept: the token of the slot that wrote them."""
+    _generation: int = field(default=0, repr=False)
+    """Of the storage when the cache was made."""
 
     @classmethod
     def empty(cls, num_layers: int, window: int | None = None, rows: int = 1) -> Self:
@@ -66,6 +55,11 @@ class StackCache:
         return tuple(stop - start for start, stop in zip(self.starts, self.stops, strict=True))
 
     @property
+    def stale(self) -> bool:
+        """Have rows moved in the storage since: the cache can no longer be used."""
+        return self._storage is not None and self._storage.generation != self._generation
+
+    @property
     def num_bytes(self) -> int:
         """Memory that one step's attention reads, in bytes."""
         if self._storage is None:
@@ -75,14 +69,15 @@ class StackCache:
 
     @property
     def storage_bytes(self) -> int:
-        """Memory that is held for it, spare columns included, in bytes."""
-        return 0 if self._storage is None else self._storage.block.nbytes
+        """Memory that is held for it, spare room included, in bytes."""
+        return storage_bytes([self])
 
     def slot(self, size: int, heads: int, dim: int, like: Tensor) -> "Slot":
         """Room for `size` further positions of every row: 2G = `heads` vectors of `dim` in each layer."""
         cache, storage = self, self._storage
         if storage is None or not self._may_write(storage) or max(self.stops) + size > storage.columns:
-            cache = self._copied(range(len(self.stops)), size, heads, dim, like)
+            lanes = storage.lanes if storage is not None and storage.movable else None
+            cache = self._copied(range(len(self.stops)), size, heads, dim, like, lanes)
         return Slot(cache, size)
 
     def select(self, rows: Sequence[int]) -> "StackCache":
@@ -94,23 +89,37 @@ class StackCache:
         return self._copied(rows, 1, block.shape[2], block.shape[4], block)
 
     @classmethod
-    def join(cls, caches: Sequence["StackCache"]) -> "StackCache":
-        """The rows of all caches, of one stack, under one another."""
+    def join(cls, caches: Sequence["StackCache"], lanes: int | None = None) -> "StackCache":
+        """The rows of all caches, of one stack, under one another.
+
+        lanes: of a storage in which rows may move; without, it has as many as there are rows.
+        """
         filled = [cache._storage for cache in caches if cache._storage is not None]
         positions = tuple(position for cache in caches for position in cache.positions)
         first = replace(caches[0], starts=(0,) * len(positions), stops=(0,) * len(positions), positions=positions)
         if not filled:
-            return first
+            return replace(first, _storage=None)
         block = filled[0].block
-        longest = max(length for cache in caches for length in cache.lengths)
-        joined = first._new_storage(longest, 1, block.shape[2], block.shape[4], block)
+        lengths = [length for cache in caches for length in cache.lengths]
+        joined = first._new_storage(max(lengths), 1, block.shape[2], block.shape[4], block, lanes)
         row = 0
         for cache in caches:
             for own in range(len(cache.stops)):
                 joined._fill(row, cache, own)
                 row += 1
-        lengths = [length for cache in caches for length in cache.lengths]
-        return replace(joined, starts=tuple(longest - length for length in lengths))
+        return joined._of_lengths(lengths)
+
+    @classmethod
+    def apart(cls, caches: Sequence["StackCache"]) -> list["StackCache"]:
+        """The caches, of which no two share storage, so that one pass may write behind all of them: copies where they
+        do, as rows that went on from one prompt."""
+        seen: set[int] = set()
+        parts = []
+        for cache in caches:
+            shared = cache._storage is not None and id(cache._storage) in seen
+            parts.append(cache.select(range(len(cache.stops))) if shared else cache)
+            seen.add(id(parts[-1]._storage))
+        return parts
 
     def forget(self, rows: Sequence[int], skipped: int = 0) -> "StackCache":
         """Without what these rows have seen. Their next position is `skipped` further on."""
@@ -119,42 +128,135 @@ class StackCache:
             starts[row], positions[row] = self.stops[row], positions[row] + skipped
         return replace(self, starts=tuple(starts), positions=tuple(positions))
 
-    def _may_write(self, storage: _Storage) -> bool:
+    def closed_up(self, order: Sequence[int]) -> "StackCache":
+        """Fewer rows, moved in place: row order[i] becomes row i, which is i itself or comes from behind the others.
+
+        Caches from before are stale, unless the storage's rows may not move: then this is a copy, whose rows may.
+        """
+        if self._storage is None:
+            return self.select(order)
+        storage, lanes = self._storage, 2 * len(order)
+        if not self._may_move(storage) or (storage.lanes > MIN_LANES and 2 * lanes <= storage.lanes):
+            block = storage.block
+            return self._copied(order, 1, block.shape[2], block.shape[4], block, max(MIN_LANES, lanes))
+        generation, first = storage.moved(), min(self.starts[row] for row in order)
+        for to, row in enumerate(order):
+            if to != row:
+                assert row >= len(order), "rows that stay keep their places, but for those from behind"
+                storage.move(to, row, first)
+        starts, stops, positions = (tuple(x[r] for r in order) for x in (self.starts, self.stops, self.positions))
+        return replace(self, starts=starts, stops=stops, positions=positions, _generation=generation)
+
+    def entered(self, other: "StackCache") -> "StackCache":
+        """With the rows of `other` after its own, copied into spare lanes so that they end where the others do.
+
+        Caches from before are stale, unless there is no room for them: then this is a copy with spare lanes.
+        """
+        storage, source = self._storage, other._storage
+        rows, stop = len(self.stops) + len(other.stops), max(self.stops)
+        room = storage is not None and rows <= storage.lanes and max(other.lengths) <= stop
+        if storage is None or source is None or not room or not self._may_move(storage):
+            return StackCache.join([self, other], max(MIN_LANES, 2 * rows))
+        generation, lengths = storage.moved(), other.lengths
+        for row, (start, length) in enumerate(zip(other.starts, lengths, strict=True)):
+            lane = len(self.stops) + row
+            storage.clear(lane)
+            storage.fill(lane, stop, source, row, start, length)
+            storage.used[lane] = stop
+        return replace(
+            self,
+            starts=(*self.starts, *(stop - length for length in lengths)),
+            stops=(*self.stops, *[stop] * len(lengths)),
+            positions=self.positions + other.positions,
+            _generation=generation,
+        )
+
+    def with_room(self, size: int) -> "StackCache":
+        """With `size` free columns, where rows may move: all slide back in place, and then end at the same column.
+
+        A window slides so once in as many positions as it has, which costs what copying its keys does.
+        """
+        storage = self._storage
+        if storage is None or not storage.movable or max(self.stops) + size <= storage.columns:
+            return self
+        lengths, rows = self.lengths, len(self.stops)
+        stop = self._base(max(lengths))
+        if not self._may_move(storage) or stop + size > storage.columns:
+            block = storage.block
+            return self._copied(range(rows), size, block.shape[2], block.shape[4], block, storage.lanes)
+        generation = storage.moved()
+        if len(set(self.starts)) == len(set(self.stops)) == 1 and stop <= self.starts[0]:
+            storage.fill_all(stop, storage, rows, self.starts[0], lengths[0])
+        else:
+            for row, (start, length) in enumerate(zip(self.starts, lengths, strict=True)):
+                apart = stop <= start or start + length <= stop - length
+                part = storage if apart else Storage(storage.block[:, :rows].narrow(1, row, 1).clone(), [0])
+                storage.fill(row, stop, part, row if apart else 0, start, length)
+        for row in range(rows):
+            storage.used[row] = stop
+        return replace(self, _generation=generation)._of_lengths(lengths, stop)
+
+    def _may_write(self, storage: Storage) -> bool:
+        if self.stale:
+            raise RuntimeError("rows of this cache have moved since; go on from the newest session of the batch")
         if self._written_by is not None:
             assert storage.writer is self._written_by, "another pass has overwritten this draft"
             return True
-        return all(stop == used for stop, used in zip(self.stops, storage.used, strict=True))
+        return self.stops == tuple(storage.used[: len(self.stops)])
 
-    def _copied(self, rows: Sequence[int], size: int, heads: int, dim: int, like: Tensor) -> "StackCache":
+    def _may_move(self, storage: Storage) -> bool:
+        assert self._written_by is None, "drafts do not move"
+        return self._may_write(storage) and storage.movable
+
+    def _copied(
+        self, rows: Sequence[int], size: int, heads: int, dim: int, like: Tensor, lanes: int | None = None
+    ) -> "StackCache":
         lengths = self.lengths
-        longest = max(lengths[row] for row in rows)
+        chosen = [lengths[row] for row in rows]
         copied = replace(self, positions=tuple(self.positions[row] for row in rows))
-        copied = copied._new_storage(longest, size, heads, dim, like)
+        copied = copied._new_storage(max(chosen), size, heads, dim, like, lanes)
         if self._storage is not None:
             for new, row in enumerate(rows):
                 copied._fill(new, self, row)
-        return replace(copied, starts=tuple(longest - lengths[row] for row in rows))
+        return copied._of_lengths(chosen)
 
-    def _new_storage(self, longest: int, size: int, heads: int, dim: int, like: Tensor) -> "StackCache":
-        """All rows end at column `longest`, so that rows of one length are seen as one block."""
+    def _of_lengths(self, lengths: Sequence[int], stop: int | None = None) -> "StackCache":
+        """The rows end at column `stop`, or where they do, and are so long."""
+        stops = self.stops if stop is None else (stop,) * len(lengths)
+        return replace(self, starts=tuple(end - n for end, n in zip(stops, lengths, strict=True)), stops=stops)
+
+    def _base(self, longest: int) -> int:
+        """The column at which rows that may move end: a row that comes in has room in front of it."""
+        return longest + longest // 2 + MIN_CAPACITY if self.window is None else max(longest, self.window - 1)
+
+    def _new_storage(
+        self, longest: int, size: int, heads: int, dim: int, like: Tensor, lanes: int | None = None
+    ) -> "StackCache":
+        """All rows end at one column, so that rows of one length are seen as one block."""
         rows = len(self.positions)
-        # More than is needed: the copies of a growing or sliding cache then cost O(1) a position.
-        spare = longest + size if self.window is not None else (longest + size) // 2
+        if lanes is None:
+            stop = longest
+            # More than is needed: the copies of a growing or sliding cache then cost O(1) a position.
+            spare = longest + size if self.window is not None else (longest + size) // 2
+        else:
+            stop = self._base(longest)
+            spare = (stop if self.window is not None else stop // 2) + MIN_CAPACITY
         # One block for all layers: large enough that the system takes it back when the cache outgrows it.
-        shape = (self.num_layers, rows, heads, max(longest + size + spare, MIN_CAPACITY), dim)
-        stops, written_by = (longest,) * rows, self._written_by
-        storage = _Storage(like.new_zeros(shape), [longest] * rows, written_by)
-        return replace(self, starts=stops, stops=stops, _storage=storage)
+        shape = (self.num_layers, lanes or rows, heads, max(stop + size + spare, MIN_CAPACITY), dim)
+        storage = Storage.zeros(shape, like, stop, rows, movable=lanes is not None)
+        storage.writer = self._written_by
+        return replace(self, starts=(stop,) * rows, stops=(stop,) * rows, _storage=storage, _generation=0)
 
     def _fill(self, row: int, source: "StackCache", source_row: int) -> None:
         """Copies a row of `source` in front of column `stops[row]`."""
-        length = source.stops[source_row] - source.starts[source_row]
-        if not length:
+        if source._storage is None:
             return
-        assert self._storage is not None and source._storage is not None
-        to, of = self.stops[row] - length, source.starts[source_row]
-        for new, old in zip(self._storage.layers, source._storage.layers, strict=True):
-            new[row, :, to : to + length] = old[source_row, :, of : of + length]
+        assert self._storage is not None
+        if source.stale:
+            raise RuntimeError("rows of this cache have moved since; go on from the newest session of the batch")
+        start = source.starts[source_row]
+        length = source.stops[source_row] - start
+        self._storage.fill(row, self.stops[row], source._storage, source_row, start, length)
 
 
 def storage_bytes(caches: Iterable[StackCache]) -> int:
@@ -170,11 +272,13 @@ class Slot:
         assert cache._storage is not None
         self.cache, self.size, self._storage = cache, size, cache._storage
         self._token = self._storage.writer = object()
+        self._rows = len(cache.stops)
         self._kept = (0,) * len(cache.stops)
         self.even = len(set(cache.stops)) == 1
         """Do the rows write to the same columns."""
         self.first, self.end = min(cache.starts), max(cache.stops) + size
         """Columns [first, end) hold all that any row sees."""
+        self._storage.written = max(self._storage.written, self.end)
         self._columns = None if self.even else self._scattered()
 
     @property
@@ -186,10 +290,10 @@ class Slot:
         """Puts down the new keys and values; returns the columns [first, end)."""
         stored = self._storage.layers[layer]
         if self._columns is None:
-            stored[:, :, self.end - self.size : self.end] = kv
+            stored[: self._rows, :, self.end - self.size : self.end] = kv
         else:
-            stored[self._rows, :, self._columns] = kv.transpose(1, 2)
-        return stored[:, :, self.first : self.end]
+            stored[self._lanes, :, self._columns] = kv.transpose(1, 2)
+        return stored[: self._rows, :, self.first : self.end]
 
     def keep(self, counts: Sequence[int]) -> StackCache:
         """The cache with the first counts[r] of the new positions of each row."""
@@ -198,7 +302,8 @@ class Slot:
         mine = storage.writer is self._token
         assert mine or all(n <= k for n, k in zip(counts, self._kept, strict=True)), "another pass wrote over these"
         if mine:
-            storage.used = [max(used, stop) for used, stop in zip(storage.used, stops, strict=True)]
+            for row, stop in enumerate(stops):
+                storage.used[row] = max(storage.used[row], stop)
             self._kept = tuple(map(max, self._kept, counts))
         kept = self._seen(stops, counts)
         limit = 0 if cache.window is None else 4 * max(cache.window, MIN_CAPACITY)
@@ -220,9 +325,10 @@ class Slot:
         if cache.window is not None:
             starts = tuple([max(start, stop - cache.window + 1) for start, stop in zip(starts, stops, strict=True)])
         positions = tuple([position + count for position, count in zip(cache.positions, counts, strict=True)])
-        return StackCache(cache.num_layers, cache.window, starts, stops, positions, self._storage, written_by)
+        own = (self._storage, written_by, cache._generation)
+        return StackCache(cache.num_layers, cache.window, starts, stops, positions, *own)
 
     def _scattered(self) -> Tensor:
         device = self._storage.block.device
-        self._rows = torch.arange(len(self.cache.stops), device=device)[:, None]
+        self._lanes = torch.arange(self._rows, device=device)[:, None]
         return torch.tensor(self.cache.stops, device=device)[:, None] + torch.arange(self.size, device=device)

@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         keep (`Slot.keep`). Not differentiable: it writes into the caches' storage.
         """
         config, parts, row = self.config, [], 0
-        for cache in caches:
+        for cache in StackCache.apart(caches) if len(caches) > 1 else caches:
             own = x[row : row + len(cache.stops)]
             parts.append(CachedAttention(cache, x.shape[1], config.heads, config.num_kv_heads, config.rope_theta, own))
             row += len(cache.stops)

@@ -57,8 +57,9 @@ class Stream:
         """Is the prompt being read, or has it been."""
         self._engine = engine
         self._open = choices
+        self.arrived = asyncio.Event()
+        """Set when there are events, or the end. Several streams that are read together may share one."""
         self._events: deque[Prompted | Delta | Failed] = deque()
-        self._arrived = asyncio.Event()
         self._ended = False
 
     def __aiter__(self) -> "Stream":
@@ -70,9 +71,25 @@ class Stream:
         while not self._events:
             if self._ended:
                 raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
+            self.arrived.clear()
+            await self.arrived.wait()
         return self._events.popleft()
+
+    def take(self) -> list[Prompted | Delta | Failed]:
+        """All events that have arrived and are not taken yet."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    @property
+    def has_events(self) -> bool:
+        """Are there events that were not taken."""
+        return bool(self._events)
+
+    @property
+    def over(self) -> bool:
+        """Will no further event arrive."""
+        return self._ended
 
     def read(self, choice: int, size: int) -> None:
         """The client took `size` bytes of a choice."""
@@ -91,12 +108,12 @@ class Stream:
             self._open -= 1
         if isinstance(event, Failed) or not self._open:
             self._end()
-        self._arrived.set()
+        self.arrived.set()
 
     def _end(self) -> None:
         self._ended = True
         self._engine.forget(self)
-        self._arrived.set()
+        self.arrived.set()
 
 
 class Engine:

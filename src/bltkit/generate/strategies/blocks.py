@@ -19,8 +19,9 @@ from torch import Tensor
 from bltkit.generate.constraint import follow
 from bltkit.generate.ledger import Passes
 from bltkit.generate.sampling import Certainty, choose, seen_along
-from bltkit.generate.session import Session, Text
+from bltkit.generate.session import Session
 from bltkit.generate.strategies.strategy import Pending, Strategy
+from bltkit.generate.text import Text
 from bltkit.model import Blt
 from bltkit.model.decoder import PatchKV
 from bltkit.model.drafting import BlockAttention

@@ -1,0 +1,259 @@
+"""The HTTP application: routes, errors, and what a request passes on its way in."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bltkit.data.template import ChatTemplate
+from bltkit.files import parse_json
+from bltkit.serve.answers import ChatShape, CompletionShape
+from bltkit.serve.delivery import Delivery
+from bltkit.serve.errors import ApiError, explained
+from bltkit.serve.gate import Gate
+from bltkit.serve.handle import Engine
+from bltkit.serve.messages import Figures, ModelInfo
+from bltkit.serve.metrics import Meter
+from bltkit.serve.openapi import DESCRIPTION, add_docs, documented
+from bltkit.serve.protocol import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    PatchesRequest,
+    ScoreRequest,
+    TokenizeRequest,
+)
+from bltkit.serve.security import Access, read_body
+from bltkit.serve.sse import StreamResponse, WholeResponse, error_response, json_bytes
+from bltkit.serve.text_routes import detokenized, patches, score, tokenized, tokenizer_info
+from bltkit.serve.work import Work, chat_work, completion_work
+
+REPORT_SECONDS = 2.0
+"""For the engine to say its figures; it does so between two rounds."""
+
+B = TypeVar("B", bound=Body)
+
+
+@dataclass
+class Server:
+    """What all routes share. seconds: from a request's arrival to its deadline."""
+
+    engine: Engine
+    access: Access = field(default_factory=Access)
+    seconds: float | None = None
+    log: bool = False
+    """Write a line on stderr for each request."""
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the served model. Raises ApiError with status 503 before it is loaded and once it is gone."""
+        self.check_ready()
+        assert self.engine.info is not None
+        return self.engine.info
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Of the served model, if it has one."""
+        return ChatTemplate.of_record(self.info.record)
+
+    def check_ready(self) -> None:
+        """Raises ApiError with status 503 unless requests are taken."""
+        text = {
+            "loading": "the model is being loaded; try again soon",
+            "draining": "the server is ending; try another one",
+            "ended": "the process that owns the model has ended; the server ends, too",
+        }.get(self.engine.state)
+        if text is not None:
+            raise ApiError(503, text, code=self.engine.state, kind="server_error", retry_after=1)
+
+    async def body(self, request: Request, kind: type[B]) -> B:
+        """The checked body. Raises ApiError."""
+        data = await read_body(request, self.access)
+        self.check_ready()
+        try:
+            value = parse_json(data, "the body", finite=True)
+        except ValueError as error:
+            raise ApiError(400, str(error), code="invalid_json") from None
+        if not isinstance(value, dict):
+            raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+        try:
+            body = kind.model_validate(value)
+        except ValidationError as error:
+            raise explained(error, kind) from None
+        self.check_model(getattr(body, "model", None))
+        return body
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError for a model that is not served here."""
+        served = self.info.name
+        if name not in (None, served):
+            raise ApiError(
+                404, f"model: not served here; this server has {served}", param="model", code="model_not_found"
+            )
+
+    def check_room(self, choices: int, size: int) -> None:
+        """Raises ApiError with status 429 where as many requests wait as may; 400 for one that could never wait."""
+        limits = self.info.limits
+        most = limits.waiting + limits.sequences
+        if choices > most:
+            raise ApiError(
+                400, f"n: {choices} choices are asked for; the server takes {most} at once", param="n", code="too_many"
+            )
+        if size > limits.waiting_bytes:
+            raise ApiError(400, f"prompt: {size:,} bytes together; the server takes {limits.waiting_bytes:,} at once")
+        if self.engine.full(choices, size):
+            wait = 1 + self.engine.waiting // limits.sequences
+            raise ApiError(
+                429,
+                f"{self.engine.waiting} sequences wait already; try again in {wait} s",
+                code="queue_full",
+                kind="rate_limit_error",
+                retry_after=min(60, wait),
+            )
+
+    def delivery(self, work: Work) -> Delivery:
+        """Submit a request. Raises ApiError where there is no room."""
+        self.check_room(work.choices, work.prompt_bytes)
+        return Delivery(self.engine, work, self.seconds, self.meter)
+
+    async def figures(self) -> Figures:
+        """The engine's figures of now, or the latest ones where it does not answer soon."""
+        with suppress(TimeoutError, RuntimeError):
+            if self.engine.state in ("ready", "draining"):
+                async with asyncio.timeout(REPORT_SECONDS):
+                    return await self.engine.report()
+        return self.engine.figures
+
+
+def make_app(server: Server) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="bltkit", description=DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_generation(app, server)
+    _add_text(app, server)
+    _add_state(app, server)
+    add_docs(app)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Gate, server=server)
+    if server.access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(server.access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    return app
+
+
+def _add_generation(app: FastAPI, server: Server) -> None:
+    @app.post("/v1/completions", **documented("completion", CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continue prompts. With `stream` the answer comes as server-sent events, the last of which is `[DONE]`."""
+        body = await server.body(request, CompletionRequest)
+        work = completion_work(body, server.info)
+        kind = StreamResponse if work.stream else WholeResponse
+        return kind(server.delivery(work), CompletionShape(work, server.info.name))
+
+    @app.post("/v1/chat/completions", **documented("chat", ChatRequest))
+    async def chat(request: Request) -> Response:
+        """Answer a conversation, with the chat template that the model was trained with."""
+        body = await server.body(request, ChatRequest)
+        work = chat_work(body, server.info, server.template)
+        kind = StreamResponse if work.stream else WholeResponse
+        return kind(server.delivery(work), ChatShape(work, server.info.name))
+
+
+def _add_text(app: FastAPI, server: Server) -> None:
+    def route(path: str, name: str, kind: type[B], answer: Callable[[Server, B, Request], Awaitable[Any]]) -> None:
+        @app.post(path, name=name, description=answer.__doc__, **documented(name, kind))
+        async def endpoint(request: Request) -> Response:
+            return _json(await answer(server, await server.body(request, kind), request))
+
+    route("/v1/patches", "patches", PatchesRequest, patches)
+    route("/v1/score", "score", ScoreRequest, score)
+    route("/tokenize", "tokenize", TokenizeRequest, tokenized)
+    route("/detokenize", "detokenize", DetokenizeRequest, detokenized)
+
+    @app.get("/tokenizer_info", **documented("tokenizer_info"))
+    async def info(request: Request) -> Response:
+        """The tokenizer: names of special ids, and the chat template."""
+        return _json(tokenizer_info(server.info, server.template))
+
+
+def _add_state(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/models", **documented("models"))
+    async def models(request: Request) -> Response:
+        """The served model."""
+        return _json({"object": "list", "data": [_model(server.info)]})
+
+    @app.get("/v1/models/{model:path}", **documented("model"))
+    async def model(model: str, request: Request) -> Response:
+        """The served model, by its name."""
+        server.check_model(model)
+        return _json(_model(server.info))
+
+    @app.get("/health", **documented("health"))
+    async def health(request: Request) -> Response:
+        """200 while requests are taken; 503 while the model is loaded, while the server ends, and once it is broken."""
+        server.check_ready()
+        figures = server.engine.figures
+        return _json({"status": "ok", "running": figures.running, "waiting": server.engine.waiting})
+
+    @app.get("/ready", **documented("ready"))
+    async def ready(request: Request) -> Response:
+        """200 while requests are taken, else 503."""
+        server.check_ready()
+        return _json({"status": "ready"})
+
+    @app.get("/metrics", **documented("metrics"))
+    async def metrics(request: Request) -> Response:
+        """Metrics in Prometheus' text format."""
+        page = server.meter.page(await server.figures())
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _model(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "bltkit",
+        "context_bytes": info.context,
+        "parameters": info.parameters,
+        "strategies": list(info.strategies),
+        "patching": info.rule,
+        "sequence_cache_bytes": info.sequence_bytes,
+        "cache_limit_bytes": info.memory,
+        "device": info.device,
+        "weights": info.weights,
+        "chat": ChatTemplate.of_record(info.record) is not None,
+    }
+
+
+def _json(value: Any) -> Response:
+    return Response(json_bytes(value), media_type="application/json")
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """Routes that there are not, and methods that they do not have."""
+    assert isinstance(error, HTTPException)
+    text = {404: "there is no such route; /docs shows all", 405: "the route does not take this method"}
+    response = error_response(ApiError(error.status_code, text.get(error.status_code, "the request is not right")))
+    response.headers.update(error.headers or {})
+    return response
