@@ -50,11 +50,12 @@ def run(scheduler: Scheduler, pipe: Connection) -> None:
     while True:
         wanted = False
         # While there is something to compute it only looks; else it sleeps until an order or a deadline comes.
-        while pipe.poll(0.0 if scheduler.busy else scheduler.seconds_left()):
+        wait = 0.0 if scheduler.busy else scheduler.seconds_left()
+        while pipe.poll(wait):
+            wait = 0.0
             for order in pipe.recv():
                 wanted |= isinstance(order, Report)
                 _follow(scheduler, order)
-            scheduler.busy = True
         events = scheduler.turn()
         if wanted or not scheduler.busy or time.monotonic() >= at + REPORTS:
             figures = scheduler.figures()

@@ -30,14 +30,17 @@ class PromptReader:
     @classmethod
     def of(cls, order: Submit, empty: Session, prefixes: PrefixCache, snapshot: int) -> "PromptReader":
         """empty: the session in front of the first id."""
-        ids = order.ids
-        reader = cls(ids, empty, prefixes, snapshot, order.prompt_logprobs)
-        prefix = prefixes.longest(ids, reader.tops)
-        if prefix is not None:
-            reader.session, reader.hit = prefix.session, prefix.length
-            reader.logprobs, reader.top_logprobs = list(prefix.logprobs), list(prefix.top_logprobs)
-        reader.parting = prefixes.parting(ids)
+        reader = cls(order.ids, empty, prefixes, snapshot, order.prompt_logprobs)
+        reader.look_up()
         return reader
+
+    def look_up(self) -> None:
+        """Go on from the longest prefix whose state is there by now; before the first piece only."""
+        prefix = self.prefixes.longest(self.ids, self.tops)
+        if prefix is not None and prefix.length > self.hit:
+            self.session, self.hit = prefix.session, prefix.length
+            self.logprobs, self.top_logprobs = list(prefix.logprobs), list(prefix.top_logprobs)
+        self.parting = self.prefixes.parting(self.ids)
 
     @property
     def at(self) -> int:

@@ -72,7 +72,7 @@ class Scheduler:
         self.pace = Pace()
         self.batch = Batch()
         self.busy = False
-        """Did the last turn do anything, so that another may."""
+        """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}
         self._queue: deque[Job] = deque()
         self._reading: list[Job] = []
@@ -87,6 +87,7 @@ class Scheduler:
 
     def submit(self, order: Submit) -> None:
         """Take a request; if it can never run it fails at once."""
+        self.busy = True
         job = Job.of(order, self._clock())
         self._jobs[job.key] = job
         size = job.longest - 1
@@ -106,6 +107,7 @@ class Scheduler:
 
     def patch(self, order: Patch) -> None:
         """Take a text that is to be cut into patches."""
+        self.busy = True
         self._patches.append(order)
 
     def cancel(self, key: int) -> None:
@@ -120,10 +122,12 @@ class Scheduler:
         job = self._jobs.get(key)
         if job is not None:
             job.choices[choice].unread -= size
+            self.busy = True
 
     def drain(self, seconds: float) -> None:
         """Take nothing new; what has not finished in `seconds` ends with what it has. `Drained` is the last event."""
         self._drains_at = self._clock() + seconds
+        self.busy = True
 
     def turn(self) -> list[Event]:
         """Admit, step, deliver."""
@@ -231,6 +235,8 @@ class Scheduler:
         while self._reading:
             job = min(self._reading, key=lambda job: job.due)
             assert job.prompt is not None
+            if job.prompt.at == job.prompt.hit:
+                job.prompt.look_up()  # another request may have read the same since
             if job.prompt.left:
                 size = max(least, self.pace.ids(ends - self._clock()))
                 if size < FEWEST:
@@ -266,8 +272,7 @@ class Scheduler:
         if not job.choices:
             self._remove(job)
             return
-        # With storage of their own: the prefix cache keeps the prompt's.
-        session = prompt.session.select([0] * len(job.choices))
+        session = prompt.session if len(job.choices) == 1 else prompt.session.select([0] * len(job.choices))
         for index, choice in enumerate(job.choices):
             choice.row = self.batch.next_key + index
             self._rows[choice.row] = (job, index)
@@ -311,8 +316,11 @@ class Scheduler:
 
     def _isolate(self, error: Exception) -> None:
         """A round failed: the sequences that fail alone, too, fail; the others go on."""
-        batch, parked = self.batch.park([row.key for row in self.batch.rows])
         healthy: list[Parked] = []
+        try:
+            batch, parked = self.batch.park([row.key for row in self.batch.rows])
+        except Exception:  # the round has moved rows before it failed
+            batch, parked = Batch(next_key=self.batch.next_key), ()
         for item in parked:
             try:
                 Batch().resume([item]).step()
