@@ -10,6 +10,7 @@ import torch
 
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.memory import SequenceMemory
 from bltkit.model import (
     Blt,
     BltConfig,
@@ -51,6 +52,20 @@ def test_the_total_is_the_papers_modules() -> None:
         own = sum(getattr(row, column) for name, row in found.modules.items() if name != "entropy")
         assert getattr(found.total, column) == pytest.approx(own)
     assert found.total.flops_train == pytest.approx(3 * found.total.flops_exact)
+
+
+def test_a_sequence_holds_what_its_session_caches() -> None:
+    """Of a session that read a whole row, and not its spare room: keys and values in the shapes of the real stacks."""
+    model, scorer = Blt(SHAPE), EntropyModel(ENTROPY)
+    memory = SequenceMemory.of(model, scorer)
+    for context, size in ((40, 4.0), (7, 1.0), (200, 8.0)):
+        counted = ledger(SHAPE, ENTROPY, size, context)
+        assert counted.sequence_bytes == memory.held(context + 1, 1 + round(context / size))
+        assert f"per sequence of {context} bytes" in counted.summary()
+    windows = 2 * 4 * (16 * 7 + 2 * 16 * 7 + 4 * 24 * 11)  # keys and values, fp32: encoder, decoder, entropy model
+    assert ledger(SHAPE, ENTROPY, 4.0, 40).sequence_bytes == windows + 2 * 4 * 3 * 16 * 11
+    assert ledger(SHAPE, CnnConfig(), 4.0, 40).sequence_bytes == memory.held(41, 11) - 2 * 4 * 4 * 24 * 11
+    assert ledger(None, ENTROPY, 1.0, 40).sequence_bytes is None
 
 
 OTHERS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 Signals are for the process that speaks HTTP, which says what is to be done. If that one is gone, this one ends.
 """
 
+import gc
 import signal
 import time
 from contextlib import suppress
@@ -39,6 +40,9 @@ def main(settings: EngineSettings, pipe: Connection) -> None:
     except (ValueError, OSError) as error:
         pipe.send([Refused(" ".join(str(error).split()))])
         return
+    # Python's collector would look through all that was imported and loaded, now and then, for as long as rounds take.
+    gc.collect()
+    gc.freeze()
     pipe.send([Ready(describe(settings, scheduler))])
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         run(scheduler, pipe)

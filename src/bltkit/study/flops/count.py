@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from bltkit.generate.ledger import paper_gb, paper_params
+from bltkit.generate.memory import SequenceMemory
 from bltkit.model import (
     Blt,
     BltConfig,
@@ -141,8 +142,18 @@ def ledger(
         passes=passes,
         patch_bytes_source=patch_bytes_source,
         paper_bytes=1e9 * paper_gb(rates.decoder, rates.latent, *charged),
+        sequence_bytes=_sequence_bytes(model, scorer, patch_bytes, context, element_bytes),
         notes=tuple(notes),
     )
+
+
+def _sequence_bytes(
+    model: BltConfig, scorer: ScorerConfig | None, patch_bytes: float, context: int, element_bytes: int
+) -> int:
+    """Keys and values that decoding holds of a row of `context` bytes behind BOS, which is a patch of its own."""
+    cached = scorer if isinstance(scorer, StackConfig) else None
+    memory = SequenceMemory.planned(model, cached, element_bytes)
+    return memory.held(context + 1, 1 + round(context / patch_bytes))
 
 
 def token_ledger(

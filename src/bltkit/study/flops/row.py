@@ -76,6 +76,9 @@ class Ledger:
     """Its passes per byte of text."""
     paper_bytes: float | None = None
     """What the paper's estimate of bandwidth charges a byte of text: see `generate.ledger.paper_gb`."""
+    sequence_bytes: int | None = None
+    """Cached keys and values that a sequence of the whole context holds, those of the entropy model included; None
+    where no BLT decodes."""
     patch_bytes_source: str | None = field(default=None, compare=False)
     """Where `patch_bytes` is known from: given, the rule, measured in training, calibrated, or assumed."""
     notes: tuple[str, ...] = ()
@@ -101,6 +104,9 @@ class Ledger:
         without.append(f"{self.params_without_embeddings:,} without embeddings")
         entropy = f", entropy model: {self.scorer}" if self.scorer else ""
         lines += [", ".join(without), f"per byte of text, {self.unit()} and {self.context} bytes of context{entropy}"]
+        if self.sequence_bytes is not None:
+            held = self.sequence_bytes / 1e6
+            lines.append(f"{held:,.1f} MB of keys and values per sequence of {self.context:,} bytes")
         if self.strategy is not None and self.passes is not None:
             lines.append(f"decoding with {self.strategy}: {self.passes.summary()}")
         return "\n".join([*lines, *self.notes])
