@@ -2,10 +2,10 @@
 waiting when it ends."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from bltkit.generate import Request, Sampling, Session, Speculative, generate
 from bltkit.patching.patched import patch_text
 from bltkit.serve.handle import Engine, Stream
 from bltkit.serve.limits import Limits
-from bltkit.serve.messages import Delta, Failed, Prompted
+from bltkit.serve.messages import Delta, Drain, Drained, Failed, Figures, Prompted, Report, Submit
+from bltkit.serve.process import run as serve
 from bltkit.serve.settings import EngineSettings
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests.rows import example
+from tests.serve_turns import Turns
 
 LIMITS = Limits(context=2048, memory=64 * 2**20, window=64)
 
@@ -101,7 +103,9 @@ def test_it_says_what_it_serves(engine: Engine, model: Path) -> None:
 
 def test_requests_side_by_side_are_what_they_are_alone(engine: Engine, model: Path, run: Loop) -> None:
     async def several() -> list[bytes]:
-        requests = [ar(seed=seed, strategy=strategy) for seed in range(3) for strategy in (ar().strategy, Speculative())]
+        requests = [
+            ar(seed=seed, strategy=strategy) for seed in range(3) for strategy in (ar().strategy, Speculative())
+        ]
         return list(await asyncio.gather(*(whole(engine.submit(ids_of(b"abc"), [one])) for one in requests)))
 
     answers = run(several())
@@ -256,16 +260,23 @@ def test_model_that_cannot_be_served_is_one_line(
             run(Engine(replace(settings, model="nowhere")).start())
 
 
-def test_other_process_ends_when_this_one_is_gone(settings: EngineSettings, run: Loop) -> None:
-    async def leaves() -> None:
-        engine = Engine(settings)
-        await engine.start()
-        engine.hang_up()
-        with suppress(RuntimeError):
-            await asyncio.wait_for(engine.ended(), 30)
-        assert engine.exit_code == 0
+def test_process_ends_when_the_other_one_is_gone() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    with pytest.raises(EOFError):
+        serve(Turns(example("stride:k=3")).scheduler, theirs)
 
-    run(leaves())
+
+def test_last_figures_come_before_the_end() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.send([Submit(1, tuple(ids_of(b"abc")), (ar(5),)), Report()])
+    ours.send([Report(), Drain(10)])
+    serve(Turns(example("stride:k=3")).scheduler, theirs)
+    events = []
+    while ours.poll(0):
+        events += ours.recv()
+    reports = [event for event in events if isinstance(event, Figures)]
+    assert reports[-1].finished == {"length": 1} and isinstance(events[-1], Drained)
 
 
 def test_limits_are_checked_when_they_are_made() -> None:

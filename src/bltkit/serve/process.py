@@ -14,7 +14,6 @@ from bltkit.serve.messages import (
     Cancel,
     Drain,
     Drained,
-    Event,
     Figures,
     Order,
     Patch,
@@ -61,15 +60,16 @@ def run(scheduler: Scheduler, pipe: Connection) -> None:
                 wanted |= isinstance(order, Report)
                 _follow(scheduler, order)
         events = scheduler.turn()
-        if wanted or not scheduler.busy or time.monotonic() >= at + REPORTS:
+        drained = any(isinstance(event, Drained) for event in events)
+        if wanted or drained or not scheduler.busy or time.monotonic() >= at + REPORTS:
             figures = scheduler.figures()
             if wanted or figures != reported:
-                events.append(figures)
+                events.insert(0, figures)
                 reported = figures
             at = time.monotonic()
         if events:
             pipe.send(events)
-        if _has_drained(events):
+        if drained:
             return
 
 
@@ -87,7 +87,3 @@ def _follow(scheduler: Scheduler, order: Order) -> None:
             scheduler.drain(order.seconds)
         case Report():
             pass
-
-
-def _has_drained(events: list[Event]) -> bool:
-    return any(isinstance(event, Drained) for event in events)
