@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bltkit.bench import Timing
-from bltkit.bench.load import ServerProcess, closed_loop, free_port, served_model
-from bltkit.bench.serving import Alone, ServingRow, percentile
+from bltkit.bench.load import Answer, ServerProcess, closed_loop, free_port, served_model
+from bltkit.bench.serving import Alone, ServingRow, percentile, steady_rate
 from bltkit.cli import main
 from bltkit.generate import Request, Sampling
 from bltkit.vocab import OFFSET
@@ -145,6 +145,7 @@ def row() -> ServingRow:
         threads=1,
         batch=Timing(400, (1.0, 2.0, 4.0)),
         many=Timing(400, (2.0, 2.0, 5.0)),
+        steady=(300.0, 300.0, 100.0),
         single=Timing(600, (6.0, 6.0, 6.0)),
         first_byte_single=(0.1, 0.2, 0.3),
         first_byte_many=((0.3, 0.4), (0.4, 0.6), (0.5, 0.5)),
@@ -161,13 +162,25 @@ def row() -> ServingRow:
 
 def test_ratios_are_medians_of_runs() -> None:
     content = row().to_json()
-    assert content["against_batch"] == 0.8  # of 0.5, 1.0 and 0.8
-    assert content["against_single"] == 2.0
+    assert content["whole_against_batch"] == 0.8  # of 0.5, 1.0 and 0.8
+    assert content["against_batch"] == 1.0  # of 300 / 400, 300 / 200 and 100 / 100
+    assert content["against_single"] == 3.0
     assert content["first_byte_ratio"] == 2.5
     assert content["longest_wait"] == 3.0
     assert content["many"] == 200.0 and content["runs"]["many"]["seconds"] == [2.0, 2.0, 5.0]
     json.dumps(content, allow_nan=False)
-    assert "0.80 times Batch alone, 2.00 times one client" in row().summary()
+    assert "1.00 times Batch alone (0.80 with start and end), 3.00 times one client" in row().summary()
+
+
+def test_the_steady_rate_leaves_out_start_and_end() -> None:
+    """Two clients with two requests each: from the second answer's end to when the last request was sent."""
+    answers = [
+        Answer(0, 0.0, ((1.0, "ab"), (2.0, "cd")), "length", 2.0),
+        Answer(1, 0.0, ((2.0, "ab"), (3.0, "cd")), "length", 3.0),
+        Answer(2, 2.0, ((3.5, "ab"), (6.0, "cd")), "length", 6.0),
+        Answer(3, 5.0, ((5.5, "ab"), (7.0, "cd")), "length", 7.0),
+    ]
+    assert steady_rate(answers, 2) == 2 / (5.0 - 3.0)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +217,6 @@ def test_a_server_is_measured(tmp_path: Path) -> None:
     options = ["--clients", "3", "--context", "40", "--max-bytes", "10", "--repeats", "2", "--out", str(out)]
     assert main(["bench", "serve", "--model", "bltkit:tiny", *options]) == 0
     (content,) = [json.loads(line) for line in out.read_text().splitlines()]
-    assert content["identical"] == content["compared"] == 2 * 9
+    assert content["identical"] == content["compared"] == 2 * 15
     assert content["what"] == "serve" and content["against_batch"] > 0
     assert OFFSET == 4, "prompts are sent as ids"

@@ -32,7 +32,7 @@ CLIENTS = 16
 NUM_BYTES = 128
 """Bytes of an answer."""
 PROMPT_BYTES = 256
-WAVES = 3
+WAVES = 5
 """Requests of each client in a run of many."""
 SINGLE = 6
 """Requests of the client that is alone."""
@@ -57,6 +57,9 @@ class ServingRow:
     """`Batch` alone, `clients` rows side by side, prompts read as rows become free."""
     many: Timing
     """The same requests through the server."""
+    steady: tuple[float, ...]
+    """Bytes per second of all clients while each has a request, by run: from when as many answers as there are clients
+    are complete until the last request is sent. `batch` has no such tail: its rows begin and end together."""
     single: Timing
     """One client, one request after another."""
     first_byte_single: tuple[float, ...]
@@ -79,13 +82,21 @@ class ServingRow:
 
     @property
     def against_batch(self) -> float:
-        """Throughput of all clients over that of `Batch` alone: the median of the runs' ratios."""
-        return _ratio(self.batch.seconds, self.many.seconds)
+        """Steady throughput of all clients over that of `Batch` alone: the median of the runs' ratios."""
+        return statistics.median(
+            rate * seconds / self.batch.bytes_per_run
+            for rate, seconds in zip(self.steady, self.batch.seconds, strict=True)
+        )
+
+    @property
+    def whole_against_batch(self) -> float:
+        """The same of whole runs, in which clients begin together and have less and less to do at the end."""
+        return statistics.median(a / b for a, b in zip(self.batch.seconds, self.many.seconds, strict=True))
 
     @property
     def against_single(self) -> float:
-        """Throughput of all clients over that of one."""
-        return self.many.bytes_per_second / self.single.bytes_per_second
+        """Steady throughput of all clients over that of one."""
+        return statistics.median(self.steady) / self.single.bytes_per_second
 
     @property
     def first_byte_ratio(self) -> float:
@@ -101,6 +112,7 @@ class ServingRow:
         speeds = {name: side.bytes_per_second for name, side in sides.items()}
         ratios = {
             "against_batch": self.against_batch,
+            "whole_against_batch": self.whole_against_batch,
             "against_single": self.against_single,
             "first_byte_ratio": self.first_byte_ratio,
             "longest_wait": max(self.longest_waits),
@@ -111,8 +123,8 @@ class ServingRow:
         """One line for people."""
         first = 1000 * statistics.median(self.first_byte_single)
         parts = (
-            f"{self.clients} clients {self.many.bytes_per_second:.1f} bytes/s",
-            f"{self.against_batch:.2f} times Batch alone",
+            f"{self.clients} clients {statistics.median(self.steady):.1f} bytes/s",
+            f"{self.against_batch:.2f} times Batch alone ({self.whole_against_batch:.2f} with start and end)",
             f"{self.against_single:.2f} times one client",
             f"first byte of one client {first:.0f} ms, p95 of {self.clients} clients {self.first_byte_ratio:.2f} "
             "times that",
@@ -250,7 +262,7 @@ def _measured(
 ) -> ServingRow:
     seconds: dict[str, list[float]] = {"batch": [], "many": [], "single": []}
     first_single: list[float] = []
-    first_many, rounds, longest, late = [], [], [], []
+    first_many, steady, rounds, longest, late = [], [], [], [], []
     identical = 0
     for repeat in range(repeats):
         progress(f"run {repeat + 1} of {repeats}")
@@ -263,6 +275,7 @@ def _measured(
             answers = _sent(load, many, load.clients)
         seconds["batch"].append(took)
         seconds["many"].append(_span(answers))
+        steady.append(steady_rate(answers, load.clients))
         identical += sum(answer.text.encode() == data for answer, data in zip(answers, expected, strict=True))
         by_itself = _sent(load, single, 1)
         seconds["single"].append(_span(by_itself))
@@ -283,6 +296,7 @@ def _measured(
         threads=threads,
         batch=Timing(requests * load.max_bytes, tuple(seconds["batch"])),
         many=Timing(requests * load.max_bytes, tuple(seconds["many"])),
+        steady=tuple(steady),
         single=Timing(SINGLE * load.max_bytes, tuple(seconds["single"])),
         first_byte_single=tuple(first_single),
         first_byte_many=tuple(first_many),
@@ -313,8 +327,11 @@ def _span(answers: Sequence[Answer]) -> float:
     return max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
 
 
-def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+def steady_rate(answers: Sequence[Answer], clients: int) -> float:
+    """Bytes of text per second while every client has a request; see `ServingRow.steady`."""
+    begin, end = sorted(answer.ended for answer in answers)[clients - 1], max(answer.sent for answer in answers)
+    pieces = (piece for answer in answers for at, piece in answer.arrivals if begin < at <= end)
+    return sum(len(piece.encode()) for piece in pieces) / (end - begin)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
