@@ -75,3 +75,7 @@ def test_cache_bytes_follow_from_the_shape(case: Case) -> None:
     assert held.held(len(ids), patches) == sum(cache.num_bytes for cache in session.caches)
     assert held.held(len(ids), patches) <= session.cache_bytes
     assert session.select([0, 0]).cache_bytes >= 2 * held.held(len(ids), patches)
+    lanes = start(case).extend(ids).entered(session)
+    assert lanes.encoder._storage is not None
+    assert lanes.cache_bytes <= lanes.encoder._storage.lanes * held.reserved(len(ids), patches)
+    assert 2 * held.held(len(ids), patches) <= 2 * held.reserved(len(ids), patches)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from bltkit.model import Blt, BltConfig, Scorer, StackConfig
+from bltkit.model.cache import layout
 from bltkit.model.entropy import ByteTransformer
 from bltkit.model.layers import Transformer
 
@@ -34,6 +35,13 @@ class StackMemory:
         """Bytes of the keys and values that the next position may see."""
         positions = patches if self.of_patches else ids
         return self.position_bytes * (positions if self.window is None else min(positions, self.window - 1))
+
+    def reserved(self, ids: int, patches: int) -> int:
+        """Bytes of the storage in which a row of a batch lies, spare columns included."""
+        positions = patches if self.of_patches else ids
+        longest = positions if self.window is None else min(positions, self.window - 1)
+        # Global caches lie apart, and grow before the position that they have no room for.
+        return self.position_bytes * layout(longest, 1, self.window, not self.of_patches)[1]
 
 
 @dataclass(frozen=True)
@@ -66,3 +74,10 @@ class SequenceMemory:
         A sequence that forgot something (a later BOS, a scorer's reset) holds less.
         """
         return sum(stack.held(ids, patches) for stack in self.stacks)
+
+    def reserved(self, ids: int, patches: int) -> int:
+        """Bytes that its row takes in a batch, at most: `held`, and spare room that makes growing cheap.
+
+        Lanes without a row are not in it; on the CPU they take no memory until a row comes.
+        """
+        return sum(stack.reserved(ids, patches) for stack in self.stacks)

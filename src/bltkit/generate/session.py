@@ -208,7 +208,7 @@ class Session:
         reading its texts again gives: the same state but for rounding."""
         if not any(cache.stale for cache in self._joint):
             return self
-        return replace(self._reread(self.positions), passes=self.passes)
+        return self._reread(self.positions)
 
     def _reread(self, lengths: Sequence[int]) -> "Session":
         fresh = replace(Session.start(self.model, self.scorer, self.rule, self.rows), passes=self.passes)
@@ -284,11 +284,11 @@ class Session:
         """With room for passes of `size` ids in storage that rows share. A session from before is restored when
         somebody uses it again (`current`)."""
         base = self.current()
+        if not any(cache.crowded(size + STAGGER * at) for at, cache in enumerate(base._joint)):
+            return base
         with torch.inference_mode():
             # Not all in the same round: each waits for fewer free columns than the next.
             joint = [cache.with_room(size + STAGGER * at) for at, cache in enumerate(base._joint)]
-        if all(new is old for new, old in zip(joint, base._joint, strict=True)):
-            return base
         scored = joint[2] if len(joint) > 2 else base.scorer_state
         return replace(base, encoder=joint[0], decoder=joint[1], scorer_state=scored, reading=None)
 

@@ -171,16 +171,21 @@ class StackCache:
             _generation=generation,
         )
 
+    def crowded(self, size: int) -> bool:
+        """Are there fewer than `size` free columns in storage in which rows may move."""
+        storage = self._storage
+        return storage is not None and storage.movable and max(self.stops) + size > storage.columns
+
     def with_room(self, size: int) -> "StackCache":
         """With `size` free columns, where rows may move: all slide back in place, and then end at the same column.
 
         A window slides so once in as many positions as it has, which costs what copying its keys does.
         """
         storage = self._storage
-        if storage is None or not storage.movable or max(self.stops) + size <= storage.columns:
+        if storage is None or not self.crowded(size):
             return self
         lengths, rows = self.lengths, len(self.stops)
-        stop = self._base(max(lengths))
+        stop, _ = layout(max(lengths), size, self.window, True)
         if not self._may_move(storage) or stop + size > storage.columns:
             block = storage.block
             return self._copied(range(rows), size, block.shape[2], block.shape[4], block, storage.lanes)
@@ -225,24 +230,14 @@ class StackCache:
         stops = self.stops if stop is None else (stop,) * len(lengths)
         return replace(self, starts=tuple(end - n for end, n in zip(stops, lengths, strict=True)), stops=stops)
 
-    def _base(self, longest: int) -> int:
-        """The column at which rows that may move end: a row that comes in has room in front of it."""
-        return longest + longest // 2 + MIN_CAPACITY if self.window is None else max(longest, self.window - 1)
-
     def _new_storage(
         self, longest: int, size: int, heads: int, dim: int, like: Tensor, lanes: int | None = None
     ) -> "StackCache":
         """All rows end at one column, so that rows of one length are seen as one block."""
         rows = len(self.positions)
-        if lanes is None:
-            stop = longest
-            # More than is needed: the copies of a growing or sliding cache then cost O(1) a position.
-            spare = longest + size if self.window is not None else (longest + size) // 2
-        else:
-            stop = self._base(longest)
-            spare = (stop if self.window is not None else stop // 2) + MIN_CAPACITY
+        stop, columns = layout(longest, size, self.window, lanes is not None)
         # One block for all layers: large enough that the system takes it back when the cache outgrows it.
-        shape = (self.num_layers, lanes or rows, heads, max(stop + size + spare, MIN_CAPACITY), dim)
+        shape = (self.num_layers, lanes or rows, heads, columns, dim)
         storage = Storage.zeros(shape, like, stop, rows, movable=lanes is not None)
         storage.writer = self._written_by
         return replace(self, starts=(stop,) * rows, stops=(stop,) * rows, _storage=storage, _generation=0)
@@ -257,6 +252,22 @@ class StackCache:
         start = source.starts[source_row]
         length = source.stops[source_row] - start
         self._storage.fill(row, self.stops[row], source._storage, source_row, start, length)
+
+
+def layout(longest: int, size: int, window: int | None, movable: bool) -> tuple[int, int]:
+    """The column at which rows of new storage end, the longest of which has so many positions, and its columns.
+
+    size: positions that the next pass adds. More room is taken: the copies of a growing or sliding cache then cost O(1)
+    a position. movable: rows may come in, longer ones too, so there is room in front of them as well.
+    """
+    if not movable:
+        spare = longest + size if window is not None else (longest + size) // 2
+        return longest, max(longest + size + spare, MIN_CAPACITY)
+    if window is None:
+        stop = longest + longest // 2 + MIN_CAPACITY
+        return stop, stop + size + stop // 2 + MIN_CAPACITY
+    stop = max(longest, window - 1)
+    return stop, 2 * stop + size + MIN_CAPACITY
 
 
 def storage_bytes(caches: Iterable[StackCache]) -> int:
