@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bltkit.generate import Chunk, Passes
 from bltkit.generate.ledger import WeightReads
+from bltkit.serve.messages import Figures
 
 
 @dataclass
@@ -55,7 +56,22 @@ class Counters:
         self.drafts_proposed += proposed
         self.drafts_accepted += accepted
 
-    @property
-    def weight_bytes_read(self) -> int:
-        """By all passes."""
-        return self.reads.total(self.passes)
+    def figures(self) -> Figures:
+        """The counters; the state is the scheduler's."""
+        return Figures(
+            rounds=self.rounds,
+            round_rows=self.round_rows,
+            round_seconds=self.round_seconds,
+            prompts=self.prompts,
+            prompt_bytes=self.prompt_bytes,
+            prefix_hits=self.prefix_hits,
+            prefix_hit_bytes=self.prefix_hit_bytes,
+            generated_bytes=self.generated_bytes,
+            patches=self.patches,
+            global_passes=self.passes.latent,
+            drafts_proposed=self.drafts_proposed,
+            drafts_accepted=self.drafts_accepted,
+            weight_bytes_read=self.reads.total(self.passes),
+            kv_bytes_read=self.passes.kv_bytes,
+            finished=dict(self.finished),
+        )

@@ -200,11 +200,22 @@ class Engine:
             self.send(Drain(seconds))
         with suppress(RuntimeError):
             await self.ended()
-        await self._loop.run_in_executor(None, self._process.join, 10)
 
     async def ended(self) -> None:
         """Wait for the end of the process. Raises RuntimeError unless it was drained."""
-        await asyncio.shield(self._over)
+        await asyncio.wait([self._over])
+        await self._loop.run_in_executor(None, self._process.join, 10)
+        self._over.result()
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process; None before it was started."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit status of the process; None while it runs."""
+        return self._process.exitcode
 
     def kill(self) -> None:
         """End the process at once."""

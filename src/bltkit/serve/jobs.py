@@ -1,14 +1,11 @@
-"""Requests that the scheduler has taken: their choices, their prompt as far as it is read, and their deadline."""
+"""Requests that the scheduler has taken: their choices, their prompt while it is read, and their deadline."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from bltkit.generate import Request, Session
+from bltkit.generate import Request
 from bltkit.generate.group import Parked
-from bltkit.generate.sampling import Tops
-from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.serve.messages import Submit
-from bltkit.serve.prefixes import SHARED, Prefix, PrefixCache
+from bltkit.serve.prompts import PromptReader
 
 
 @dataclass(eq=False)
@@ -34,7 +31,7 @@ class Job:
     choices: list[Choice]
     due: float = 0.0
     """Prompts are read in the order of these times."""
-    prompt: "PromptReader | None" = None
+    prompt: PromptReader | None = None
     """While the prompt is being read."""
 
     @classmethod
@@ -62,71 +59,3 @@ class Job:
     def longest(self) -> int:
         """Ids of prompt and longest continuation."""
         return len(self.order.ids) + max((choice.request.max_bytes for choice in self.choices), default=0)
-
-
-@dataclass(eq=False)
-class PromptReader:
-    """Reads a prompt piece by piece, from the longest prefix whose state is there."""
-
-    ids: Sequence[int]
-    session: Session
-    prefixes: PrefixCache
-    snapshot: int
-    tops: int | None
-    """Most probable ids wanted of each id; None: no log-probabilities are."""
-    parting: int = 0
-    """Where the prompt parts from an earlier one."""
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[Tops] = field(default_factory=list)
-    hit: int = 0
-    """Ids whose state was there."""
-
-    @classmethod
-    def of(cls, order: Submit, empty: Session, prefixes: PrefixCache, snapshot: int) -> "PromptReader":
-        """empty: the session in front of the first id."""
-        ids = order.ids
-        reader = cls(ids, empty, prefixes, snapshot, order.prompt_logprobs)
-        prefix = prefixes.longest(ids, reader.tops)
-        if prefix is not None:
-            reader.session, reader.hit = prefix.session, prefix.length
-            reader.logprobs, reader.top_logprobs = list(prefix.logprobs), list(prefix.top_logprobs)
-        reader.parting = prefixes.parting(ids)
-        return reader
-
-    @property
-    def at(self) -> int:
-        """Ids read."""
-        return self.session.positions[0]
-
-    @property
-    def left(self) -> int:
-        """Ids to be read."""
-        return len(self.ids) - self.at
-
-    @property
-    def scored(self) -> Predicted:
-        """Log-probabilities of all ids but the first, as far as it is read."""
-        return Predicted(tuple(self.logprobs), tuple(self.top_logprobs))
-
-    def read(self, size: int) -> int:
-        """Read at most `size` further ids, up to the next state worth keeping. Returns how many were read."""
-        at, border = self.at, self._border()
-        piece = self.ids[at : min(at + size, border)]
-        if self.tops is None:
-            self.session = self.session.extend(piece)
-        else:
-            self.session, predicted = read_scored(self.session, piece, self.tops)
-            self.logprobs += predicted.logprobs
-            self.top_logprobs += predicted.top_logprobs
-        if self.at == border:
-            scores = (self.scored.logprobs, self.scored.top_logprobs) if self.tops is not None else ((), ())
-            self.prefixes.add(self.ids[:border], Prefix(border, self.session, *scores, tops=self.tops))
-        return len(piece)
-
-    def _border(self) -> int:
-        """Where the next state is kept."""
-        at = self.at
-        borders = [len(self.ids), at + self.snapshot - at % self.snapshot]
-        if self.parting - at >= SHARED and len(self.ids) - self.parting >= SHARED:
-            borders.append(self.parting)
-        return min(borders)

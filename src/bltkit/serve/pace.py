@@ -1,19 +1,28 @@
-"""How much of a prompt is read between two rounds, so that those who wait for the next round hardly notice."""
+"""How much of a prompt is read between two rounds, so that those who wait for the next round hardly notice.
+
+The time of a reading is taken to be a + b n for n ids: least squares over recent ones.
+"""
 
 import statistics
 from collections import deque
 
-WAIT = 2.0
+WAIT = 2.5
 """Median rounds that running sequences wait for the prompts of others."""
 
 ALONE = 0.25
 """Seconds of reading at once while nothing runs: what a cancellation or another prompt waits."""
 
 FEWEST = 16
-"""Ids read at once; fewer would cost as much as these."""
+"""Ids of the smallest reading; fewer would take as long as these."""
 
 RECENT = 15
 """Rounds of which the median is taken: the length of a round follows the number of sequences."""
+
+DECAY = 0.9
+"""Weight of a reading against the next one."""
+
+OUTLIER = 3.0
+"""A reading counts as no more than so many times what was expected: something else may have had the processor."""
 
 
 class Pace:
@@ -21,7 +30,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._rounds: deque[float] = deque(maxlen=RECENT)
-        self._per_id: float | None = None
+        self._sums = [0.0] * 5
+        """Of 1, n, n², t and n t."""
 
     @property
     def median_round(self) -> float:
@@ -29,9 +39,23 @@ class Pace:
         return statistics.median(self._rounds) if self._rounds else 0.0
 
     @property
-    def seconds_per_id(self) -> float:
-        """Of recent readings; 0 before the first."""
-        return self._per_id or 0.0
+    def line(self) -> tuple[float, float]:
+        """a and b; zeros before the first reading."""
+        ones, n, nn, t, nt = self._sums
+        if not n:
+            return 0.0, 0.0
+        spread = ones * nn - n * n
+        if spread > 1e-3 * ones * nn:  # else all had one length
+            each = (ones * nt - n * t) / spread
+            fixed = (t - each * n) / ones
+            if each > 0 and fixed > 0:
+                return fixed, each
+        return 0.0, t / n
+
+    def expected(self, num_ids: int) -> float:
+        """Seconds of reading so many ids."""
+        fixed, each = self.line
+        return fixed + each * num_ids
 
     def add_round(self, seconds: float) -> None:
         """A round has taken so long."""
@@ -39,12 +63,16 @@ class Pace:
 
     def add_reading(self, num_ids: int, seconds: float) -> None:
         """Reading so many ids has taken so long."""
-        each = seconds / num_ids
-        self._per_id = each if self._per_id is None else (self._per_id + each) / 2
+        if self._sums[0]:
+            seconds = min(seconds, OUTLIER * self.expected(num_ids))
+        new = (1.0, num_ids, num_ids**2, seconds, num_ids * seconds)
+        self._sums = [DECAY * old + value for old, value in zip(self._sums, new, strict=True)]
 
-    def ids(self, running: bool) -> int:
-        """Ids to be read at once. running: does any sequence wait for its round meanwhile."""
-        if not self._per_id:
-            return 4 * FEWEST
-        seconds = WAIT * self.median_round if running and self._rounds else ALONE
-        return max(FEWEST, int(seconds / self._per_id))
+    def allowance(self, running: bool) -> float:
+        """Seconds of reading until the next round. running: does any sequence wait for it."""
+        return WAIT * self.median_round if running else ALONE
+
+    def ids(self, seconds: float) -> int:
+        """Ids that can be read in so many seconds; fewer than `FEWEST` are not worth it."""
+        fixed, each = self.line
+        return 4 * FEWEST if not each else int((seconds - fixed) / each)

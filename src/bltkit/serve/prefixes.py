@@ -9,7 +9,7 @@ from array import array
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -137,16 +137,16 @@ def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
         storage = value.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
         return
-    if id(value) in seen or isinstance(value, nn.Module | int | float | str | None):
+    if id(value) in seen or isinstance(value, nn.Module):
         return
     seen.add(id(value))
     if isinstance(value, list | tuple):
         for item in value:
             _collect(item, sizes, seen)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            if field.name not in _OTHERS:
-                _collect(getattr(value, field.name), sizes, seen)
+    elif type(value).__module__.startswith("bltkit.") and hasattr(value, "__dict__"):
+        for name, inner in vars(value).items():
+            if name not in _OTHERS:
+                _collect(inner, sizes, seen)
 
 
 def _common(first: bytes, second: bytes) -> int:

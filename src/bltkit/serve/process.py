@@ -14,7 +14,6 @@ from bltkit.serve.messages import (
     Cancel,
     Drain,
     Drained,
-    Event,
     Figures,
     Order,
     Patch,
@@ -54,21 +53,23 @@ def run(scheduler: Scheduler, pipe: Connection) -> None:
     while True:
         wanted = False
         # While there is something to compute it only looks; else it sleeps until an order or a deadline comes.
-        while pipe.poll(0.0 if scheduler.busy else scheduler.seconds_left()):
+        wait = 0.0 if scheduler.busy else scheduler.seconds_left()
+        while pipe.poll(wait):
+            wait = 0.0
             for order in pipe.recv():
                 wanted |= isinstance(order, Report)
                 _follow(scheduler, order)
-            scheduler.busy = True
         events = scheduler.turn()
-        if wanted or not scheduler.busy or time.monotonic() >= at + REPORTS:
+        drained = any(isinstance(event, Drained) for event in events)
+        if wanted or drained or not scheduler.busy or time.monotonic() >= at + REPORTS:
             figures = scheduler.figures()
             if wanted or figures != reported:
-                events.append(figures)
+                events.insert(0, figures)
                 reported = figures
             at = time.monotonic()
         if events:
             pipe.send(events)
-        if _has_drained(events):
+        if drained:
             return
 
 
@@ -86,7 +87,3 @@ def _follow(scheduler: Scheduler, order: Order) -> None:
             scheduler.drain(order.seconds)
         case Report():
             pass
-
-
-def _has_drained(events: list[Event]) -> bool:
-    return any(isinstance(event, Drained) for event in events)

@@ -12,6 +12,7 @@ Whatever it decides changes when bytes come, never which.
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -22,7 +23,7 @@ from bltkit.generate.group import Parked, Row
 from bltkit.generate.ledger import WeightReads
 from bltkit.serve.budget import Budget
 from bltkit.serve.counters import Counters
-from bltkit.serve.jobs import Job, PromptReader
+from bltkit.serve.jobs import Job
 from bltkit.serve.limits import Limits
 from bltkit.serve.messages import (
     Delta,
@@ -36,9 +37,10 @@ from bltkit.serve.messages import (
     Started,
     Submit,
 )
-from bltkit.serve.pace import Pace
+from bltkit.serve.pace import FEWEST, Pace
 from bltkit.serve.patches import patched
 from bltkit.serve.prefixes import PrefixCache
+from bltkit.serve.prompts import PromptReader
 from bltkit.terminal.streams import say
 
 PATIENCE = 4
@@ -70,7 +72,7 @@ class Scheduler:
         self.pace = Pace()
         self.batch = Batch()
         self.busy = False
-        """Did the last turn do anything, so that another may."""
+        """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}
         self._queue: deque[Job] = deque()
         self._reading: list[Job] = []
@@ -81,9 +83,11 @@ class Scheduler:
         """Keys of the batch that are cancelled before the next round."""
         self._events: list[Event] = []
         self._drains_at: float | None = None
+        self._chose_first = False
 
     def submit(self, order: Submit) -> None:
         """Take a request; if it can never run it fails at once."""
+        self.busy = True
         job = Job.of(order, self._clock())
         self._jobs[job.key] = job
         size = job.longest - 1
@@ -103,6 +107,7 @@ class Scheduler:
 
     def patch(self, order: Patch) -> None:
         """Take a text that is to be cut into patches."""
+        self.busy = True
         self._patches.append(order)
 
     def cancel(self, key: int) -> None:
@@ -117,10 +122,12 @@ class Scheduler:
         job = self._jobs.get(key)
         if job is not None:
             job.choices[choice].unread -= size
+            self.busy = True
 
     def drain(self, seconds: float) -> None:
         """Take nothing new; what has not finished in `seconds` ends with what it has. `Drained` is the last event."""
         self._drains_at = self._clock() + seconds
+        self.busy = True
 
     def turn(self) -> list[Event]:
         """Admit, step, deliver."""
@@ -145,10 +152,10 @@ class Scheduler:
 
     def figures(self) -> Figures:
         """State and counters of now."""
-        parked = sum(choice.parked is not None for job in self._jobs.values() for choice in job.choices)
+        parked = sum(self._rows_parked())
         waiting = [*self._queue, *self._reading]
-        counted = self.counters
-        return Figures(
+        return replace(
+            self.counters.figures(),
             running=len(self._rows) - parked,
             parked=parked,
             waiting=sum(job.places for job in waiting),
@@ -157,21 +164,6 @@ class Scheduler:
             prefix_bytes=self.prefixes.bytes,
             memory=self.budget.memory,
             median_round=self.pace.median_round,
-            rounds=counted.rounds,
-            round_rows=counted.round_rows,
-            round_seconds=counted.round_seconds,
-            prompts=counted.prompts,
-            prompt_bytes=counted.prompt_bytes,
-            prefix_hits=counted.prefix_hits,
-            prefix_hit_bytes=counted.prefix_hit_bytes,
-            generated_bytes=counted.generated_bytes,
-            patches=counted.patches,
-            global_passes=counted.passes.latent,
-            drafts_proposed=counted.drafts_proposed,
-            drafts_accepted=counted.drafts_accepted,
-            weight_bytes_read=counted.weight_bytes_read,
-            kv_bytes_read=counted.passes.kv_bytes,
-            finished=dict(counted.finished),
         )
 
     # Admit.
@@ -185,7 +177,7 @@ class Scheduler:
             self.prefixes.shrink(free - needed)
             self._queue.popleft()
             job.prompt = PromptReader.of(job.order, self._empty, self.prefixes, self.limits.snapshot)
-            job.due = job.arrived + PATIENCE * job.prompt.left * self.pace.seconds_per_id
+            job.due = job.arrived + PATIENCE * self.pace.expected(job.prompt.left)
             self._reading.append(job)
             self._events.append(Started(job.key))
             self.busy = True
@@ -232,32 +224,42 @@ class Scheduler:
     # Read prompts.
 
     def _read(self) -> None:
-        """A piece of the prompt that is due first, and of further ones while there is time."""
+        """Pieces of the prompts that are due first, as many as there is time for; at least a small one."""
         running = any(not parked for parked in self._rows_parked())
-        left = self.pace.ids(running)
-        while self._reading and left > 0:
-            self.busy = True
+        if self._chose_first and running:
+            # The round before chose the first bytes of new sequences, for which the others have waited already.
+            self._chose_first = False
+            return
+        ends = self._clock() + self.pace.allowance(running)
+        least = FEWEST
+        while self._reading:
             job = min(self._reading, key=lambda job: job.due)
             assert job.prompt is not None
+            if job.prompt.at == job.prompt.hit:
+                job.prompt.look_up()  # another request may have read the same since
             if job.prompt.left:
+                size = max(least, self.pace.ids(ends - self._clock()))
+                if size < FEWEST:
+                    return
+                least = 0
                 try:
-                    left -= self._read_piece(job.prompt, left)
+                    self._read_piece(job.prompt, size)
                 except Exception as error:
                     self._break(job, error)
                     continue
+            self.busy = True
             if not job.prompt.left:
                 self._begin(job, job.prompt)
                 if job.choices and not running:
                     return  # its first byte does not wait for others' prompts
 
-    def _read_piece(self, prompt: PromptReader, size: int) -> int:
+    def _read_piece(self, prompt: PromptReader, size: int) -> None:
         began, before = self._clock(), prompt.session.passes
         count = prompt.read(size)
         _wait_for(self._empty.device)
         self.pace.add_reading(count, self._clock() - began)
         self.counters.passes += prompt.session.passes - before
         self.prefixes.shrink(max(0, self.budget.memory - self._reserved()))
-        return count
 
     def _begin(self, job: Job, prompt: PromptReader) -> None:
         """The prompt is read: its choices run."""
@@ -270,12 +272,12 @@ class Scheduler:
         if not job.choices:
             self._remove(job)
             return
-        # With storage of their own: the prefix cache keeps the prompt's.
-        session = prompt.session.select([0] * len(job.choices))
+        session = prompt.session if len(job.choices) == 1 else prompt.session.select([0] * len(job.choices))
         for index, choice in enumerate(job.choices):
             choice.row = self.batch.next_key + index
             self._rows[choice.row] = (job, index)
         self.batch = self.batch.admit(session, [choice.request for choice in job.choices])
+        self._chose_first = True
 
     # Step.
 
@@ -314,8 +316,11 @@ class Scheduler:
 
     def _isolate(self, error: Exception) -> None:
         """A round failed: the sequences that fail alone, too, fail; the others go on."""
-        batch, parked = self.batch.park([row.key for row in self.batch.rows])
         healthy: list[Parked] = []
+        try:
+            batch, parked = self.batch.park([row.key for row in self.batch.rows])
+        except Exception:  # the round has moved rows before it failed
+            batch, parked = Batch(next_key=self.batch.next_key), ()
         for item in parked:
             try:
                 Batch().resume([item]).step()
