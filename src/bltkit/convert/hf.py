@@ -17,7 +17,7 @@ from bltkit.checkpoint.manifest import FileEntry
 from bltkit.checkpoint.sealing import CONFIG, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
-from bltkit.convert.source import Counter, Source, stack_of
+from bltkit.convert.source import Counter, Source, Writer, stack_of
 from bltkit.convert.stream import write_shards
 
 NAME = "hf"
@@ -68,19 +68,23 @@ def open_hf(directory: Path, counter: Counter) -> Source:
     )
 
 
-def write_ours(directory: Path, source: Source, counter: Counter) -> None:
-    """Write a checkpoint of ours: Hugging Face's files and bltkit.json. Raises OSError."""
-    entries = _write_weights(directory, source, counter)
-    listed = {
-        name: FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
-        for name, path in source.companions.items()
-        if not name.lower().startswith("readme")  # people edit it
-    }
-    seal(directory, source.bundle, entries | listed, _dtype(source), config=source.config)
+def ours_writer(source: Source) -> Writer:
+    """The writer of a checkpoint of ours: Hugging Face's files and bltkit.json."""
+
+    def write(directory: Path, counter: Counter) -> None:
+        entries = _write_weights(directory, source, counter)
+        listed = {
+            name: FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
+            for name, path in source.companions.items()
+            if not name.lower().startswith("readme")  # people edit it
+        }
+        seal(directory, source.bundle, entries | listed, _dtype(source), config=source.config)
+
+    return write
 
 
-def write_hf(directory: Path, source: Source, counter: Counter) -> None:
-    """Write a checkpoint of Hugging Face's, without bltkit.json. Raises ValueError where it cannot hold it, OSError."""
+def hf_writer(source: Source) -> Writer:
+    """The writer of a checkpoint of Hugging Face's, without bltkit.json. Raises ValueError where it cannot hold it."""
     config = source.config
     if config is None:
         content = config_of(source.bundle, manifest_of(source.bundle))
@@ -90,8 +94,12 @@ def write_hf(directory: Path, source: Source, counter: Counter) -> None:
                 "convert this checkpoint to 'ours' only"
             )
         config = json_bytes(content | {"dtype": _dtype(source)})
-    _write_weights(directory, source, counter)
-    (directory / CONFIG).write_bytes(config)
+
+    def write(directory: Path, counter: Counter) -> None:
+        _write_weights(directory, source, counter)
+        (directory / CONFIG).write_bytes(config)
+
+    return write
 
 
 def _write_weights(directory: Path, source: Source, counter: Counter) -> dict[str, FileEntry]:

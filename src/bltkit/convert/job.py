@@ -10,16 +10,17 @@ from bltkit.checkpoint.atomic import refuse_existing
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions, is_licence
-from bltkit.convert.source import Counter, Progress, Source
+from bltkit.convert.source import Counter, Progress, Source, Writer
 from bltkit.convert.stream import size_of
 
 TARGETS = ("ours", "hf", "meta")
 """Hugging Face's files with bltkit.json, or without it; or a layout of Meta's."""
 
-_META: Mapping[str, Callable[[Path, Source, Counter], None]] = {
-    meta_pth.NAME: meta_pth.write_meta_pth,
-    meta_hub.NAME: meta_hub.write_meta_hub,
+_META: Mapping[str, Callable[[Source], Writer]] = {
+    meta_pth.NAME: meta_pth.meta_pth_writer,
+    meta_hub.NAME: meta_hub.meta_hub_writer,
 }
+_WRITERS = {"ours": hf.ours_writer, "hf": hf.hf_writer, **_META}
 _SHOWN_NAMES = 12
 
 
@@ -97,10 +98,10 @@ def convert(
     if to == "meta":
         origin = meta.layout_of(checkpoint.bundle)
         target = origin if origin is not None and origin in _META else meta_pth.NAME
+    write = _WRITERS[target](checkpoint)
     with atomic_directory(out) as directory:
         copied = copy_companions(checkpoint, directory, terms_only=to == "meta")
-        writers = {"ours": hf.write_ours, "hf": hf.write_hf, **_META}
-        writers[target](directory, checkpoint, counter)
+        write(directory, counter)
     rule = checkpoint.bundle.rule
     return Conversion(
         out=str(out),

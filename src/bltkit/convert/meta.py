@@ -128,10 +128,16 @@ def read_meta(part: ModelPart, directory: Path, entropy: Path, counter: Counter)
         part.layout,
         bundle,
         tensors,
-        licences([directory, part.folder, entropy, *([entropy.parent] if entropy.name == ENTROPY else [])]),
+        licences(_licence_folders(directory, part.folder, entropy)),
         unused_tensors=_filled(unused_tensors),
         unused_fields=_filled(unused_fields),
     )
+
+
+def _licence_folders(directory: Path, folder: Path, entropy: Path) -> list[Path]:
+    """Where the terms of a download may lie: in what the user named, and around a model in a folder of its own."""
+    inner = folder == directory and not (folder / "config.json").exists()
+    return [directory, *([directory.resolve().parent] if inner else []), folder, entropy]
 
 
 def write_texts(source: Source, config: str, section: str) -> dict[str, str]:

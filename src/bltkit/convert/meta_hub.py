@@ -14,7 +14,7 @@ from bltkit.convert.meta import (
     write_entropy,
     write_texts,
 )
-from bltkit.convert.source import Counter, Source
+from bltkit.convert.source import Counter, Source, Writer
 from bltkit.convert.stream import write_shards
 
 NAME = "meta-hub"
@@ -34,11 +34,16 @@ def open_meta_hub(directory: Path, entropy: Path | None, counter: Counter) -> So
     return read_meta(part, directory, scores, counter)
 
 
-def write_meta_hub(directory: Path, source: Source, counter: Counter) -> None:
-    """Write a checkpoint in this layout. Raises ValueError where it cannot hold it, OSError."""
+def meta_hub_writer(source: Source) -> Writer:
+    """The writer of a checkpoint in this layout. Raises ValueError where the layout cannot hold it."""
     texts, tensors = write_texts(source, _CONFIG, _SECTION), meta_tensors(source, entropy=False)
-    (directory / _CONFIG).write_bytes(texts[_CONFIG].encode())
     num_files, header = weights_written(source.bundle)
     most = sum(tensor.nbytes for tensor in tensors.values()) if num_files == 1 else MAX_SHARD_BYTES
-    write_shards(directory, {name: [tensor] for name, tensor in tensors.items()}, most, counter.tell, header)
-    write_entropy(directory, source, texts, counter)
+
+    def write(directory: Path, counter: Counter) -> None:
+        (directory / _CONFIG).write_bytes(texts[_CONFIG].encode())
+        stacks = {name: [tensor] for name, tensor in tensors.items()}
+        write_shards(directory, stacks, most, counter.tell, header)
+        write_entropy(directory, source, texts, counter)
+
+    return write

@@ -16,7 +16,7 @@ from bltkit.convert.meta import (
     write_texts,
 )
 from bltkit.convert.pickles import write_pickle
-from bltkit.convert.source import Counter, Source
+from bltkit.convert.source import Counter, Source, Writer
 
 NAME = "meta-pth"
 _FOLDER, _SECTION = "blt", "model"
@@ -44,15 +44,19 @@ def open_meta_pth(directory: Path, entropy: Path | None, counter: Counter) -> So
     return read_meta(part, directory, scores, counter)
 
 
-def write_meta_pth(directory: Path, source: Source, counter: Counter) -> None:
-    """Write a checkpoint in this layout. Raises ValueError where it cannot hold it, OSError."""
+def meta_pth_writer(source: Source) -> Writer:
+    """The writer of a checkpoint in this layout. Raises ValueError where the layout cannot hold it."""
     texts, tensors = write_texts(source, PARAMS, _SECTION), meta_tensors(source, entropy=False)
-    folder = directory / _FOLDER
-    folder.mkdir()
-    (folder / PARAMS).write_bytes(texts[PARAMS].encode())
-    write_pickle(folder / PICKLES[0], tensors)
-    counter.tell(sum(tensor.nbytes for tensor in tensors.values()))
-    write_entropy(directory, source, texts, counter)
+
+    def write(directory: Path, counter: Counter) -> None:
+        folder = directory / _FOLDER
+        folder.mkdir()
+        (folder / PARAMS).write_bytes(texts[PARAMS].encode())
+        write_pickle(folder / PICKLES[0], tensors)
+        counter.tell(sum(tensor.nbytes for tensor in tensors.values()))
+        write_entropy(directory, source, texts, counter)
+
+    return write
 
 
 def _model_folder(directory: Path, entropy: Path | None) -> Path:

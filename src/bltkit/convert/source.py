@@ -12,6 +12,7 @@ from bltkit.convert.stream import DTYPES, Stack
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
 
+
 _EMPTY: Mapping[str, tuple[str, ...]] = {}
 
 
@@ -53,6 +54,10 @@ class Counter:
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, max(self.done, self.total))
+
+
+Writer = Callable[[Path, Counter], None]
+"""Writes a checkpoint that was checked into an empty directory. Raises OSError."""
 
 
 def stack_of(
