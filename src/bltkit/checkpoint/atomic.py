@@ -12,7 +12,14 @@ from pathlib import Path
 
 from bltkit.files import LOCK_FILES, needs_space
 
-CHECKPOINT_FILES = ("config.json", "bltkit.json", "model*.safetensors", "model.safetensors.index.json")
+CHECKPOINT_FILES = (
+    "config.json",
+    "bltkit.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 """What a directory may hold to be replaced: nobody's other files are ever deleted."""
 
 

@@ -32,7 +32,7 @@ from bltkit.checkpoint.manifest import (
 )
 from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts, stored_parts
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
-from bltkit.checkpoint.weights import Weights, read_json, weight_files, write_weights
+from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
@@ -103,7 +103,7 @@ def load_bundle(
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; expected the checkpoint directory that holds it")
     found = _describe(directory)
-    check_sizes(directory, found.files)
+    check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
     if verify:
         _verify(directory, found.files)
     keep_tables = dtype is None and device.type == "cpu"
@@ -189,7 +189,8 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     manifest = manifest_of(changed)
     config = json_bytes(config_of(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
     # Weights that nobody has listed are listed as they are now.
-    files = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    weights = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    files = {**found.files, **weights}
     files[CONFIG] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
     write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
@@ -351,4 +352,12 @@ def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str
 def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
     if not files:
         logging.getLogger(__name__).warning("%s has no bltkit.json: its files cannot be verified", directory)
-    check_contents(directory, files)
+    # A copy may lack what is not read: a licence, the tokenizer for transformers. `blt check` reports that.
+    check_contents(
+        directory, {name: entry for name, entry in files.items() if _is_read(name) or (directory / name).exists()}
+    )
+
+
+def _is_read(name: str) -> bool:
+    """Does loading read the listed file `name`."""
+    return name in (CONFIG, INDEX) or name.endswith(".safetensors")

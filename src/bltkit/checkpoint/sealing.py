@@ -14,6 +14,7 @@ from bltkit.checkpoint import hf_config
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry, Manifest, ScorerModule, scorer_config
 from bltkit.checkpoint.names import is_hugging_face
+from bltkit.checkpoint.tokenizer import tokenizer_files
 from bltkit.files import sealed
 
 CONFIG = "config.json"
@@ -24,17 +25,31 @@ OWN_TYPE = "bltkit"
 def seal(
     directory: Path, bundle: Bundle, files: Mapping[str, FileEntry], dtype: str, *, config: bytes | None = None
 ) -> None:
-    """Write config.json and bltkit.json of a directory that holds the weights already.
+    """Write config.json, the tokenizer and bltkit.json of a directory that holds the weights already.
 
     files: entries of everything that is there and belongs to the checkpoint. dtype: of the weights, as config.json
-    names it. config: the content of config.json where it exists; it must describe the same model. Raises OSError.
+    names it. config: the content of config.json where it exists; it must describe the same model, and then a tokenizer
+    exists too or is not wanted. Raises OSError.
     """
     manifest = manifest_of(bundle)
-    if config is None:
-        config = json_bytes(config_of(bundle, manifest) | {"dtype": dtype})
-    (directory / CONFIG).write_bytes(config)
-    entry = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
-    (directory / MANIFEST).write_bytes(json_bytes(manifest.replace(files={**files, CONFIG: entry})))
+    contents = {} if config is not None else described(bundle, dtype)
+    if config is not None:
+        contents[CONFIG] = config
+    for name in contents.keys() & files.keys():
+        del contents[name]
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    entries = {
+        name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        for name, content in contents.items()
+    }
+    (directory / MANIFEST).write_bytes(json_bytes(manifest.replace(files={**files, **entries})))
+
+
+def described(bundle: Bundle, dtype: str) -> dict[str, bytes]:
+    """config.json and, of a BLT, the files of its tokenizer, by name. dtype: of the weights."""
+    config = json_bytes(config_of(bundle, manifest_of(bundle)) | {"dtype": dtype})
+    return {CONFIG: config} | (tokenizer_files() if bundle.model is not None else {})
 
 
 def manifest_of(bundle: Bundle) -> Manifest:

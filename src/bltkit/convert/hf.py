@@ -4,6 +4,7 @@ Weights that need no change are copied as they are, so that a way there and back
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from bltkit.checkpoint import hf_config, listed_files, load_bundle, stored_parts
 from bltkit.checkpoint.bundle import MAX_SHARD_BYTES
 from bltkit.checkpoint.manifest import FileEntry
-from bltkit.checkpoint.sealing import CONFIG, config_of, json_bytes, manifest_of, seal
+from bltkit.checkpoint.sealing import CONFIG, described, manifest_of, seal
 from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
 from bltkit.convert.source import Counter, Source, Writer, stack_of
@@ -42,14 +43,14 @@ def open_hf(directory: Path, counter: Counter) -> Source:
     config, sources = read_json(directory / CONFIG), {}
     plain = config.get("model_type") == hf_config.MODEL_TYPE
     own = not listed and plain
-    described = hf_config.read_config(config, directory / CONFIG) if own else None
+    theirs = hf_config.read_config(config, directory / CONFIG) if own else None
     with Weights(directory, listed) as weights:
         tensors, origin = weights.tensors(), weights.origin
     for part in (part for _, parts in stored_parts(bundle.model, bundle.scorer) for part in parts):
         name = part.name
-        if described is not None:
-            name = name.replace(f"{_CROSS}0.", f"{_CROSS}{described.encoder_cross}.")
-            name = _EMBEDDING if name == _HEAD and described.tied and _HEAD not in tensors else name
+        if theirs is not None:
+            name = name.replace(f"{_CROSS}0.", f"{_CROSS}{theirs.encoder_cross}.")
+            name = _EMBEDDING if name == _HEAD and theirs.tied and _HEAD not in tensors else name
         sources[part.name] = (name, stack_of(tensors, [name], part.shape, origin, directory / CONFIG))
     unused = tuple(sorted(set(tensors) - {name for name, _ in sources.values()}))
     same = all(name == ours for ours, (name, _) in sources.items()) and not unused
@@ -85,19 +86,19 @@ def ours_writer(source: Source) -> Writer:
 
 def hf_writer(source: Source) -> Writer:
     """The writer of a checkpoint of Hugging Face's, without bltkit.json. Raises ValueError where it cannot hold it."""
-    config = source.config
-    if config is None:
-        content = config_of(source.bundle, manifest_of(source.bundle))
-        if content["model_type"] != hf_config.MODEL_TYPE:
+    contents = {} if source.config is None else {CONFIG: source.config}
+    if source.config is None:
+        contents = described(source.bundle, _dtype(source))
+        if json.loads(contents[CONFIG])["model_type"] != hf_config.MODEL_TYPE:
             raise ValueError(
                 f"rule {source.bundle.rule or 'none'}, or the model's shape, has no place in Hugging Face's format; "
                 "convert this checkpoint to 'ours' only"
             )
-        config = json_bytes(content | {"dtype": _dtype(source)})
 
     def write(directory: Path, counter: Counter) -> None:
         _write_weights(directory, source, counter)
-        (directory / CONFIG).write_bytes(config)
+        for name in contents.keys() - source.companions.keys():
+            (directory / name).write_bytes(contents[name])
 
     return write
 
