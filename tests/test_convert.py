@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -473,6 +474,20 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in tmp_path.iterdir()] == ["meta"]
 
 
+@pytest.mark.parametrize("to", ["ours", "hf", "meta"])
+def test_the_system_stops_the_writing(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file may grow beyond 20 kB: as near to a full disk as a test gets without being root."""
+    source = write_original(tmp_path / "meta")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert cli.main(["convert", str(source), str(tmp_path / "out"), "--to", to]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["meta"]
+
+
 # The writer
 
 
@@ -587,6 +602,13 @@ def test_weights_that_only_hugging_face_stores(tmp_path: Path) -> None:
     assert torch.equal(bltkit.load(tmp_path / "hf").logits(ids), ours.logits(ids))
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert not hf_config.read_config(written, tmp_path).tied
+
+
+@pytest.mark.network
+def test_released_weights() -> None:
+    """Greedy text of the converted 1B, as transformers publishes it: 9 GB to fetch."""
+    written = bltkit.load("hf:itazap/blt-1b-hf").generate("my name is", max_bytes=57, temperature=0)
+    assert written.text == " alex and i am a student at the university of michigan. i"
 
 
 # Memory

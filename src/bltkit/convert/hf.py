@@ -42,8 +42,8 @@ def open_hf(directory: Path, counter: Counter) -> Source:
     content = (directory / CONFIG).read_bytes()
     config, sources = read_json(directory / CONFIG), {}
     plain = config.get("model_type") == hf_config.MODEL_TYPE
-    own = not listed and plain
-    theirs = hf_config.read_config(config, directory / CONFIG) if own else None
+    foreign = not listed and plain
+    theirs = hf_config.read_config(config, directory / CONFIG) if foreign else None
     with Weights(directory, listed) as weights:
         tensors, origin = weights.tensors(), weights.origin
     for part in (part for _, parts in stored_parts(bundle.model, bundle.scorer) for part in parts):
@@ -55,7 +55,7 @@ def open_hf(directory: Path, counter: Counter) -> Source:
     unused = tuple(sorted(set(tensors) - {name for name, _ in sources.values()}))
     same = all(name == ours for ours, (name, _) in sources.items()) and not unused
     manifest = manifest_of(bundle)
-    same &= not own or hf_config.difference(
+    same &= not foreign or hf_config.difference(
         directory / CONFIG, config, manifest.model, manifest.scorer, manifest.rule  # type: ignore[arg-type]
     ) is None  # fmt: skip
     return Source(

@@ -12,6 +12,7 @@ from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions, is_licence
 from bltkit.convert.source import Counter, Progress, Source, Writer
 from bltkit.convert.stream import size_of
+from bltkit.files import needs_space
 
 TARGETS = ("ours", "hf", "meta")
 """Hugging Face's files with bltkit.json, or without it; or a layout of Meta's."""
@@ -99,7 +100,7 @@ def convert(
         origin = meta.layout_of(checkpoint.bundle)
         target = origin if origin is not None and origin in _META else meta_pth.NAME
     write = _WRITERS[target](checkpoint)
-    with atomic_directory(out) as directory:
+    with atomic_directory(out) as directory, needs_space(Path(out), num_bytes):
         copied = copy_companions(checkpoint, directory, terms_only=to == "meta")
         write(directory, counter)
     rule = checkpoint.bundle.rule

@@ -150,20 +150,20 @@ def write_texts(source: Source, config: str, section: str) -> dict[str, str]:
     texts, wanted = _recorded(source.bundle.record), meta_config.settings_of(model, scorer, rule)
     names = (config, f"{ENTROPY}/{PARAMS}")
     try:
-        own, params = (fields_of(Path(name), texts[name]) for name in names)
+        model_file, params = (fields_of(Path(name), texts[name]) for name in names)
         present = meta_config.settings_of(
-            meta_config.read_model(own.inside(section)),
+            meta_config.read_model(model_file.inside(section)),
             meta_config.read_scorer(params.inside("entropy_model")),
             meta_config.read_rule(params.inside("data").inside("patcher_args")),
         )
     except (KeyError, ValueError):  # another layout's, or nobody's
-        own, params, present = Fields(Path(config), {}), Fields(Path(PARAMS), {}), None
+        model_file, params, present = Fields(Path(config), {}), Fields(Path(PARAMS), {}), None
     if present == wanted:
         return {name: texts[name] for name in names}
     data = _object(params.data, "data")
     patch_size = (source.bundle.mean_patch_bytes or (PATCH_SIZE, ""))[0]
     contents = (
-        {**own.data, section: meta_config.write_model(model, _object(own.data, section))},
+        {**model_file.data, section: meta_config.write_model(model, _object(model_file.data, section))},
         {
             **params.data,
             "entropy_model": meta_config.write_scorer(scorer, _object(params.data, "entropy_model")),

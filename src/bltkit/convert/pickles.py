@@ -4,7 +4,10 @@ Only `torch.load(weights_only=True, mmap=True)` opens them, after the checksums 
 compared. Nothing but tensors, numbers, texts and their containers comes out of one.
 """
 
+import errno
+import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -108,7 +111,13 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Mapped tensors go from file to file: no copy in memory. Raises OSError.
     """
     content: dict[str, Any] = {name: _standalone(tensor) for name, tensor in tensors.items()}
-    torch.save({"model": content}, path)
+    try:
+        torch.save({"model": content}, path)
+    except RuntimeError as error:
+        # torch hides what the system said; a disk without room for the file is the usual reason.
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        number = errno.ENOSPC if shutil.disk_usage(path.parent).free < size else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _standalone(tensor: Tensor) -> Tensor:
