@@ -167,7 +167,7 @@ NAMES = {
 
 def test_names_of_tensors(tmp_path: Path) -> None:
     source = write_original(tmp_path / "meta")
-    convert(source, tmp_path / "ours")
+    bltkit.convert(source, tmp_path / "ours")
     theirs, ours = tensors_of(source), load_file(tmp_path / "ours" / "model.safetensors")
     for name, converted in NAMES.items():
         assert torch.equal(theirs[name], ours[converted])
