@@ -176,6 +176,8 @@ def test_values_that_change_nothing_are_accepted() -> None:
         ("prompt", [True]),
         ("prompt", [5.5]),
         ("prompt", [[[5]]]),
+        ("prompt", [5.0, -(10**400)]),
+        ("prompt", [SECRET] * 4097),
         ("prompt", 5),
         ("tempreature", 1),
     ],
@@ -241,6 +243,14 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
         completion(max_tokens=4, n=2, top_k=3, prompt=[70])
     )
     assert completion(top_k=-1.0) == completion()
+
+
+def test_more_sequences_than_the_server_takes_are_refused_at_once() -> None:
+    body = CompletionRequest.model_validate({"prompt": ["x"] * 4, "n": 2})
+    assert completion_work(body, info(sequences=4, waiting=4)).choices == 8
+    with pytest.raises(ApiError, match="8 sequences") as error:
+        completion_work(body, info(sequences=3, waiting=4))
+    assert error.value.param == "n"
 
 
 def test_eos_may_be_a_stop_string() -> None:
