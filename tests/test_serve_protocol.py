@@ -226,14 +226,14 @@ def test_prompts_in_every_form() -> None:
     data = "é".encode()
     ids = [byte + OFFSET for byte in data]
     for prompt in ("é", ids, [BOS, *ids], ["é"], [ids], [[BOS, *ids]]):
-        (one,) = completion(prompt=prompt).prompts
-        assert one.ids == (BOS, *ids) and one.size == 2 and one.data == data
+        (sent,) = completion(prompt=prompt).prompts
+        assert sent.ids == (BOS, *ids) and sent.size == 2 and sent.data == data
     for prompt in ("", [], [BOS], [""], [[]], None):
-        (one,) = completion(prompt=prompt).prompts
-        assert one.ids == (BOS,) and one.size == 0
-    assert [one.data for one in completion(prompt=["a", "", "b"]).prompts] == [b"a", b"", b"b"]
-    (one,) = completion(prompt=[EOS, *ids]).prompts
-    assert one.ids == (BOS, EOS, *ids) and one.sent == (EOS, *ids)
+        (sent,) = completion(prompt=prompt).prompts
+        assert sent.ids == (BOS,) and sent.size == 0
+    assert [sent.data for sent in completion(prompt=["a", "", "b"]).prompts] == [b"a", b"", b"b"]
+    (sent,) = completion(prompt=[EOS, *ids]).prompts
+    assert sent.ids == (BOS, EOS, *ids) and sent.sent == (EOS, *ids)
     assert completion(prompt=["a", "b"], n=2).choices == 4
 
 

@@ -40,7 +40,7 @@ class PromptIds:
 
     @property
     def size(self) -> int:
-        """Ids behind BOS: what counts in the context."""
+        """Ids after BOS: what counts in the context."""
         return len(self.ids) - 1
 
     @property
