@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Model, Threads
+from bltkit.cli.terminal import Device, Json, Model, Threads
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -50,8 +50,12 @@ def serve(
         str | None, typer.Option(help="Of the weights in memory: float64, float32, bfloat16, float16.")
     ] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Write a line for each request.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Serve a model over HTTP: OpenAI's completions and chats, many at once. SIGTERM or Ctrl-C ends it in order."""
+    """Serve a model over HTTP: OpenAI's completions and chats, many at once. SIGTERM or Ctrl-C ends it in order.
+
+    A line on stderr says where it listens, once the model is loaded; with --json also an object on stdout.
+    """
     try:
         from bltkit.serve.run import ServerSettings
         from bltkit.serve.run import serve as run
@@ -80,6 +84,7 @@ def serve(
         timeout or None,
         drain_seconds,
         log_requests,
+        as_json,
     )
     raise typer.Exit(run(settings))
 

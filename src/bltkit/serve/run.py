@@ -16,7 +16,7 @@ from bltkit.serve.messages import ModelInfo
 from bltkit.serve.security import Access
 from bltkit.serve.settings import EngineSettings
 from bltkit.terminal.characters import visible
-from bltkit.terminal.streams import say
+from bltkit.terminal.streams import flush_result, say, write_json
 
 KEEP_ALIVE_SECONDS = 75
 """For an idle connection; longer than clients and proxies keep one, so that it is they who close it."""
@@ -30,7 +30,8 @@ class ServerSettings:
     """A server.
 
     seconds: from a request's arrival to its deadline; None: there is none. drain_seconds: for what runs, when the
-    server is told to end. log: write a line for each request.
+    server is told to end. log: write a line for each request. as_json: once it is ready, print where it listens as JSON
+    on stdout.
     """
 
     engine: EngineSettings
@@ -40,6 +41,7 @@ class ServerSettings:
     seconds: float | None = None
     drain_seconds: float = 30.0
     log: bool = False
+    as_json: bool = False
 
 
 def serve(settings: ServerSettings) -> int:
@@ -89,6 +91,9 @@ async def _run(settings: ServerSettings, engine: Engine, told: "_Signals", url: 
         say(f"blt serve: {error}")
         return 1
     say(_greeting(info, url, settings))
+    if settings.as_json:
+        write_json({"url": url, "model": info.name, "context": info.context, "device": info.device})
+        flush_result()
     ended = asyncio.create_task(engine.ended())
     await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
     if not ended.done():
