@@ -72,7 +72,7 @@ def moves(name: str, sequences: int, rounds: int) -> dict[str, Any]:
     empty = opened(name)
     sessions = [empty.extend(ids) for ids in prompts(8)]
     request = Request(Sampling(temperature=1.0), max_bytes=10**6)
-    batch, at = Batch(), 0
+    batch, at = Batch(lanes=sequences), 0
     seconds: dict[str, list[float]] = {"round": [], "leave": [], "enter": []}
     for _ in range(sequences):
         batch, at = batch.admit(sessions[at % 8], [request]), at + 1

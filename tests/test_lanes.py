@@ -202,3 +202,18 @@ def test_rows_that_come_from_one_session_part() -> None:
     wanted = [uncached.decode(ids, Request(Sampling(seed=seed, temperature=2.0), 12)).data for seed in range(3)]
     assert found == wanted and len(set(found)) == 3
     uncached.assert_row(prompt.extend([70]), [*ids, 70])
+
+
+def test_storage_that_is_large_enough_never_grows_or_shrinks() -> None:
+    case = example("stride:k=3")
+    prompt, request = start(case).extend(vocab.encode(b"a prompt")), Request(GREEDY, 100)
+    batch = Batch(lanes=40).admit(prompt, [request]).admit(prompt, [request])
+    before = blocks(batch.groups[0].session)
+    for _ in range(38):
+        batch = batch.admit(prompt, [request])
+    assert blocks(batch.groups[0].session) == before
+    batch = batch.cancel([row.key for row in batch.rows[3:]])
+    assert blocks(batch.groups[0].session) == before and len(batch.rows) == 3
+    for _ in range(38):
+        batch = batch.admit(prompt, [request])
+    assert blocks(batch.groups[0].session) != before and len(batch.rows) == 41

@@ -1,6 +1,7 @@
 """Benchmarks side by side with a peer: same weights, same threads, runs in turn, and equal answers checked first.
 
-What is measured comes as a `Row`, which says on which machine and commit; decoding makes several.
+What is measured comes as a `Row`, which says on which machine and commit; decoding makes several. A server under load
+is measured over HTTP (`serving`).
 """
 
 from bltkit.bench.decode import NUM_BYTES, decode, decoding_rows
@@ -11,6 +12,7 @@ from bltkit.bench.prefill import prefill
 from bltkit.bench.prompts import prompts_of, repeated_share
 from bltkit.bench.rates import MachineRates, machine_rates
 from bltkit.bench.record import Decoding, Form, Row, append_rows
+from bltkit.bench.serving import ServingRow, serving
 from bltkit.bench.subject import Subject, benchmark_text, preset_subject, row, subject_of
 from bltkit.bench.timing import Limits, Timing
 from bltkit.bench.train import train
@@ -24,6 +26,7 @@ __all__ = [
     "Limits",
     "MachineRates",
     "Row",
+    "ServingRow",
     "Subject",
     "Timing",
     "append_rows",
@@ -38,6 +41,7 @@ __all__ = [
     "prompts_of",
     "repeated_share",
     "row",
+    "serving",
     "strategies_of",
     "subject_of",
     "train",

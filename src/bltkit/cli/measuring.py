@@ -12,7 +12,7 @@ import typer
 from bltkit.cli.terminal import Device, Json, lists, print_json, print_text, read_file, say, threads_option
 
 if TYPE_CHECKING:
-    from bltkit.bench import Row, Subject
+    from bltkit.bench import Row, ServingRow, Subject
     from bltkit.bench.weights import WeightsRow
 
 Source = tuple[str | None, str | None, str]
@@ -20,6 +20,8 @@ Source = tuple[str | None, str | None, str]
 
 SCORED_BYTES = 16_384
 """Of the benchmark text, where no file is given."""
+
+NOT_SERVE = "is for what runs in this process, not for serve"
 
 
 class Measured(StrEnum):
@@ -30,6 +32,7 @@ class Measured(StrEnum):
     train = "train"
     patch = "patch"
     weights = "weights"
+    serve = "serve"
 
 
 class PatchesFrom(StrEnum):
@@ -63,7 +66,9 @@ def bench(
     weights: Annotated[
         list[str] | None, typer.Option(help="Their form, such as bf16 (repeatable); default: fp32, of `weights` all.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="decode: default 0, which is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="decode: default 0, which is greedy; serve: default 0.8.")
+    ] = None,
     file: Annotated[
         list[Path] | None, typer.Option(help="decode: prompts out of this text (repeatable); weights: scored.")
     ] = None,
@@ -89,6 +94,7 @@ def bench(
         list[str] | None, typer.Option(help="decode --file: bytes drafted a round, or auto (repeatable).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="decode --file: of the first prompt; default: 0.")] = None,
+    clients: Annotated[int | None, typer.Option(help="serve: that send requests at once; default: 16.")] = None,
     device: Device = "auto",
     threads: Annotated[
         int | None, typer.Option(callback=threads_option, help="On both sides; default: torch's.")
@@ -106,7 +112,8 @@ def bench(
     """Measure bytes per second, in turn with a peer.
 
     decode: behind a context, held to a text's bytes; with --file what a trained model writes behind prompts. weights:
-    what other forms of the weights gain, and what they cost in bits per byte.
+    what other forms of the weights gain, and what they cost in bits per byte. serve: a server under load, beside the
+    engine alone on the same requests.
     """
     prompted: dict[str, Any] = {"--prompts": prompts, "--strategy": strategy, "--draft": draft, "--seed": seed}
     decoding: dict[str, Any] = {
@@ -116,7 +123,11 @@ def bench(
         "--plot": plot,
     }
     formed: dict[str, Any] = {"--weights": weights, "--file": file}
-    if what != Measured.decode:
+    if what == Measured.serve:
+        common = {"--temperature": temperature, "--max-bytes": max_bytes}
+        unused = {"--batch": batch, "--peer": peer, "--seconds": seconds}
+        _refuse({name: value for name, value in decoding.items() if name not in common} | prompted | unused, NOT_SERVE)
+    elif what != Measured.decode:
         _refuse(decoding | prompted, f"is for `blt bench decode`, not for {what.value}")
     elif file is None:
         _refuse(prompted, "is for prompts of a text; add --file F and --model M")
@@ -125,6 +136,8 @@ def bench(
         _refuse({"--seconds": seconds}, "is for runs that are all the same; with --file give --prompts and --repeats")
         if model is None:
             raise ValueError("--file needs a trained model that continues prompts; add --model M, such as bltkit:tiny")
+    if what != Measured.serve:
+        _refuse({"--clients": clients}, f"is for `blt bench serve`, not for {what.value}")
     if what != Measured.train:
         _refuse({"--patches": patches}, f"is for `blt bench train`, not for {what.value}")
     if what not in (Measured.decode, Measured.weights):
@@ -148,8 +161,11 @@ def bench(
         "progress": progress.stage,
     }
     source = preset, model, device
-    found: Iterable[Row | WeightsRow]
-    if what == Measured.weights:
+    found: Iterable[Row | WeightsRow | ServingRow]
+    if what == Measured.serve:
+        asked = {"temperature": temperature, "max_bytes": max_bytes, "clients": clients, "repeats": repeats}
+        found = _serve(source, context or [256], shared | {"threads": threads or 1} | _given(**asked))
+    elif what == Measured.weights:
         found = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
     elif what != Measured.decode:
         default = {Measured.train: [2], Measured.patch: [1]}.get(what)
@@ -234,7 +250,17 @@ def _weights(
         yield from benchmarks.weights(subject, text, bits_per_byte, batch=batch, **options)
 
 
-def _report(found: "Iterable[Row | WeightsRow]", out: Path | None, plot: Path | None, as_json: bool) -> None:
+def _serve(source: Source, contexts: Sequence[int], options: dict[str, Any]) -> "Iterator[ServingRow]":
+    from bltkit import bench as benchmarks
+
+    subject = _subject(source, [benchmarks.row(max(contexts))])
+    for context in contexts:
+        yield benchmarks.serving(subject, source[1], context=context, device=str(subject.device), **options)
+
+
+def _report(
+    found: "Iterable[Row | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
+) -> None:
     """Rows as they come: where a run is broken off, the file has what was measured."""
     from bltkit.bench import append_rows
 

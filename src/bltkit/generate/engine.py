@@ -12,7 +12,7 @@ from bltkit.generate.ledger import Passes
 from bltkit.generate.request import Chunk, Request
 from bltkit.generate.session import Session
 from bltkit.generate.strategies import Strategy
-from bltkit.model.cache import storage_bytes
+from bltkit.model.cache import MIN_LANES, storage_bytes
 from bltkit.vocab import BOS
 
 
@@ -22,12 +22,15 @@ class Batch:
 
     groups: the rows of each strategy; no group is empty, and no two have the same strategy.
     passes, seconds: of all rounds so far; time that the caller takes between rounds is not in it.
+    lanes: rows of a strategy that storage has room for from the beginning. Without, it grows as rows come, by copies
+        that take some rounds. Lanes without a row take no memory on the CPU.
     """
 
     groups: tuple[Group, ...] = ()
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
     next_key: int = 0
+    lanes: int = MIN_LANES
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -119,7 +122,7 @@ class Batch:
                 return replace(self, groups=tuple(groups))
         if groups:
             session.check_joins(groups[0].session)
-        return replace(self, groups=(*groups, Group.start(session, rows)))
+        return replace(self, groups=(*groups, Group.start(session, rows, self.lanes)))
 
 
 def generate(session: Session, request: Request) -> Iterator[Chunk]:

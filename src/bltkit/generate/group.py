@@ -22,6 +22,7 @@ from bltkit.generate.sampling import Choice, Tops, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
+from bltkit.model.cache import MIN_LANES
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 
 ROOM = 64
@@ -104,6 +105,7 @@ class Group:
     """Rows of one strategy: a value. Row i of the session is that of `rows[i]`.
 
     passes, seconds: of all rounds so far.
+    lanes: rows that storage has room for at least, once there are several.
     """
 
     strategy: Strategy
@@ -111,15 +113,16 @@ class Group:
     rows: tuple[Row, ...]
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
+    lanes: int = MIN_LANES
 
     def admit(self, session: Session, rows: Sequence[Row]) -> "Group":
         """With further rows, which have spent what their `passes` and `seconds` say."""
-        return replace(self, session=self.session.entered(session), rows=(*self.rows, *self._started(rows)))
+        return replace(self, session=self.session.entered(session, self.lanes), rows=(*self.rows, *self._started(rows)))
 
     @classmethod
-    def start(cls, session: Session, rows: Sequence[Row]) -> "Group":
+    def start(cls, session: Session, rows: Sequence[Row], lanes: int = MIN_LANES) -> "Group":
         """A group of these rows, which have spent what their `passes` and `seconds` say."""
-        empty = cls(rows[0].request.strategy, session, ())
+        empty = cls(rows[0].request.strategy, session, (), lanes=lanes)
         return replace(empty, rows=empty._started(rows))
 
     def _started(self, rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -132,7 +135,7 @@ class Group:
             return self
         if not left:
             return None
-        session, order = self.session.closed_up(left)
+        session, order = self.session.closed_up(left, self.lanes)
         return replace(self, session=session, rows=tuple(self.rows[i] for i in order))
 
     def parked(self, index: int) -> Parked:

@@ -18,7 +18,7 @@ from bltkit.generate.ledger import Passes
 from bltkit.generate.reading import ByteStates, Reading, read
 from bltkit.generate.text import Text
 from bltkit.model import Blt, Scorer
-from bltkit.model.cache import StackCache, storage_bytes
+from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule, Stream
@@ -238,11 +238,12 @@ class Session:
                 texts=tuple(Text().append(self.texts[row].tail(self.texts[row].length)) for row in rows),
             )
 
-    def closed_up(self, rows: Sequence[int]) -> tuple["Session", list[int]]:
+    def closed_up(self, rows: Sequence[int], lanes: int = MIN_LANES) -> tuple["Session", list[int]]:
         """Without all other rows, as cheaply as can be, and the order: row i is what row order[i] was.
 
         The last rows take the place of those that leave, in storage that the rows of a batch share, and texts and
         global caches are not copied. A session from before is restored when somebody uses it again (`current`).
+        lanes: rows that storage has room for at least.
         """
         count, stay = len(rows), set(rows)
         behind = [row for row in range(count, self.rows) if row in stay]
@@ -252,19 +253,20 @@ class Session:
         with torch.inference_mode():
             scored = self.scorer_state
             if scored is not None:
-                scored = scored.closed_up(order) if isinstance(scored, StackCache) else scored.select(order)
+                scored = scored.closed_up(order, lanes) if isinstance(scored, StackCache) else scored.select(order)
             return replace(
                 self._reordered(order),
                 scorer_state=scored,
-                encoder=self.encoder.closed_up(order),
+                encoder=self.encoder.closed_up(order, lanes),
                 latents=tuple(self.latents[row] for row in order),
-                decoder=self.decoder.closed_up(order),
+                decoder=self.decoder.closed_up(order, lanes),
                 texts=tuple(self.texts[row] for row in order),
             ), order
 
-    def entered(self, other: "Session") -> "Session":
+    def entered(self, other: "Session", lanes: int = MIN_LANES) -> "Session":
         """With the rows of `other` behind its own, as cheaply as can be: they are copied into spare room beside those
         of this session, which is then restored when somebody uses it again (`current`). `other` stays as it is.
+        lanes: rows that new storage has room for at least.
 
         Raises ValueError as `join` does.
         """
@@ -273,11 +275,11 @@ class Session:
         with torch.inference_mode():
             scored = base.scorer_state
             if isinstance(scored, StackCache):
-                scored = scored.entered(other.scorer_state)
+                scored = scored.entered(other.scorer_state, lanes)
             elif scored is not None:
                 scored = type(scored).join([scored, other.scorer_state])
             return base._beside(
-                [other], scored, base.encoder.entered(other.encoder), base.decoder.entered(other.decoder)
+                [other], scored, base.encoder.entered(other.encoder, lanes), base.decoder.entered(other.decoder, lanes)
             )
 
     def with_room(self, size: int) -> "Session":

@@ -128,17 +128,20 @@ class StackCache:
             starts[row], positions[row] = self.stops[row], positions[row] + skipped
         return replace(self, starts=tuple(starts), positions=tuple(positions))
 
-    def closed_up(self, order: Sequence[int]) -> "StackCache":
+    def closed_up(self, order: Sequence[int], lanes: int = MIN_LANES) -> "StackCache":
         """Fewer rows, moved in place: row order[i] becomes row i, which is i itself or comes from behind the others.
 
-        Caches from before are stale, unless the storage's rows may not move: then this is a copy, whose rows may.
+        lanes: that storage has at least.
+
+        Caches from before are stale, unless the storage's rows may not move, or most of it is spare: then this is a
+        copy, whose rows may move.
         """
         if self._storage is None:
             return self.select(order)
-        storage, lanes = self._storage, 2 * len(order)
-        if not self._may_move(storage) or (storage.lanes > MIN_LANES and 2 * lanes <= storage.lanes):
+        storage, enough = self._storage, max(lanes, 2 * len(order))
+        if not self._may_move(storage) or 2 * enough <= storage.lanes:
             block = storage.block
-            return self._copied(order, 1, block.shape[2], block.shape[4], block, max(MIN_LANES, lanes))
+            return self._copied(order, 1, block.shape[2], block.shape[4], block, enough)
         generation, first = storage.moved(), min(self.starts[row] for row in order)
         for to, row in enumerate(order):
             if to != row:
@@ -147,8 +150,10 @@ class StackCache:
         starts, stops, positions = (tuple(x[r] for r in order) for x in (self.starts, self.stops, self.positions))
         return replace(self, starts=starts, stops=stops, positions=positions, _generation=generation)
 
-    def entered(self, other: "StackCache") -> "StackCache":
+    def entered(self, other: "StackCache", lanes: int = MIN_LANES) -> "StackCache":
         """With the rows of `other` after its own, copied into spare lanes so that they end where the others do.
+
+        lanes: that new storage has at least.
 
         Caches from before are stale, unless there is no room for them: then this is a copy with spare lanes.
         """
@@ -156,7 +161,7 @@ class StackCache:
         rows, stop = len(self.stops) + len(other.stops), max(self.stops)
         room = storage is not None and rows <= storage.lanes and max(other.lengths) <= stop
         if storage is None or source is None or not room or not self._may_move(storage):
-            return StackCache.join([self, other], max(MIN_LANES, 2 * rows))
+            return StackCache.join([self, other], lanes if rows <= lanes else 2 * rows)
         generation, lengths = storage.moved(), other.lengths
         for row, (start, length) in enumerate(zip(other.starts, lengths, strict=True)):
             lane = len(self.stops) + row

@@ -1,8 +1,9 @@
 """The memory in which the cached keys and values of several rows lie."""
 
+import math
+import mmap
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,8 @@ class Storage:
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    size = int(np.prod(shape)) * like.element_size()
+    size = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or size < LAZY_BYTES:
         return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
+    # Not numpy's: it asks for huge pages, and a first touch of a row's few columns would then clear 2 MiB.
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)

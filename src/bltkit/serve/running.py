@@ -10,12 +10,13 @@ from bltkit.serve.jobs import Choice, Job
 class Running:
     """Sequences from their admission to their end.
 
+    lanes: sequences for which storage is taken at once.
     window: bytes of a choice that may be handed out and unread; beyond them it is parked.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, lanes: int, window: int) -> None:
         self.window = window
-        self.batch = Batch()
+        self.batch = Batch(lanes=lanes)
         self._owners: dict[int, tuple[Job, int]] = {}
         """Request and choice of every key of the batch, parked ones included."""
         self._leaving: set[int] = set()
@@ -93,7 +94,7 @@ class Running:
         try:
             rest, parked = self.batch.park([row.key for row in self.batch.rows])
         except Exception:  # the round has moved rows before it failed
-            rest, parked = Batch(next_key=self.batch.next_key), ()
+            rest, parked = Batch(lanes=self.batch.lanes, next_key=self.batch.next_key), ()
         faults: dict[int, tuple[Job, Exception]] = {}
         for item in parked:
             try:
