@@ -70,7 +70,7 @@ class Scheduler:
         self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
         self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
         self.pace = Pace()
-        self.batch = Batch(lanes=limits.sequences)
+        self.batch = Batch(lanes=self.budget.lanes(limits.sequences))
         self.busy = False
         """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}
@@ -320,7 +320,7 @@ class Scheduler:
         try:
             batch, parked = self.batch.park([row.key for row in self.batch.rows])
         except Exception:  # the round has moved rows before it failed
-            batch, parked = Batch(next_key=self.batch.next_key, lanes=self.limits.sequences), ()
+            batch, parked = Batch(next_key=self.batch.next_key, lanes=self.batch.lanes), ()
         for item in parked:
             try:
                 Batch().resume([item]).step()
