@@ -140,7 +140,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     ),
     "own without bltkit.json": (plain(edit_json("config.json", model_type="bltkit")), ["bltkit.json is missing"]),
     "other model": (plain(edit_json("config.json", model_type="llama")), ["holds a token model (a Llama)", "token:"]),
-    "meta": (plain(write("config.json", '{"args": {}}')), ["model_type is None", "Meta's format"]),
+    "meta": (plain(write("config.json", '{"args": {}}')), ["model_type is None", "`blt convert"]),
     "patching mode": (
         plain(edit_json("config.json", patching_mode="space")),
         ["patching_mode is 'space'", "'entropy'"],
@@ -341,7 +341,9 @@ def test_the_hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **more: asked.append((name, more)) or str(directory))
     assert resolve_model("hf:owner/name") == directory
-    assert asked == [("owner/name", {"allow_patterns": ["*.json", "*.safetensors"]})]
+    ((name, options),) = asked
+    assert name == "owner/name" and {"*.json", "*.safetensors", "LICEN[CS]E*"} <= set(options["allow_patterns"])
+    assert not any(pattern.endswith(weights.PICKLES) or pattern == "*" for pattern in options["allow_patterns"])
 
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route to host\nmore lines")

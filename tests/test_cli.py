@@ -25,7 +25,7 @@ from tests.tiny_training import MODELS, STACK, Workplace
 
 TEXT = "The naïve café"
 THRESHOLD = 2.5
-VERBS = ("patch", "generate", "score", "train", "annotate", "calibrate", "check", "study", "flops")
+VERBS = ("patch", "generate", "score", "train", "annotate", "calibrate", "check", "convert", "study", "flops")
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def prompt_logprobs(case: Case, ids: list[int]) -> tuple[list[float], Tensor]:
 def assert_nothing_left(turns: Turns) -> None:
     figures = turns.scheduler.figures()
     assert (figures.running, figures.parked, figures.waiting, figures.waiting_bytes) == (0, 0, 0, 0)
-    assert figures.cache_bytes == 0 and not turns.scheduler.batch.rows
+    assert figures.cache_bytes == 0 and not turns.scheduler.running.batch.rows
     assert figures.prefix_bytes <= turns.scheduler.prefixes.limit
 
 
@@ -183,7 +183,7 @@ def test_cancelled_request_is_gone_within_a_round() -> None:
     turns.scheduler.cancel(leaves)
     before = len(turns.answers[leaves].chunks[0])
     turns.turn()
-    assert len(turns.scheduler.batch.rows) == 1
+    assert len(turns.scheduler.running.batch.rows) == 1
     assert 0 < turns.scheduler.figures().cache_bytes < held
     turns.run()
     assert len(turns.answers[leaves].chunks[0]) == before, "nothing follows a cancellation"
@@ -512,7 +512,7 @@ class Poison:
 def test_fault_of_one_request_is_its_own(left: int, capsys: pytest.CaptureFixture[str]) -> None:
     turns = Turns(example("stride:k=3"))
     keys = [turns.submit(ids_of(b"abc"), [ar(12, strategy=strategy)]) for strategy in STRATEGIES[:3]]
-    bad = turns.submit(ids_of(b"abc"), [ar(12), ar(12, constraint=Poison(left))])
+    bad = turns.submit(ids_of(b"abc"), [ar(12), *[ar(12, constraint=Poison(left))] * 2])
     turns.run()
     failed = turns.answers[bad].failed
     assert failed is not None and failed.reason == "internal"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bltkit.api import ByteLM, Generation, evaluate, load
+    from bltkit.convert import convert
     from bltkit.generate.options import Prompt
     from bltkit.patches import Patches
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "evaluate", "load", "train"]
+__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "convert", "evaluate", "load", "train"]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
@@ -25,6 +26,7 @@ _HOMES = {
     "Patches": "bltkit.patches",
     "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",
+    "convert": "bltkit.convert",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",
     "train": "bltkit.train",

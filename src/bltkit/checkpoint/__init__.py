@@ -5,11 +5,12 @@ under another model_type, so that transformers refuses it instead of computing s
 """
 
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
-from bltkit.checkpoint.bundle import load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.bundle import build_modules, load_bundle, save_bundle, store_rule, write_bundle
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
+from bltkit.checkpoint.names import stored_parts
 from bltkit.checkpoint.token_model import (
     TokenBundle,
     is_token_model,
@@ -25,6 +26,7 @@ __all__ = [
     "ScorerModule",
     "TokenBundle",
     "atomic_directory",
+    "build_modules",
     "damages",
     "embedded_models",
     "is_token_model",
@@ -35,6 +37,7 @@ __all__ = [
     "save_bundle",
     "scorer_hash",
     "store_rule",
+    "stored_parts",
     "token_config",
     "write_atomic",
     "write_bundle",

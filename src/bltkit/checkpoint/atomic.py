@@ -12,7 +12,14 @@ from pathlib import Path
 
 from bltkit.files import LOCK_FILES, needs_space
 
-CHECKPOINT_FILES = ("config.json", "bltkit.json", "model*.safetensors", "model.safetensors.index.json")
+CHECKPOINT_FILES = (
+    "config.json",
+    "bltkit.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 """What a directory may hold to be replaced: nobody's other files are ever deleted."""
 
 
@@ -43,14 +50,14 @@ def atomic_directory(path: str | Path, *, overwrite: bool = False) -> Iterator[P
     symlink is followed. Raises ValueError or OSError.
     """
     path = Path(os.path.realpath(path))
-    _refuse(path, overwrite)
+    refuse_existing(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path, "tmp")
     try:
         temporary.mkdir()
         yield temporary
         sync_tree(temporary)
-        _refuse(path, overwrite)  # something may have come there meanwhile
+        refuse_existing(path, overwrite=overwrite)  # something may have come there meanwhile
         _put(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +88,8 @@ def _put(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
+    """Raises ValueError where `atomic_directory` would not write, as it does itself when it begins."""
     if not path.exists():
         return
     if not path.is_dir():

@@ -4,16 +4,14 @@ Modules are built on the meta device and get the file's tensors assigned: nothin
 """
 
 import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
-    FORMAT,
     MANIFEST,
     FileEntry,
     Manifest,
@@ -32,19 +29,16 @@ from bltkit.checkpoint.manifest import (
     ScorerModule,
     build_scorer,
     refuse_coerced,
-    scorer_config,
 )
-from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, is_hugging_face, scorer_parts
-from bltkit.checkpoint.weights import Weights, read_json, weight_files, write_weights
+from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts, stored_parts
+from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
+from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
-from bltkit.files import check_seal, sealed
+from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
 from bltkit.patching import PatchingRule
 
-CONFIG = "config.json"
 MAX_SHARD_BYTES = 5_000_000_000
-OWN_TYPE = "bltkit"
-"""model_type of what Hugging Face's format cannot say; of a scorer alone, with `-KIND` behind it."""
 
 
 def save_bundle(
@@ -80,12 +74,9 @@ def write_bundle(
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
     tensors = dict(_split(model, scorer))
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
-    manifest = _manifest(bundle)
     stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    config = _config_json(bundle, manifest) | {"dtype": str(stored).removeprefix("torch.")}
-    (directory / CONFIG).write_bytes(_json_of(config))
-    entries = {file.name: entry_of(file) for file in (*files, directory / CONFIG)}
-    (directory / MANIFEST).write_bytes(_json_of(manifest.replace(files=entries)))
+    entries = {file.name: entry_of(file) for file in files}
+    seal(directory, bundle, entries, str(stored).removeprefix("torch."))
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
         shutil.copymode(directory / CONFIG, file)
 
@@ -112,7 +103,7 @@ def load_bundle(
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; expected the checkpoint directory that holds it")
     found = _describe(directory)
-    check_sizes(directory, found.files)
+    check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
     if verify:
         _verify(directory, found.files)
     keep_tables = dtype is None and device.type == "cpu"
@@ -120,8 +111,14 @@ def load_bundle(
         dtype = torch.float32
     prefix = SCORER_PREFIX if found.model is not None else ""
     with Weights(directory, found.files) as weights:
-        model, scorer = _build(directory, found, weights)
-        expected = {part.name for _, parts in _layout(model, scorer, prefix) for part in parts}
+        model, scorer = build_modules(
+            directory / CONFIG,
+            found.model,
+            found.scorer,
+            num_tensors=len(weights.names()),
+            table_rows=weights.rows(_TABLES),
+        )
+        expected = {part.name for _, parts in stored_parts(model, scorer) for part in parts}
         reader = _Reader(weights, found, expected, dtype, device, keep_tables)
         reader.refuse_unexpected()
         if model is not None:
@@ -131,36 +128,43 @@ def load_bundle(
     return Bundle(model, scorer, found.rule, found.record)
 
 
-def _build(directory: Path, found: "_Found", weights: Weights) -> tuple[Blt | None, ScorerModule | None]:
-    """The modules on the meta device. Raises ValueError for a config that no model can be built of."""
-    _refuse_implausible(directory / CONFIG, found, weights)
+def build_modules(
+    path: Path, model: BltConfig | None, scorer: ScorerConfig | None, *, num_tensors: int, table_rows: int
+) -> tuple[Blt | None, ScorerModule | None]:
+    """Model and scorer on the meta device.
+
+    path: the file that describes them, for messages. num_tensors, table_rows: how many tensors the weights hold, and
+    how many rows of n-gram tables. Raises ValueError for a description that no model can be built of.
+    """
+    _refuse_implausible(path, model, scorer, num_tensors, table_rows)
     try:
         with torch.device("meta"):
-            model = None if found.model is None else Blt(found.model)
-            scorer = None if found.scorer is None else build_scorer(found.scorer)
+            modules = None if model is None else Blt(model), None if scorer is None else build_scorer(scorer)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes that overflow
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{directory / CONFIG}: no model can be built of it ({first})") from None
-    return model, scorer
+        raise ValueError(f"{path}: no model can be built of it ({first})") from None
+    return modules
 
 
-def _refuse_implausible(path: Path, found: "_Found", weights: Weights) -> None:
+def _refuse_implausible(
+    path: Path, model: BltConfig | None, scorer: ScorerConfig | None, num_tensors: int, table_rows: int
+) -> None:
     """Raises ValueError for counts that the weights rule out: building modules of them would take hours or all memory.
 
     Wrong widths are left to the comparison of shapes, as a matrix on the meta device costs nothing.
     """
-    stacks = [] if found.model is None else [found.model.encoder, found.model.latent, found.model.decoder]
-    stacks += [found.scorer] if isinstance(found.scorer, StackConfig) else []
-    layers, tensors = sum(stack.layers for stack in stacks), len(weights.names())
-    if layers > tensors:
-        raise ValueError(f"{path} describes {layers} layers, but the weights hold {tensors} tensors")
-    if found.model is None or not found.model.ngrams.sizes:
+    stacks = [] if model is None else [model.encoder, model.latent, model.decoder]
+    stacks += [scorer] if isinstance(scorer, StackConfig) else []
+    layers = sum(stack.layers for stack in stacks)
+    if layers > num_tensors:
+        raise ValueError(f"{path} describes {layers} layers, but the weights hold {num_tensors} tensors")
+    if model is None or not model.ngrams.sizes:
         return
-    ngrams, rows = found.model.ngrams, weights.rows(_TABLES)
-    if ngrams.num_tables > rows or max(ngrams.sizes) > _LONGEST_NGRAM:
+    ngrams = model.ngrams
+    if ngrams.num_tables > table_rows or max(ngrams.sizes) > _LONGEST_NGRAM:
         raise ValueError(
             f"{path} describes {ngrams.num_tables} n-gram tables, of up to {max(ngrams.sizes)} bytes; expected at most "
-            f"the {rows} rows that the weights hold, and {_LONGEST_NGRAM} bytes"
+            f"the {table_rows} rows that the weights hold, and {_LONGEST_NGRAM} bytes"
         )
 
 
@@ -182,12 +186,13 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
             "load it and save it elsewhere first"
         )
     changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
-    manifest = _manifest(changed)
-    config = _json_of(_config_json(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
+    manifest = manifest_of(changed)
+    config = json_bytes(config_of(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
     # Weights that nobody has listed are listed as they are now.
-    files = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    weights = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    files = {**found.files, **weights}
     files[CONFIG] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
-    write_atomic(directory / MANIFEST, _json_of(manifest.replace(files=files)))
+    write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
     update_checksums(directory, (MANIFEST, CONFIG))
 
@@ -221,7 +226,7 @@ def _describe(directory: Path) -> _Found:
     if isinstance(model_type, str) and model_type.startswith(OWN_TYPE):
         raise ValueError(f"{own} is missing, which a model of type {model_type!r} is described in")
     if model_type != hf_config.MODEL_TYPE:
-        hint = "; it looks like Meta's format, which is to be converted first" if "args" in config else ""
+        hint = f"; it is in Meta's layout: `blt convert {directory} DIR` makes a checkpoint of it" * ("args" in config)
         raise ValueError(f"{path}: model_type is {model_type!r}; expected 'blt'{hint}")
     described = hf_config.read_config(config, path)
     return _Found(
@@ -337,60 +342,22 @@ _LONGEST_NGRAM = 1024
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 
-def _layout(model: Blt | None, scorer: ScorerModule | None, prefix: str) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
-    """Every tensor of the modules and the file's tensors that it is made of."""
-    for name, tensor in (model.state_dict() if model is not None else {}).items():
-        yield tensor, blt_parts(name, tensor.shape)
-    for name, tensor in (scorer.state_dict() if scorer is not None else {}).items():
-        yield tensor, scorer_parts(name, tensor.shape, prefix)
-
-
 def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file, as views of the modules' tensors."""
-    for tensor, parts in _layout(model, scorer, SCORER_PREFIX if model is not None else ""):
+    for tensor, parts in stored_parts(model, scorer):
         rows = [part.shape[0] for part in parts]
         yield from zip((part.name for part in parts), tensor.split(rows), strict=True)
-
-
-def _manifest(bundle: Bundle) -> Manifest:
-    """Without files."""
-    model, scorer = bundle.model, bundle.scorer
-    return Manifest(
-        format=FORMAT,
-        bltkit=version("bltkit"),
-        kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
-        rule=cast(Any, bundle.rule),
-        model=None if model is None else model.config,
-        scorer=None if scorer is None else scorer_config(scorer),
-        record=bundle.record,
-        files={},
-    )
-
-
-def _json_of(value: Manifest | dict[str, Any]) -> bytes:
-    if isinstance(value, Manifest):
-        # pydantic writes NaN as null: a run that diverged can still be saved.
-        value = sealed(json.loads(value.model_dump_json(exclude={"digest"})))
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _config_json(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
-    if bundle.model is None:
-        return _refused_config(f"{OWN_TYPE}-{manifest.kind}")
-    names = bundle.model.state_dict()
-    if hf_config.expresses(manifest.model, manifest.scorer, bundle.rule) and all(map(is_hugging_face, names)):
-        assert manifest.model is not None
-        return hf_config.write_config(manifest.model, cast(Any, manifest.scorer), cast(Any, bundle.rule))
-    return _refused_config(OWN_TYPE)
-
-
-def _refused_config(model_type: str) -> dict[str, Any]:
-    # BltForCausalLM.from_pretrained only warns about another model_type, and would go on with the 1B's default shape;
-    # a sub-config that is no object stops it.
-    return {"model_type": model_type, "encoder_config": "see bltkit.json"}
 
 
 def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
     if not files:
         logging.getLogger(__name__).warning("%s has no bltkit.json: its files cannot be verified", directory)
-    check_contents(directory, files)
+    # A copy may lack what is not read: a licence, the tokenizer for transformers. `blt check` reports that.
+    check_contents(
+        directory, {name: entry for name, entry in files.items() if _is_read(name) or (directory / name).exists()}
+    )
+
+
+def _is_read(name: str) -> bool:
+    """Does loading read the listed file `name`."""
+    return name in (CONFIG, INDEX) or name.endswith(".safetensors")

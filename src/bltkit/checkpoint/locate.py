@@ -9,10 +9,13 @@ from bltkit.files.hub import hub_or_cache
 
 EMBEDDED = "bltkit:"
 HUB = "hf:"
+_FETCHED = ("*.json", "*.safetensors", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*")
+"""Files of a model on the hub; no pickles. Terms of use always come along."""
 
 
 def resolve_model(name: str | Path) -> Path:
-    """The directory of a model. `hf:` names are fetched into the hub's own cache, JSON and safetensors only.
+    """The directory of a model. `hf:` names are fetched into the hub's own cache: JSON, safetensors and
+    licences only.
 
     Raises ValueError with one line if there is no such model, or no way to fetch it.
     """
@@ -59,7 +62,7 @@ def _fetched(name: str) -> Path:
         raise ValueError(f"{HUB}{name} needs huggingface_hub: pip install 'bltkit[hub]'") from None
     with hub_or_cache() as out_of_reach:
         try:
-            return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+            return Path(snapshot_download(name, allow_patterns=[*_FETCHED]))
         except Exception as error:  # the hub's client raises its own, httpx's and the system's errors alike
             first = out_of_reach or (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

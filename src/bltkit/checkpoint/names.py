@@ -3,8 +3,10 @@
 A tensor of ours is made of one or more tensors of the file, stacked along dim 0 (spec 12.1).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 STAGES = {
     "embed.bytes.weight": "model.local_encoder.embed_tokens.weight",
@@ -76,6 +78,15 @@ def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ..
     """The file's tensors that make up tensor `name` of a scorer. prefix: `SCORER_PREFIX`, or nothing."""
     stages = {ours: prefix + theirs for ours, theirs in SCORER_STAGES.items()}
     return _parts(name, tuple(shape), stages, prefix)
+
+
+def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
+    """Every tensor of a `Blt` and of its scorer, or of a scorer alone, with the file's tensors that it is made of."""
+    prefix = SCORER_PREFIX if model is not None else ""
+    for name, tensor in (model.state_dict() if model is not None else {}).items():
+        yield tensor, blt_parts(name, tensor.shape)
+    for name, tensor in (scorer.state_dict() if scorer is not None else {}).items():
+        yield tensor, scorer_parts(name, tensor.shape, prefix)
 
 
 def token_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:

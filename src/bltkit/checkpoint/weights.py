@@ -33,24 +33,38 @@ def write_weights(
     A file is converted and written at a time, so that no second copy of a large model is ever held. Returns the files
     written. Raises OSError that says how much is needed where the disk has less room, in front of the first file.
     """
-    shards = _plan(tensors, dtype, max_shard_bytes)
-    names = (
-        [WEIGHTS]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    total_size = sum(_size(tensor, dtype) for tensor in tensors.values())
-    with needs_space(directory, total_size):
-        for name, shard in zip(names, shards, strict=True):
+    sizes = {name: tensor.numel() * (dtype or tensor.dtype).itemsize for name, tensor in tensors.items()}
+    shards = plan_shards(sizes, max_shard_bytes)
+    with needs_space(directory, sum(sizes.values())):
+        for name, shard in shards.items():
             _write_file(directory / name, {key: _plain(tensors[key], dtype) for key in shard})
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": total_size},
-                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
-            }
-            (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-            names.append(INDEX)
-    return [directory / name for name in names]
+        index = write_index(directory, shards, sum(sizes.values()))
+    return [*(directory / name for name in shards), *index]
+
+
+def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Weight files and the tensors in each, in the order given. sizes: bytes of each tensor; a larger one is alone."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards)}
+
+
+def write_index(directory: Path, shards: Mapping[str, list[str]], total_bytes: int) -> list[Path]:
+    """Write the index where there are several files; returns what was written. Raises OSError."""
+    if len(shards) == 1:
+        return []
+    weight_map = {key: name for name, shard in shards.items() for key in shard}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return [directory / INDEX]
 
 
 class Weights:
@@ -90,6 +104,21 @@ class Weights:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._files)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, whatever their type, in the files' memory maps."""
+        return {name: handle.get_tensor(name) for name, (_, handle) in self._files.items()}
+
+    def paths(self) -> set[Path]:
+        """The files that hold tensors."""
+        return {path for path, _ in self._files.values()}
+
+    def metadata(self) -> dict[str, str] | None:
+        """What the header of the first file says besides tensors; None where it says nothing."""
+        for _, handle in self._files.values():
+            content: dict[str, str] | None = handle.metadata()
+            return content
+        return None
 
     def rows(self, name: str) -> int:
         """The first dimension of a tensor; 0 where there is no such tensor, or it has no dimensions."""
@@ -189,23 +218,6 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _plan(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    used = 0
-    for name, tensor in tensors.items():
-        size = _size(tensor, dtype)
-        if shards[-1] and used + size > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
-    return shards
-
-
-def _size(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

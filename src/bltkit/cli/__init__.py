@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from bltkit.cli.convert import convert
 from bltkit.cli.data import annotate, calibrate
 from bltkit.cli.evaluation import evaluate
 from bltkit.cli.flops import flops
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for verb in (patch, generate, score, train, annotate, calibrate, check, flops, bench, serve, models):
+for verb in (patch, generate, score, train, annotate, calibrate, check, convert, flops, bench, serve, models):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)
 app.add_typer(study, name="study")

@@ -50,7 +50,7 @@ class ByteTokenizer:
         tokenizer.encode_special_tokens = True  # bytes are data: "<|endoftext|>" is 13 bytes of text
         added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
         pieces = {number: content.encode("utf-8") for number, content in added.items()}
-        byte_of = {character: value for value, character in enumerate(_byte_characters())}
+        byte_of = {character: value for value, character in enumerate(byte_characters())}
         try:
             for token, number in tokenizer.get_vocab(with_added_tokens=False).items():
                 if number not in added:
@@ -121,7 +121,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int, special_tokens: Seque
     return str(tokenizer.to_str(pretty=False))
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The character that stands for each byte (GPT-2's choice): itself where printable, else U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [value for value in range(256) if value not in printable]

@@ -5,6 +5,7 @@ from bltkit.model import BoundaryModel
 from bltkit.patching import ScoreKind
 from bltkit.patching.patched import patch_text
 from bltkit.serve.messages import Failed, Patch, Patched
+from bltkit.terminal.characters import visible
 from bltkit.terminal.streams import say
 
 
@@ -22,6 +23,6 @@ def patched(bundle: Bundle, order: Patch, longest: int) -> Patched | Failed:
         kind: ScoreKind = "boundary" if isinstance(scorer, BoundaryModel) else "entropy"
         cut = patch_text(order.data, bundle.rule, lambda ids: scorer.scores(ids.to(device)), score_kind=kind)
     except Exception as error:
-        say(f"request {order.key} failed: {type(error).__name__}: {error}")
+        say(visible(f"request {order.key} failed: {type(error).__name__}: {error}"))
         return Failed(order.key, "internal", "the model could not compute this request; the server's log says why")
     return Patched(order.key, cut)

@@ -18,8 +18,7 @@ from time import perf_counter
 import torch
 
 from bltkit.checkpoint import Bundle
-from bltkit.generate import Batch, Chunk, Session
-from bltkit.generate.group import Parked, Row
+from bltkit.generate import Chunk, Session
 from bltkit.generate.ledger import WeightReads
 from bltkit.serve.budget import Budget
 from bltkit.serve.counters import Counters
@@ -41,6 +40,8 @@ from bltkit.serve.pace import FEWEST, Pace
 from bltkit.serve.patches import patched
 from bltkit.serve.prefixes import PrefixCache
 from bltkit.serve.prompts import PromptReader
+from bltkit.serve.running import Running, lengths_of
+from bltkit.terminal.characters import visible
 from bltkit.terminal.streams import say
 
 PATIENCE = 4
@@ -70,17 +71,13 @@ class Scheduler:
         self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
         self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
         self.pace = Pace()
-        self.batch = Batch(lanes=self.budget.lanes(limits.sequences))
+        self.running = Running(self.budget.lanes(limits.sequences), limits.window)
         self.busy = False
         """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}
         self._queue: deque[Job] = deque()
         self._reading: list[Job] = []
-        self._rows: dict[int, tuple[Job, int]] = {}
-        """Request and choice of every key of the batch."""
         self._patches: deque[Patch] = deque()
-        self._leaving: set[int] = set()
-        """Keys of the batch that are cancelled before the next round."""
         self._events: list[Event] = []
         self._drains_at: float | None = None
         self._chose_first = False
@@ -136,7 +133,7 @@ class Scheduler:
             self._expire()
             self._admit()
             self._read()
-            self._resume()
+            self.busy |= self.running.gather()
             self._step()
             self._patch()
         if self._drains_at is not None and not self._jobs and not self._patches:
@@ -152,12 +149,11 @@ class Scheduler:
 
     def figures(self) -> Figures:
         """State and counters of now."""
-        parked = sum(self._rows_parked())
         waiting = [*self._queue, *self._reading]
         return replace(
             self.counters.figures(),
-            running=len(self._rows) - parked,
-            parked=parked,
+            running=self.running.active,
+            parked=self.running.parked,
             waiting=sum(job.places for job in waiting),
             waiting_bytes=sum(len(job.order.ids) for job in waiting),
             cache_bytes=sum(self.budget.sequence.held(ids, patches) for _, ids, patches in self._sequences()),
@@ -184,12 +180,8 @@ class Scheduler:
 
     def _has_places(self, places: int) -> bool:
         """Parked sequences take no place, or slow readers could lock everybody out; but there are bounds."""
-        taken = sum(job.places for job in self._reading) + len(self._rows)
-        parked = sum(self._rows_parked())
+        taken, parked = sum(job.places for job in self._reading) + len(self.running), self.running.parked
         return taken - parked + places <= self.limits.sequences and taken + places <= 2 * self.limits.sequences
-
-    def _rows_parked(self) -> Iterator[bool]:
-        return (job.choices[choice].parked is not None for job, choice in self._rows.values())
 
     def _reserved(self) -> int:
         """Bytes that all admitted sequences may come to hold."""
@@ -202,15 +194,8 @@ class Scheduler:
         """Ids read and patches closed of every sequence that holds memory; of a prompt that is being read, once."""
         for job in self._reading:
             assert job.prompt is not None
-            yield (job, *_lengths(job.prompt.session, 0))
-        for group in self.batch.groups:
-            for index, row in enumerate(group.rows):
-                if row.key in self._rows:
-                    yield (self._rows[row.key][0], *_lengths(group.session, index))
-        for job, choice in self._rows.values():
-            parked = job.choices[choice].parked
-            if parked is not None:
-                yield (job, *_lengths(parked.session, 0))
+            yield (job, *lengths_of(job.prompt.session))
+        yield from self.running.lengths()
 
     def _refusal(self, job: Job) -> str | None:
         assert self.bundle.model is not None
@@ -225,7 +210,7 @@ class Scheduler:
 
     def _read(self) -> None:
         """Pieces of the prompts that are due first, as many as there is time for; at least a small one."""
-        running = any(not parked for parked in self._rows_parked())
+        running = self.running.active > 0
         if self._chose_first and running:
             # The round before chose the first bytes of new sequences, for which the others have waited already.
             self._chose_first = False
@@ -237,23 +222,23 @@ class Scheduler:
             assert job.prompt is not None
             if job.prompt.at == job.prompt.hit:
                 job.prompt.look_up()  # another request may have read the same since
-            if job.prompt.left:
-                size = max(least, self.pace.ids(ends - self._clock()))
-                if size < FEWEST:
-                    return
-                least = 0
-                try:
-                    self._read_piece(job.prompt, size)
-                except Exception as error:
-                    self._break(job, error)
-                    continue
-            self.busy = True
-            if not job.prompt.left:
-                self._begin(job, job.prompt)
-                if job.choices and not running:
+            size = max(least, self.pace.ids(ends - self._clock())) if job.prompt.left else 0
+            if job.prompt.left and size < FEWEST:
+                return
+            least, self.busy = 0, True
+            try:
+                self._read_piece(job.prompt, size)
+                if not job.prompt.left:
+                    self._begin(job, job.prompt)
+            except Exception as error:
+                self._break(job, error)
+            else:
+                if job.prompt is None and job.choices and not running:
                     return  # its first byte does not wait for others' prompts
 
     def _read_piece(self, prompt: PromptReader, size: int) -> None:
+        if not size:
+            return
         began, before = self._clock(), prompt.session.passes
         count = prompt.read(size)
         _wait_for(self._empty.device)
@@ -263,6 +248,9 @@ class Scheduler:
 
     def _begin(self, job: Job, prompt: PromptReader) -> None:
         """The prompt is read: its choices run."""
+        if job.choices:
+            self.running.begin(job, prompt.session)
+            self._chose_first = True
         self._reading.remove(job)
         job.prompt = None
         self.counters.prompt(len(job.order.ids) - 1, prompt.hit)
@@ -271,94 +259,33 @@ class Scheduler:
             self._events.append(Prompted(job.key, scored.logprobs, scored.top_logprobs))
         if not job.choices:
             self._remove(job)
-            return
-        session = prompt.session if len(job.choices) == 1 else prompt.session.select([0] * len(job.choices))
-        for index, choice in enumerate(job.choices):
-            choice.row = self.batch.next_key + index
-            self._rows[choice.row] = (job, index)
-        self.batch = self.batch.admit(session, [choice.request for choice in job.choices])
-        self._chose_first = True
 
-    # Step.
-
-    def _resume(self) -> None:
-        """Those whose readers have read come back; those that left go."""
-        back: list[Parked] = []
-        for job, index in self._rows.values():
-            choice = job.choices[index]
-            if choice.parked is not None and choice.unread <= self.limits.window // 2:
-                back.append(choice.parked)
-                choice.parked = None
-        if self._leaving:
-            self.batch = self.batch.cancel(sorted(self._leaving))
-            self._leaving.clear()
-            self.busy = True
-        if back:
-            self.batch = self.batch.resume(back)
+    # Step and deliver.
 
     def _step(self) -> None:
-        if not self.batch.rows:
+        rows = self.running.active
+        if not rows:
             return
         self.busy = True
-        began, passes, size = self._clock(), self.batch.passes, len(self.batch.rows)
+        began, passes = self._clock(), self.running.passes
         try:
-            self.batch, chunks = self.batch.step()
+            certain = self.running.step()
         except Exception as error:
-            self._isolate(error)
+            for job, fault in self.running.isolate(error):
+                self._break(job, fault)
             return
-        seconds, cost = self._clock() - began, self.batch.passes - passes
+        seconds, cost = self._clock() - began, self.running.passes - passes
         if cost.decoder:  # else it only chose the first bytes of new rows
             self.pace.add_round(seconds)
-            self.counters.round(size, seconds, cost)
-        for row, chunk in chunks:
-            self._deliver(row, chunk)
-        self._park()
+            self.counters.round(rows, seconds, cost)
+        for job, index, chunk in certain:
+            self._deliver(job, index, chunk)
 
-    def _isolate(self, error: Exception) -> None:
-        """A round failed: the sequences that fail alone, too, fail; the others go on."""
-        healthy: list[Parked] = []
-        try:
-            batch, parked = self.batch.park([row.key for row in self.batch.rows])
-        except Exception:  # the round has moved rows before it failed
-            batch, parked = Batch(next_key=self.batch.next_key, lanes=self.batch.lanes), ()
-        for item in parked:
-            try:
-                Batch().resume([item]).step()
-            except Exception as own:
-                self._break(self._rows[item.key][0], own)
-            else:
-                healthy.append(item)
-        if len(healthy) == len(parked):  # they fail only together, and would again
-            for job in {id(job): job for job, _ in self._rows.values()}.values():
-                self._break(job, error)
-        self._leaving.clear()
-        self.batch = batch.resume([item for item in healthy if item.key in self._rows])
-
-    # Deliver.
-
-    def _deliver(self, row: int, chunk: Chunk) -> None:
-        job, index = self._rows[row]
-        choice = job.choices[index]
+    def _deliver(self, job: Job, index: int, chunk: Chunk) -> None:
         self._events.append(Delta(job.key, index, chunk))
         self.counters.chunk(chunk)
-        choice.unread += len(chunk.data)
-        if chunk.finish is not None:
-            choice.over = True
-            del self._rows[row]
-            if job.over:
-                self._remove(job)
-
-    def _park(self) -> None:
-        """Sequences whose readers are too far behind leave the batch."""
-        slow = {
-            row: job.choices[index]
-            for row, (job, index) in self._rows.items()
-            if job.choices[index].parked is None and job.choices[index].unread > self.limits.window
-        }
-        if slow:
-            self.batch, parked = self.batch.park(list(slow))
-            for item in parked:
-                slow[item.key].parked = item
+        if job.over:
+            self._remove(job)
 
     def _patch(self) -> None:
         if self._patches:
@@ -379,19 +306,14 @@ class Scheduler:
 
     def _hand_out_rest(self, job: Job) -> None:
         """Bytes that were held back since a stop string might have begun."""
-        rows = {row.key: row for row in self.batch.rows}
-        for index, choice in enumerate(job.choices):
-            if choice.over or choice.row is None:
-                continue
-            row: Row = rows[choice.row] if choice.parked is None else choice.parked.row
+        for index, row in self.running.rows(job):
             chunk = row.rest()
             self.counters.drafts(row.drafted, row.accepted)
             if chunk.data:
-                self._events.append(Delta(job.key, index, chunk))
-                self.counters.chunk(chunk)
+                self._deliver(job, index, chunk)
 
     def _break(self, job: Job, error: Exception) -> None:
-        say(f"request {job.key} failed: {type(error).__name__}: {error}")
+        say(visible(f"request {job.key} failed: {type(error).__name__}: {error}"))
         self._fail(job, "internal", BROKEN)
 
     def _fail(self, job: Job, reason: Reason, text: str) -> None:
@@ -408,14 +330,7 @@ class Scheduler:
             self._queue.remove(job)
         if job in self._reading:
             self._reading.remove(job)
-        for choice in job.choices:
-            if choice.row is not None and self._rows.pop(choice.row, None) is not None and choice.parked is None:
-                self._leaving.add(choice.row)
-
-
-def _lengths(session: Session, row: int) -> tuple[int, int]:
-    """Ids read, and patches closed."""
-    return session.positions[row], session.latents[row].positions[0]
+        self.running.leave(job)
 
 
 def _wait_for(device: torch.device) -> None:

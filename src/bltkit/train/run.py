@@ -56,7 +56,7 @@ class RunDirectory:
 
     def in_the_way(self) -> Path | None:
         """A file that a checkpoint of this run would replace, though no run has put it there."""
-        names = (*CHECKPOINT_FILES, "tokenizer.json", "latest")
+        names = (*CHECKPOINT_FILES, "latest")
         return next((file for name in names for file in self.path.glob(name) if not file.is_symlink()), None)
 
     def identity(self) -> str | None:

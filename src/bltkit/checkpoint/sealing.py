@@ -1,0 +1,92 @@
+"""config.json and bltkit.json of a byte model's checkpoint: what the directory says about the weights in it.
+
+What Hugging Face's format cannot say is written under another model_type, so that transformers refuses it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint.held import Bundle
+from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry, Manifest, ScorerModule, scorer_config
+from bltkit.checkpoint.names import is_hugging_face
+from bltkit.checkpoint.tokenizer import tokenizer_files
+from bltkit.files import sealed
+
+CONFIG = "config.json"
+OWN_TYPE = "bltkit"
+"""model_type of what Hugging Face's format cannot say; of a scorer alone, with `-KIND` behind it."""
+
+
+def seal(
+    directory: Path, bundle: Bundle, files: Mapping[str, FileEntry], dtype: str, *, config: bytes | None = None
+) -> None:
+    """Write config.json, the tokenizer and bltkit.json of a directory that holds the weights already.
+
+    files: entries of everything that is there and belongs to the checkpoint. dtype: of the weights, as config.json
+    names it. config: the content of config.json where it exists; it must describe the same model, and then a tokenizer
+    exists too or is not wanted. Raises OSError.
+    """
+    manifest = manifest_of(bundle)
+    contents = {} if config is not None else described(bundle, dtype)
+    if config is not None:
+        contents[CONFIG] = config
+    for name in contents.keys() & files.keys():
+        del contents[name]
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    entries = {
+        name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        for name, content in contents.items()
+    }
+    (directory / MANIFEST).write_bytes(json_bytes(manifest.replace(files={**files, **entries})))
+
+
+def described(bundle: Bundle, dtype: str) -> dict[str, bytes]:
+    """config.json and, of a BLT, the files of its tokenizer, by name. dtype: of the weights."""
+    config = json_bytes(config_of(bundle, manifest_of(bundle)) | {"dtype": dtype})
+    return {CONFIG: config} | (tokenizer_files() if bundle.model is not None else {})
+
+
+def manifest_of(bundle: Bundle) -> Manifest:
+    """The content of bltkit.json, without files."""
+    model, scorer = bundle.model, bundle.scorer
+    return Manifest(
+        format=FORMAT,
+        bltkit=version("bltkit"),
+        kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
+        rule=cast(Any, bundle.rule),
+        model=None if model is None else model.config,
+        scorer=None if scorer is None else scorer_config(scorer),
+        record=bundle.record,
+        files={},
+    )
+
+
+def json_bytes(value: Manifest | dict[str, Any]) -> bytes:
+    """A file's content; a manifest's is sealed."""
+    if isinstance(value, Manifest):
+        # pydantic writes NaN as null: a run that diverged can still be saved.
+        value = sealed(json.loads(value.model_dump_json(exclude={"digest"})))
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def config_of(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
+    """The content of config.json: Hugging Face's where that format can say what the bundle is."""
+    if bundle.model is None:
+        return _refused_config(f"{OWN_TYPE}-{manifest.kind}")
+    names = bundle.model.state_dict()
+    if hf_config.expresses(manifest.model, manifest.scorer, bundle.rule) and all(map(is_hugging_face, names)):
+        assert manifest.model is not None
+        return hf_config.write_config(manifest.model, cast(Any, manifest.scorer), cast(Any, bundle.rule))
+    return _refused_config(OWN_TYPE)
+
+
+def _refused_config(model_type: str) -> dict[str, Any]:
+    # BltForCausalLM.from_pretrained only warns about another model_type, and would go on with the 1B's default shape;
+    # a sub-config that is no object stops it.
+    return {"model_type": model_type, "encoder_config": "see bltkit.json"}

@@ -1,0 +1,56 @@
+"""Files that come along with a checkpoint unchanged: the licence always, model card and tokenizer where they apply."""
+
+import filecmp
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bltkit.checkpoint import MANIFEST
+from bltkit.checkpoint.checksums import CHECKSUMS, POSITION
+from bltkit.checkpoint.sealing import CONFIG
+from bltkit.checkpoint.weights import INDEX, PICKLES
+from bltkit.convert.source import Source
+from bltkit.files import LOCK_FILES
+
+_LICENCE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
+_APART = frozenset({CONFIG, MANIFEST, POSITION, CHECKSUMS, INDEX, *LOCK_FILES})
+
+
+def is_licence(name: str) -> bool:
+    """Does a file's name say that it holds terms of use."""
+    return _LICENCE.match(name) is not None
+
+
+def licences(folders: Iterable[Path]) -> dict[str, Path]:
+    """Licence files of several folders, by the names that they get; two of one name and other content stay apart."""
+    result: dict[str, Path] = {}
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        for path in sorted(folder.iterdir()):
+            if not path.is_file() or not is_licence(path.name):
+                continue
+            name = path.name
+            if name in result and not filecmp.cmp(path, result[name], shallow=False):
+                name = f"{folder.name}-{name}"
+            result.setdefault(name, path)
+    return result
+
+
+def companions(directory: Path) -> Mapping[str, Path]:
+    """Everything in a checkpoint of ours or of Hugging Face's but the checkpoint itself; no folders, no pickles."""
+    return {
+        path.name: path
+        for path in sorted(directory.iterdir())
+        if path.is_file()
+        and path.name not in _APART
+        and not path.name.startswith(".")
+        and path.suffix not in (*PICKLES, ".safetensors")
+    }
+
+
+def copy_companions(source: Source, directory: Path, *, terms_only: bool) -> tuple[str, ...]:
+    """Copy them, or the licences alone; returns their names. Raises OSError."""
+    names = [name for name in source.companions if is_licence(name) or not terms_only]
+    for name in names:
+        shutil.copyfile(source.companions[name], directory / name)
+    return tuple(names)
