@@ -176,6 +176,8 @@ def test_values_that_change_nothing_are_accepted() -> None:
         ("prompt", [True]),
         ("prompt", [5.5]),
         ("prompt", [[[5]]]),
+        ("prompt", [5.0, -(10**400)]),
+        ("prompt", [SECRET] * 4097),
         ("prompt", 5),
         ("tempreature", 1),
     ],
@@ -224,14 +226,14 @@ def test_prompts_in_every_form() -> None:
     data = "é".encode()
     ids = [byte + OFFSET for byte in data]
     for prompt in ("é", ids, [BOS, *ids], ["é"], [ids], [[BOS, *ids]]):
-        (one,) = completion(prompt=prompt).prompts
-        assert one.ids == (BOS, *ids) and one.size == 2 and one.data == data
+        (sent,) = completion(prompt=prompt).prompts
+        assert sent.ids == (BOS, *ids) and sent.size == 2 and sent.data == data
     for prompt in ("", [], [BOS], [""], [[]], None):
-        (one,) = completion(prompt=prompt).prompts
-        assert one.ids == (BOS,) and one.size == 0
-    assert [one.data for one in completion(prompt=["a", "", "b"]).prompts] == [b"a", b"", b"b"]
-    (one,) = completion(prompt=[EOS, *ids]).prompts
-    assert one.ids == (BOS, EOS, *ids) and one.sent == (EOS, *ids)
+        (sent,) = completion(prompt=prompt).prompts
+        assert sent.ids == (BOS,) and sent.size == 0
+    assert [sent.data for sent in completion(prompt=["a", "", "b"]).prompts] == [b"a", b"", b"b"]
+    (sent,) = completion(prompt=[EOS, *ids]).prompts
+    assert sent.ids == (BOS, EOS, *ids) and sent.sent == (EOS, *ids)
     assert completion(prompt=["a", "b"], n=2).choices == 4
 
 
@@ -241,6 +243,14 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
         completion(max_tokens=4, n=2, top_k=3, prompt=[70])
     )
     assert completion(top_k=-1.0) == completion()
+
+
+def test_more_sequences_than_the_server_takes_are_refused_at_once() -> None:
+    body = CompletionRequest.model_validate({"prompt": ["x"] * 4, "n": 2})
+    assert completion_work(body, info(sequences=4, waiting=4)).choices == 8
+    with pytest.raises(ApiError, match="8 sequences") as error:
+        completion_work(body, info(sequences=3, waiting=4))
+    assert error.value.param == "n"
 
 
 def test_eos_may_be_a_stop_string() -> None:

@@ -37,6 +37,8 @@ from bltkit.serve.sse import StreamResponse, WholeResponse, error_response, json
 from bltkit.serve.text_routes import detokenized, patches, score, tokenized, tokenizer_info
 from bltkit.serve.work import Work, chat_work, completion_work
 
+LARGE = 2**16
+"""Bytes of a body whose reading takes longer than a round."""
 REPORT_SECONDS = 2.0
 """For the engine to say its figures; it does so between two rounds."""
 
@@ -80,6 +82,13 @@ class Server:
         """The checked body. Raises ApiError."""
         data = await read_body(request, self.access)
         self.check_ready()
+        # Streams go on while a large body is read.
+        parsed = self._parsed(data, kind) if len(data) < LARGE else await asyncio.to_thread(self._parsed, data, kind)
+        self.check_model(getattr(parsed, "model", None))
+        return parsed
+
+    @staticmethod
+    def _parsed(data: bytes, kind: type[B]) -> B:
         try:
             value = parse_json(data, "the body", finite=True)
         except ValueError as error:
@@ -87,11 +96,9 @@ class Server:
         if not isinstance(value, dict):
             raise ApiError(400, "the body must be a JSON object", code="invalid_json")
         try:
-            body = kind.model_validate(value)
+            return kind.model_validate(value)
         except ValidationError as error:
             raise explained(error, kind) from None
-        self.check_model(getattr(body, "model", None))
-        return body
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError for a model that is not served here."""
@@ -104,11 +111,6 @@ class Server:
     def check_room(self, choices: int, size: int) -> None:
         """Raises ApiError with status 429 where as many requests wait as may; 400 for one that could never wait."""
         limits = self.info.limits
-        most = limits.waiting + limits.sequences
-        if choices > most:
-            raise ApiError(
-                400, f"n: {choices} choices are asked for; the server takes {most} at once", param="n", code="too_many"
-            )
         if size > limits.waiting_bytes:
             raise ApiError(400, f"prompt: {size:,} bytes together; the server takes {limits.waiting_bytes:,} at once")
         if self.engine.full(choices, size):

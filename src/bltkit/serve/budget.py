@@ -37,6 +37,10 @@ class Budget:
         """
         return sequences * self.sequence.reserved(ids, patches + ids - read)
 
+    def lanes(self, sequences: int) -> int:
+        """Sequences that storage is taken for at once: all of them, or as many as the memory holds."""
+        return max(1, min(sequences, self.memory // max(1, self.sequence.reserved(1, 1))))
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on a device."""

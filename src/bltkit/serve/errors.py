@@ -68,8 +68,8 @@ def explained(error: ValidationError, model: type[BaseModel]) -> ApiError:
     if first["type"] == "extra_forbidden":
         name = str(location[-1])
         shown = name if _NAME.fullmatch(name) else None
-        known = sorted(_fields(model) if len(location) == 1 else [])
-        hint = nearest(name, known) if known else ""
+        names = sorted(_fields(model) if len(location) == 1 else [])
+        hint = nearest(name, names) if names else ""
         where = _path(location[:-1])
         what = f"unknown field {shown}" if shown else "a field's name is unknown"
         inside = f" in {where}" if where else ""

@@ -11,12 +11,16 @@ from pydantic_core.core_schema import no_info_plain_validator_function
 from bltkit.generate import STRATEGIES
 from bltkit.generate.sampling import MAX_BIAS
 from bltkit.generate.strategies import ALIASES
-from bltkit.serve.tokens import readable
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE
 
+MAX_PROMPTS = 4096
+"""Of a request; how many sequences a server takes at once is bounded besides."""
 MAX_STOPS, MAX_STOP_CHARACTERS = 32, 1024
 MAX_TEXT_FIELD = 1024
 """Characters of `user` and its like."""
+
+_READABLE = frozenset((BOS, EOS, *range(OFFSET, VOCAB_SIZE)))
+"""Ids that may stand in a prompt."""
 
 
 @dataclass(frozen=True, eq=False)  # equal marks would share one type: 0 == False
@@ -52,10 +56,11 @@ def whole(value: Any) -> Any:
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        (isinstance(each, int) and not isinstance(each, bool)) or (isinstance(each, float) and each.is_integer())
-        for each in value
-    )
+    """A list of whole numbers. Lists may be long, and the loop of all streams waits: sets are quick."""
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))
+    return kinds <= {int} or (kinds <= {int, float} and all(type(each) is int or each.is_integer() for each in value))
 
 
 def _one_prompt(value: Any, where: str) -> str | tuple[int, ...]:
@@ -64,13 +69,13 @@ def _one_prompt(value: Any, where: str) -> str | tuple[int, ...]:
     if not _is_ids(value):
         raise ValueError(f"{where}must be a text or a list of ids")
     ids = tuple(map(int, value))
-    for at, chosen in enumerate(ids):
-        if not readable(chosen):
-            shown = chosen if abs(chosen) < 10**9 else "of many digits"
-            raise ValueError(
-                f"{where}id {shown} at place {at} cannot be read; ids are a byte's value + {OFFSET}, up to "
-                f"{VOCAB_SIZE - 1}, {BOS} (BOS) and 2 (EOS)"
-            )
+    if not _READABLE.issuperset(ids):
+        at, chosen = next((at, chosen) for at, chosen in enumerate(ids) if chosen not in _READABLE)
+        shown = chosen if abs(chosen) < 10**9 else "of many digits"
+        raise ValueError(
+            f"{where}id {shown} at place {at} cannot be read; ids are a byte's value + {OFFSET}, up to "
+            f"{VOCAB_SIZE - 1}, {BOS} (BOS) and {EOS} (EOS)"
+        )
     return ids
 
 
@@ -82,6 +87,8 @@ def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
         return (_one_prompt(value, ""),)
     if not isinstance(value, list):
         raise ValueError("must be a text, a list of texts, a list of ids or a list of lists of ids")
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"holds {len(value):,} prompts; at most {MAX_PROMPTS:,} are taken")
     if not all(isinstance(each, type(value[0])) for each in value) or not isinstance(value[0], str | list):
         raise ValueError("must be a text, a list of texts, a list of ids or a list of lists of ids; not a mixture")
     return tuple(_one_prompt(each, f"prompt {at}: ") for at, each in enumerate(value))

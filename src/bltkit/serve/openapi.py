@@ -133,13 +133,10 @@ def add_docs(app: FastAPI) -> None:
             title="bltkit",
             swagger_js_url="/docs/files/swagger-ui-bundle.js",
             swagger_css_url="/docs/files/swagger-ui.css",
-            swagger_favicon_url="/docs/files/favicon-32x32.png",
+            swagger_favicon_url="/docs/files/favicon.png",
         )
 
 
 def _files() -> Path | None:
-    spec = find_spec("swagger_ui_bundle")
-    if spec is None or spec.origin is None:
-        return None
-    versions = sorted((Path(spec.origin).parent / "vendor").glob("swagger-ui-*"))
-    return versions[-1] if versions else None
+    spec = find_spec("fastapi_offline")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "static"

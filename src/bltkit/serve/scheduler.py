@@ -71,7 +71,7 @@ class Scheduler:
         self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
         self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
         self.pace = Pace()
-        self.running = Running(limits.sequences, limits.window)
+        self.running = Running(self.budget.lanes(limits.sequences), limits.window)
         self.busy = False
         """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}

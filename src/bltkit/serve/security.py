@@ -46,9 +46,9 @@ class Access:
 
     def _has_key(self, request: Request) -> bool:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")  # as headers are decoded
+        sent = key.strip().encode("latin-1")  # as headers are decoded
         # All of them are compared, each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(given, each) for each in self.keys]
+        matches = [hmac.compare_digest(sent, each) for each in self.keys]
         return scheme.lower() == "bearer" and any(matches)
 
     def _welcome(self, origin: str, host: str) -> bool:

@@ -41,7 +41,7 @@ class Piece:
         return bool(self.data or self.entries)
 
     def __add__(self, other: "Piece") -> "Piece":
-        """One behind the other."""
+        """This piece, then the other."""
         return Piece(self.text + other.text, self.data + other.data, self.entries + other.entries)
 
 
@@ -66,7 +66,7 @@ class ChoiceText:
         return self._cut(text, self._decoder.pending)
 
     def end(self, entries: Sequence[Entry] = ()) -> Piece:
-        """What was held back. entries: of special ids behind the last byte."""
+        """What was held back. entries: of special ids after the last byte."""
         self._held_entries += self._placed(entries)
         return self._cut(self._decoder.end(), 0)
 

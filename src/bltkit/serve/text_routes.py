@@ -13,7 +13,7 @@ from bltkit.serve.messages import Failed, ModelInfo, Prompted
 from bltkit.serve.protocol import DetokenizeRequest, PatchesRequest, ScoreRequest, TokenizeRequest
 from bltkit.serve.text import UNLIKELY
 from bltkit.serve.tokens import BOS_NAME, EOS_NAME, NAMES, ids_of, jinja_template, text_of_ids
-from bltkit.serve.work import PromptIds, check_size
+from bltkit.serve.work import PromptIds, check_choices, sized_prompts
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE, decode
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def tokenizer_info(info: ModelInfo, template: ChatTemplate | None) -> dict[str, 
 
 async def patches(server: "Server", body: PatchesRequest, request: Request) -> dict[str, Any]:
     """The patches of a text, as `blt patch --json` tells them."""
-    prompt = PromptIds.of(body.input)
-    check_size(prompt, 0, server.info, "input")
+    (prompt,) = sized_prompts([body.input], 0, server.info, "input")
     server.check_room(1, prompt.size)
     try:
         return (await server.engine.patch(prompt.data)).to_json()
@@ -63,9 +62,8 @@ async def patches(server: "Server", body: PatchesRequest, request: Request) -> d
 
 async def score(server: "Server", body: ScoreRequest, request: Request) -> dict[str, Any]:
     """Log-probabilities of texts, every byte given BOS and all bytes before it; nothing is generated."""
-    prompts = [PromptIds.of(text) for text in body.input]
-    for prompt in prompts:
-        check_size(prompt, 0, server.info, "input")
+    check_choices(len(body.input), server.info)
+    prompts = sized_prompts(body.input, 0, server.info, "input")
     size = sum(prompt.size for prompt in prompts)
     server.check_room(len(prompts), size)
     streams = [server.engine.submit(prompt.ids, (), 0, server.seconds) for prompt in prompts]

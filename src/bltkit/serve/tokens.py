@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from bltkit.data.template import ChatTemplate
-from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE, decode, to_bytes
+from bltkit.vocab import BOS, EOS, OFFSET, decode, to_bytes
 
 BOS_NAME = "\ufdd0bos\ufdd1"
 EOS_NAME = "\ufdd0eos\ufdd1"
@@ -41,11 +41,6 @@ def name_of(chosen: int) -> str:
 def bytes_of(chosen: int) -> tuple[int, ...]:
     """The byte of an id, as a list of one; of a special id none."""
     return (chosen - OFFSET,) if chosen >= OFFSET else ()
-
-
-def readable(chosen: int) -> bool:
-    """May an id stand in a prompt: bytes, BOS and EOS may."""
-    return chosen in (BOS, EOS) or OFFSET <= chosen < VOCAB_SIZE
 
 
 def jinja_template(template: ChatTemplate) -> str:

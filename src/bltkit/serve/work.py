@@ -5,7 +5,7 @@ Everything that can be refused without the model is refused here.
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bltkit.config import nearest
@@ -40,7 +40,7 @@ class PromptIds:
 
     @property
     def size(self) -> int:
-        """Ids behind BOS: what counts in the context."""
+        """Ids after BOS: what counts in the context."""
         return len(self.ids) - 1
 
     @property
@@ -81,10 +81,9 @@ class Work:
 
 def completion_work(body: CompletionRequest, info: ModelInfo) -> Work:
     """A completion. Raises ApiError for what does not fit the model."""
-    prompts = tuple(map(PromptIds.of, body.prompt))
+    check_choices(len(body.prompt) * body.choices, info)
     limit = DEFAULT_COMPLETION_BYTES if body.limit is None else body.limit
-    for at, prompt in enumerate(prompts):
-        check_size(prompt, limit, info, "prompt" if len(prompts) == 1 else f"prompt[{at}]")
+    prompts = sized_prompts(body.prompt, limit, info, "prompt")
     top = body.logprobs or 0
     stops = tuple(text for text in body.stop if text != EOS_NAME)
     return _work(body, prompts, [limit] * len(prompts), stops, body.logprobs is not None, top, bool(body.echo))
@@ -99,28 +98,48 @@ def chat_work(body: ChatRequest, info: ModelInfo, template: ChatTemplate | None)
             param="model",
             code="no_chat_template",
         )
+    check_choices(body.choices, info)
     messages = [message.model_dump(include={"role", "content"}) for message in body.messages]
     try:
-        prompt = PromptIds.of(template.render(messages, add_generation_prompt=True).data)
+        data = template.render(messages, add_generation_prompt=True).data
     except ValueError as error:  # it names message, mark and place, and quotes nothing
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     limit = body.limit
-    check_size(prompt, 1 if limit is None else limit, info, "messages")
+    (prompt,) = sized_prompts([data], 1 if limit is None else limit, info, "messages")
     stops = (*(text for text in body.stop if text != EOS_NAME), template.end)
     limit = info.context - prompt.size if limit is None else limit
     return _work(body, (prompt,), [limit], stops, bool(body.logprobs), body.top_logprobs or 0, False)
 
 
-def check_size(prompt: PromptIds, limit: int, info: ModelInfo, param: str) -> None:
-    """Raises ApiError where a prompt and `limit` further bytes do not fit the context."""
-    if prompt.size + limit > info.context:
-        raise ApiError(
-            400,
-            f"{param}: {prompt.size:,} bytes and max_tokens = {limit:,} are {prompt.size + limit:,}, the model's "
-            f"context holds {info.context:,} bytes; shorten the prompt or lower max_tokens",
-            param=param,
-            code="context_length_exceeded",
-        )
+def check_choices(choices: int, info: ModelInfo) -> None:
+    """Raises ApiError for more sequences than could ever wait and run."""
+    most = info.limits.waiting + info.limits.sequences
+    if choices > most:
+        text = f"n: {choices:,} sequences are asked for, n for each prompt; the server takes {most:,} at once"
+        raise ApiError(400, text, param="n", code="too_many")
+
+
+def sized_prompts(
+    prompts: Sequence[str | bytes | Sequence[int]], limit: int, info: ModelInfo, param: str
+) -> tuple[PromptIds, ...]:
+    """Prompts as ids. Raises ApiError where one and `limit` further bytes do not fit the context."""
+    sized = []
+    for at, prompt in enumerate(prompts):
+        # One that is much too long is not converted first.
+        size = len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
+        if size <= info.context + 1:
+            sized.append(PromptIds.of(prompt))
+            size = sized[-1].size
+        if size + limit > info.context:
+            name = param if len(prompts) == 1 else f"{param}[{at}]"
+            raise ApiError(
+                400,
+                f"{name}: {size:,} bytes and max_tokens = {limit:,} are {size + limit:,}, the model's context holds "
+                f"{info.context:,} bytes; shorten the prompt or lower max_tokens",
+                param=name,
+                code="context_length_exceeded",
+            )
+    return tuple(sized)
 
 
 def _work(
@@ -149,14 +168,11 @@ def _work(
     requests = []
     for prompt, limit in zip(prompts, limits, strict=True):
         try:
-            requests.append(
-                tuple(
-                    parse_options(prompt.data, {**options, "max_bytes": limit, "seed": seed + i})
-                    for i in range(body.choices)
-                )
-            )
+            first = parse_options(prompt.data, {**options, "max_bytes": limit, "seed": seed})
         except ValueError as error:
             raise _refused(body, error) from None
+        seeded = [first.sampling.replace(seed=seed + i) for i in range(body.choices)]
+        requests.append(tuple(replace(first, sampling=sampling) for sampling in seeded))
     return Work(
         prompts,
         tuple(requests),
