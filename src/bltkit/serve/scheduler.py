@@ -156,7 +156,7 @@ class Scheduler:
             parked=self.running.parked,
             waiting=sum(job.places for job in waiting),
             waiting_bytes=sum(len(job.order.ids) for job in waiting),
-            cache_bytes=sum(self.budget.sequence.held(ids, patches) for _, ids, patches in self._sequences()),
+            cache_bytes=sum(self.budget.sequence.reserved(ids, patches) for _, ids, patches in self._sequences()),
             prefix_bytes=self.prefixes.bytes,
             memory=self.budget.memory,
             median_round=self.pace.median_round,
@@ -184,7 +184,7 @@ class Scheduler:
         return taken - parked + places <= self.limits.sequences and taken + places <= 2 * self.limits.sequences
 
     def _reserved(self) -> int:
-        """Bytes that all admitted sequences may come to hold."""
+        """Bytes that all admitted sequences may come to take."""
         return sum(
             self.budget.needed(max(job.longest, ids), job.places if job.prompt is not None else 1, ids, patches)
             for job, ids, patches in self._sequences()
