@@ -23,7 +23,7 @@ class Batch:
     groups: the rows of each strategy; no group is empty, and no two have the same strategy.
     passes, seconds: of all rounds so far; time that the caller takes between rounds is not in it.
     lanes: rows of a strategy that storage has room for from the beginning. Without, it grows as rows come, by copies
-        that take some rounds. Lanes without a row take no memory on the CPU.
+        that take some rounds. Lanes without a row take no memory on the CPU; on other devices they do.
     """
 
     groups: tuple[Group, ...] = ()

@@ -1,4 +1,4 @@
-"""Memory of keys and values: what a request may come to hold is set aside when it is admitted."""
+"""Memory of keys and values: what a request may come to take is set aside when it is admitted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,7 @@ from bltkit.generate.memory import SequenceMemory
 from bltkit.model import Blt, Scorer
 
 SHARE = 0.5
-"""Of the memory that is free once the model is loaded. The rest is for spare room in the storage, for what a pass
-computes, and for other programs."""
+"""Of the memory that is free once the model is loaded. The rest is for what a pass computes, and for other programs."""
 
 FALLBACK = 2 * 2**30
 """Bytes where the system does not say what is free."""
@@ -18,7 +17,7 @@ FALLBACK = 2 * 2**30
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of keys and values that may be held, and how many a sequence holds.
+    """Bytes of keys and values that may be taken, and how many a sequence takes.
 
     The number of patches is not known in advance: a byte that is still to come counts as a patch.
     """
@@ -32,11 +31,15 @@ class Budget:
         return cls(int(SHARE * free_memory(device)) if memory is None else memory, SequenceMemory.of(model, scorer))
 
     def needed(self, ids: int, sequences: int, read: int = 0, patches: int = 0) -> int:
-        """Bytes that sequences of up to `ids` ids may come to hold.
+        """Bytes that sequences of up to `ids` ids may come to take, spare room included.
 
         read, patches: ids that were read, and the patches closed in them.
         """
-        return sequences * self.sequence.held(ids, patches + ids - read)
+        return sequences * self.sequence.reserved(ids, patches + ids - read)
+
+    def lanes(self, sequences: int) -> int:
+        """Sequences that storage is taken for at once: all of them, or as many as the memory holds."""
+        return max(1, min(sequences, self.memory // max(1, self.sequence.reserved(1, 1))))
 
 
 def free_memory(device: torch.device) -> int:

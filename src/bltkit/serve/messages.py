@@ -87,7 +87,7 @@ class ModelInfo:
     """The training record; its chat template is in it (`ChatTemplate.of_record`)."""
     rule: str
     sequence_bytes: int
-    """Bytes of keys and values that a sequence of `context` bytes holds."""
+    """Bytes of keys and values that a sequence of `context` bytes takes at most, spare room included."""
     memory: int
     """Bytes of keys and values that all sequences together may hold."""
     limits: Limits
@@ -166,7 +166,7 @@ class Figures:
     waiting_bytes: int = 0
     """Bytes of their prompts."""
     cache_bytes: int = 0
-    """Bytes of keys and values of all sequences, prompts that are being read included."""
+    """Bytes of keys and values of all sequences, with their spare room; prompts that are being read included."""
     prefix_bytes: int = 0
     """Bytes of keys and values that the prefix cache holds."""
     memory: int = 0

@@ -71,7 +71,7 @@ class Scheduler:
         self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
         self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
         self.pace = Pace()
-        self.running = Running(limits.sequences, limits.window)
+        self.running = Running(self.budget.lanes(limits.sequences), limits.window)
         self.busy = False
         """Did the last turn do anything, or did somebody ask for something since: may another turn do anything."""
         self._jobs: dict[int, Job] = {}
@@ -156,7 +156,7 @@ class Scheduler:
             parked=self.running.parked,
             waiting=sum(job.places for job in waiting),
             waiting_bytes=sum(len(job.order.ids) for job in waiting),
-            cache_bytes=sum(self.budget.sequence.held(ids, patches) for _, ids, patches in self._sequences()),
+            cache_bytes=sum(self.budget.sequence.reserved(ids, patches) for _, ids, patches in self._sequences()),
             prefix_bytes=self.prefixes.bytes,
             memory=self.budget.memory,
             median_round=self.pace.median_round,
@@ -184,7 +184,7 @@ class Scheduler:
         return taken - parked + places <= self.limits.sequences and taken + places <= 2 * self.limits.sequences
 
     def _reserved(self) -> int:
-        """Bytes that all admitted sequences may come to hold."""
+        """Bytes that all admitted sequences may come to take."""
         return sum(
             self.budget.needed(max(job.longest, ids), job.places if job.prompt is not None else 1, ids, patches)
             for job, ids, patches in self._sequences()
