@@ -55,8 +55,8 @@ def test_longest_prefix_is_taken() -> None:
     assert cache.longest([BOS + 1]) is None
 
 
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=8), st.lists(st.integers(0, 2), max_size=6))
+@settings(max_examples=200)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=8), st.lists(st.integers(0, 2), max_size=6))
 def test_longest_and_parting_are_what_a_search_finds(rows: list[list[int]], ids: list[int]) -> None:
     """Ids of which the two bytes matter."""
     spread = [1, 256, 257]

@@ -6,7 +6,7 @@ follows is computed from the same state that reading the prompt would leave.
 """
 
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,8 +51,6 @@ class PrefixCache:
         self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
         self._keys: list[bytes] = []
         """In order."""
-        self._lengths: dict[int, int] = {}
-        """How many prefixes there are of each length."""
         self._owners: dict[int, int] = {}
         """How many sessions hold each storage."""
 
@@ -65,15 +63,20 @@ class PrefixCache:
 
         tops: most probable ids wanted of each id; None: no log-probabilities are.
         """
-        key = key_of(ids)
-        for length in sorted(self._lengths, reverse=True):
-            if length > len(ids):
-                continue
-            start = key[: length * WIDTH]
-            prefix = self._prefixes.get(start)
-            if prefix is not None and prefix.serves(tops):
-                self._prefixes.move_to_end(start)
+        start = key_of(ids)
+        while start:
+            at = bisect_right(self._keys, start)
+            if not at:
+                return None
+            key = self._keys[at - 1]
+            if not start.startswith(key):
+                # Any prefix stands in front of this key, which therefore begins with it, too.
+                start = start[: _common(start, key)]
+            elif (prefix := self._prefixes[key]).serves(tops):
+                self._prefixes.move_to_end(key)
                 return prefix
+            else:
+                start = key[:-WIDTH]
         return None
 
     def parting(self, ids: Sequence[int]) -> int:
@@ -91,7 +94,6 @@ class PrefixCache:
             self._remove(key)
         self._prefixes[key] = prefix
         insort(self._keys, key)
-        self._lengths[prefix.length] = self._lengths.get(prefix.length, 0) + 1
         for at, nbytes in storages(prefix.session):
             self.bytes += 0 if at in self._owners else nbytes
             self._owners[at] = self._owners.get(at, 0) + 1
@@ -105,9 +107,6 @@ class PrefixCache:
     def _remove(self, key: bytes) -> None:
         prefix = self._prefixes.pop(key)
         del self._keys[bisect_left(self._keys, key)]
-        self._lengths[prefix.length] -= 1
-        if not self._lengths[prefix.length]:
-            del self._lengths[prefix.length]
         for at, nbytes in storages(prefix.session):
             self._owners[at] -= 1
             if not self._owners[at]:
