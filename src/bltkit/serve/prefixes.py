@@ -24,6 +24,10 @@ WIDTH = 2
 """Bytes of an id in a key; the larger half first, so that keys are ordered as ids are."""
 
 
+NUMBER, PAIR = 32, 120
+"""Bytes of a Python number in a tuple, and of an id with one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The state behind some ids; what the model thought of them, where somebody asked."""
@@ -35,6 +39,11 @@ class Prefix:
     top_logprobs: tuple[Tops, ...] = ()
     tops: int | None = None
     """Most probable ids of each in `top_logprobs`; None: nobody asked for log-probabilities."""
+
+    def held(self) -> Iterator[tuple[int, int]]:
+        """What it keeps alive, each with its bytes: storages by their address, and its numbers by a name of its own."""
+        yield from storages(self.session)
+        yield -id(self), NUMBER * len(self.logprobs) + PAIR * sum(map(len, self.top_logprobs))
 
     def serves(self, tops: int | None) -> bool:
         """Does it hold what a request needs that asks for so many most probable ids."""
@@ -87,14 +96,16 @@ class PrefixCache:
 
     def add(self, ids: Sequence[int], prefix: Prefix) -> None:
         """Keep the state behind `ids`, unless it is larger than the limit; the same ids' earlier one goes."""
+        if not self.limit:
+            return
         key, prefix = key_of(ids), replace(prefix, session=replace(prefix.session, reading=None))
-        if sum(nbytes for _, nbytes in storages(prefix.session)) > self.limit:
+        if sum(nbytes for _, nbytes in prefix.held()) > self.limit:
             return
         if key in self._prefixes:
             self._remove(key)
         self._prefixes[key] = prefix
         insort(self._keys, key)
-        for at, nbytes in storages(prefix.session):
+        for at, nbytes in prefix.held():
             self.bytes += 0 if at in self._owners else nbytes
             self._owners[at] = self._owners.get(at, 0) + 1
         self.shrink(self.limit)
@@ -107,7 +118,7 @@ class PrefixCache:
     def _remove(self, key: bytes) -> None:
         prefix = self._prefixes.pop(key)
         del self._keys[bisect_left(self._keys, key)]
-        for at, nbytes in storages(prefix.session):
+        for at, nbytes in prefix.held():
             self._owners[at] -= 1
             if not self._owners[at]:
                 del self._owners[at]
