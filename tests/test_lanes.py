@@ -8,7 +8,7 @@ import torch
 
 from bltkit import vocab
 from bltkit.generate import Batch, Request, Sampling, Session
-from bltkit.model.cache import MIN_LANES
+from bltkit.model.cache import MIN_LANES, MOST_GROWN
 from tests.rows import GREEDY, TOLERANCE, Uncached, example, start
 from tests.tiny import Case
 
@@ -217,3 +217,17 @@ def test_storage_that_is_large_enough_never_grows_or_shrinks() -> None:
     for _ in range(38):
         batch = batch.admit(prompt, [request])
     assert blocks(batch.groups[0].session) != before and len(batch.rows) == 41
+
+
+def test_global_caches_of_rows_that_began_together_grow_apart() -> None:
+    """Each is copied once for every so many patches, a few of them in a round."""
+    case = example("stride:k=1")
+    rows = [vocab.encode(bytes([97 + at]) * 10).tolist() for at in range(12)]
+    session = start(case, 12).extend(rows)
+    most = 0
+    for value in range(70, 170):
+        before = [cache._storage for cache in session.latents]
+        session = session.with_room(1).extend([[value]] * 12)
+        most = max(most, sum(cache._storage is not old for cache, old in zip(session.latents, before, strict=True)))
+    assert most == MOST_GROWN
+    Uncached(case).assert_rows(session, [[*row, *range(70, 170)] for row in rows])

@@ -283,16 +283,17 @@ class Session:
             )
 
     def with_room(self, size: int) -> "Session":
-        """With room for passes of `size` ids in storage that rows share. A session from before is restored when
-        somebody uses it again (`current`)."""
+        """With room for passes of `size` ids in storage that rows share, and for some patches. A session from before
+        is restored when somebody uses it again (`current`)."""
         base = self.current()
-        if not any(cache.crowded(size + STAGGER * at) for at, cache in enumerate(base._joint)):
-            return base
         with torch.inference_mode():
             # Not all in the same round: each waits for fewer free columns than the next.
-            joint = [cache.with_room(size + STAGGER * at) for at, cache in enumerate(base._joint)]
+            joint = tuple(cache.with_room(size + STAGGER * at) for at, cache in enumerate(base._joint))
+            latents = StackCache.grown_early(base.latents)
+        if joint == base._joint and latents is base.latents:
+            return base
         scored = joint[2] if len(joint) > 2 else base.scorer_state
-        return replace(base, encoder=joint[0], decoder=joint[1], scorer_state=scored, reading=None)
+        return replace(base, encoder=joint[0], decoder=joint[1], scorer_state=scored, latents=latents, reading=None)
 
     def _reordered(self, rows: Sequence[int]) -> "Session":
         """With these rows of what lies neither in caches nor in texts."""

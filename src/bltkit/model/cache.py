@@ -20,6 +20,11 @@ from torch import Tensor
 
 from bltkit.model.storage import MIN_CAPACITY, Storage
 
+EARLY = 16
+"""Free columns below which a cache may be given new storage before it needs it,"""
+MOST_GROWN = 4
+"""and caches that are, at a time."""
+
 MIN_LANES = 8
 """Lanes of the smallest storage whose rows may move."""
 
@@ -120,6 +125,20 @@ class StackCache:
             parts.append(cache.select(range(len(cache.stops))) if shared else cache)
             seen.add(id(parts[-1]._storage))
         return parts
+
+    @classmethod
+    def grown_early(cls, caches: tuple["StackCache", ...]) -> tuple["StackCache", ...]:
+        """The caches, of which a few that will have to be copied soon are copied now: rows that began together would
+        all be in the same round."""
+        grown, count = list(caches), 0
+        for at, cache in enumerate(caches):
+            if count < MOST_GROWN and cache._storage is not None and cache._tight(cache._storage):
+                grown[at] = cache.select(range(len(cache.stops)))
+                count += 1
+        return tuple(grown) if count else caches
+
+    def _tight(self, storage: Storage) -> bool:
+        return max(self.stops) + EARLY > storage.columns or not self._may_write(storage)
 
     def forget(self, rows: Sequence[int], skipped: int = 0) -> "StackCache":
         """Without what these rows have seen. Their next position is `skipped` further on."""
