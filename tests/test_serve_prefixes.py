@@ -55,8 +55,10 @@ def test_longest_prefix_is_taken() -> None:
     assert cache.longest([BOS + 1]) is None
 
 
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=8), st.lists(st.integers(0, 2), max_size=6))
+@settings(max_examples=200)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=8), st.lists(st.integers(0, 2), max_size=6)
+)
 def test_longest_and_parting_are_what_a_search_finds(rows: list[list[int]], ids: list[int]) -> None:
     """Ids of which the two bytes matter."""
     spread = [1, 256, 257]
@@ -98,6 +100,18 @@ def test_shared_storage_counts_once() -> None:
     cache.shrink(0)
     assert (len(cache), cache.bytes) == (0, 0)
     assert cache.longest(ids_of(b"abcdef")) is None and cache.parting(ids_of(b"abcdef")) == 0
+
+
+def test_log_probabilities_count_as_memory() -> None:
+    ids = ids_of(b"some text of sixty bytes, or about as many as that, no matter")
+    sizes = []
+    for tops in (None, 0, 5):
+        cache = PrefixCache(LARGE)
+        read_all(reader_of(CASE, ids, cache, 1000, tops))
+        sizes.append(cache.bytes)
+        cache.shrink(0)
+        assert cache.bytes == 0
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 def test_least_recently_used_go_first() -> None:

@@ -279,7 +279,7 @@ def test_requests_wait_for_memory() -> None:
     case = example("stride:k=3", window=None)
     ids, request = ids_of(b"abc" * 20), ar(40)
     needed = Turns(case).scheduler.budget.needed(len(ids) + 40, 1)
-    turns = Turns(case, replace(LIMITS, memory=2 * needed + needed // 2))
+    turns = Turns(case, replace(LIMITS, memory=2 * needed + needed // 2, context=len(ids) + 39))
     keys = [turns.submit(ids, [request]) for _ in range(3)]
     turns.turn()
     assert [turns.answers[key].started for key in keys] == [True, True, False]
@@ -295,12 +295,17 @@ def test_requests_wait_for_memory() -> None:
     assert failed is not None and failed.reason == "no_memory" and f"{3 * needed:,}" in failed.text
 
 
+def test_memory_that_holds_no_sequence_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match=r"memory = 10,000 bytes.*context, may take .*; give more memory or a shorter"):
+        Turns(example("stride:k=3"), replace(LIMITS, memory=10_000))
+
+
 def test_patches_that_did_not_come_free_memory_for_others() -> None:
     """In advance every byte counts as a patch; what has been read counts as what it is."""
     case = example("stride:k=4", window=None)
     ids, request = ids_of(b"a" * 400), ar(4)
     needed = Turns(case).scheduler.budget.needed(len(ids) + 4, 1)
-    turns = Turns(case, replace(LIMITS, memory=int(1.6 * needed)))
+    turns = Turns(case, replace(LIMITS, memory=int(1.6 * needed), context=len(ids) + 59))
     first = turns.submit(ids, [replace(request, max_bytes=60)])
     second = turns.submit(ids_of(b"b" * 300), [request])
     turns.turn()
@@ -313,7 +318,7 @@ def test_prefix_cache_yields_to_sequences() -> None:
     case = example("stride:k=1", window=None)
     ids = [ids_of(bytes([97 + index]) * 150) for index in range(4)]
     needed = Turns(case).scheduler.budget.needed(len(ids[0]) + 4, 1)
-    turns = Turns(case, replace(LIMITS, memory=3 * needed, prefixes=3 * needed))
+    turns = Turns(case, replace(LIMITS, memory=3 * needed, prefixes=3 * needed, context=len(ids[0]) + 3))
     turns.submit(ids[0], [ar(4)])
     turns.run()
     assert turns.scheduler.prefixes.bytes > 0

@@ -6,7 +6,7 @@ follows is computed from the same state that reading the prompt would leave.
 """
 
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +24,10 @@ WIDTH = 2
 """Bytes of an id in a key; the larger half first, so that keys are ordered as ids are."""
 
 
+NUMBER, PAIR = 32, 120
+"""Bytes of a Python number in a tuple, and of an id with one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The state behind some ids; what the model thought of them, where somebody asked."""
@@ -35,6 +39,11 @@ class Prefix:
     top_logprobs: tuple[Tops, ...] = ()
     tops: int | None = None
     """Most probable ids of each in `top_logprobs`; None: nobody asked for log-probabilities."""
+
+    def held(self) -> Iterator[tuple[int, int]]:
+        """What it keeps alive, each with its bytes: storages by their address, and its numbers by a name of its own."""
+        yield from storages(self.session)
+        yield -id(self), NUMBER * len(self.logprobs) + PAIR * sum(map(len, self.top_logprobs))
 
     def serves(self, tops: int | None) -> bool:
         """Does it hold what a request needs that asks for so many most probable ids."""
@@ -51,8 +60,6 @@ class PrefixCache:
         self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
         self._keys: list[bytes] = []
         """In order."""
-        self._lengths: dict[int, int] = {}
-        """How many prefixes there are of each length."""
         self._owners: dict[int, int] = {}
         """How many sessions hold each storage."""
 
@@ -65,15 +72,20 @@ class PrefixCache:
 
         tops: most probable ids wanted of each id; None: no log-probabilities are.
         """
-        key = key_of(ids)
-        for length in sorted(self._lengths, reverse=True):
-            if length > len(ids):
-                continue
-            start = key[: length * WIDTH]
-            prefix = self._prefixes.get(start)
-            if prefix is not None and prefix.serves(tops):
-                self._prefixes.move_to_end(start)
+        start = key_of(ids)
+        while start:
+            at = bisect_right(self._keys, start)
+            if not at:
+                return None
+            key = self._keys[at - 1]
+            if not start.startswith(key):
+                # Any prefix stands in front of this key, which therefore begins with it, too.
+                start = start[: _common(start, key)]
+            elif (prefix := self._prefixes[key]).serves(tops):
+                self._prefixes.move_to_end(key)
                 return prefix
+            else:
+                start = key[:-WIDTH]
         return None
 
     def parting(self, ids: Sequence[int]) -> int:
@@ -84,15 +96,16 @@ class PrefixCache:
 
     def add(self, ids: Sequence[int], prefix: Prefix) -> None:
         """Keep the state behind `ids`, unless it is larger than the limit; the same ids' earlier one goes."""
+        if not self.limit:
+            return
         key, prefix = key_of(ids), replace(prefix, session=replace(prefix.session, reading=None))
-        if sum(nbytes for _, nbytes in storages(prefix.session)) > self.limit:
+        if sum(nbytes for _, nbytes in prefix.held()) > self.limit:
             return
         if key in self._prefixes:
             self._remove(key)
         self._prefixes[key] = prefix
         insort(self._keys, key)
-        self._lengths[prefix.length] = self._lengths.get(prefix.length, 0) + 1
-        for at, nbytes in storages(prefix.session):
+        for at, nbytes in prefix.held():
             self.bytes += 0 if at in self._owners else nbytes
             self._owners[at] = self._owners.get(at, 0) + 1
         self.shrink(self.limit)
@@ -105,10 +118,7 @@ class PrefixCache:
     def _remove(self, key: bytes) -> None:
         prefix = self._prefixes.pop(key)
         del self._keys[bisect_left(self._keys, key)]
-        self._lengths[prefix.length] -= 1
-        if not self._lengths[prefix.length]:
-            del self._lengths[prefix.length]
-        for at, nbytes in storages(prefix.session):
+        for at, nbytes in prefix.held():
             self._owners[at] -= 1
             if not self._owners[at]:
                 del self._owners[at]

@@ -60,6 +60,8 @@ class Scheduler:
     """See above.
 
     bundle: a BLT with its rule (`loading.servable`). clock: seconds, for deadlines and for how long things take.
+
+    Raises ValueError where the memory does not hold a single sequence of the context's length.
     """
 
     def __init__(self, bundle: Bundle, limits: Limits, clock: Callable[[], float] = perf_counter) -> None:
@@ -68,6 +70,11 @@ class Scheduler:
         self.context = limits.context or int(bundle.record.get("row_bytes", CONTEXT + 1)) - 1
         self._empty = Session.start(bundle.model, bundle.scorer, bundle.rule)
         self.budget = Budget.of(bundle.model, self._empty.scorer, limits.memory, self._empty.device)
+        if (needed := self.budget.needed(self.context + 1, 1)) > self.budget.memory:
+            raise ValueError(
+                f"memory = {self.budget.memory:,} bytes: a sequence of {self.context:,} bytes, the context, may take "
+                f"{needed:,}; give more memory or a shorter context"
+            )
         self.prefixes = PrefixCache(self.budget.memory // PREFIXES if limits.prefixes is None else limits.prefixes)
         self.counters = Counters(WeightReads.of(bundle.model, self._empty.scorer))
         self.pace = Pace()
