@@ -121,7 +121,7 @@ def test_a_port_is_free() -> None:
 def test_the_engine_alone_gives_each_prompt_its_bytes() -> None:
     from bltkit.api import ByteLM
 
-    lm, alone = ByteLM.load("bltkit:tiny"), Alone("bltkit:tiny", "cpu", 1)
+    lm, alone = ByteLM.load("bltkit:tiny"), Alone("bltkit:tiny", "cpu", 1, "fp32")
     prompts = [b"def ", b"class ", b"import ", b"x", b""]
     requests = [Request(Sampling(seed=seed), 8) for seed in range(5)]
     seconds, answers = alone.run(prompts, requests, 2)
@@ -143,6 +143,7 @@ def row() -> ServingRow:
         clients=2,
         requests=4,
         threads=1,
+        weights="fp32",
         batch=Timing(400, (1.0, 2.0, 4.0)),
         many=Timing(400, (2.0, 2.0, 5.0)),
         steady=(300.0, 300.0, 100.0),
@@ -189,6 +190,8 @@ def test_the_steady_rate_leaves_out_start_and_end() -> None:
         (["--batch", "2"], "--batch"),
         (["--peer", "transformers"], "--peer"),
         (["--strategy", "ar"], "--strategy"),
+        (["--file", "x"], "--file"),
+        (["--weights", "fp23"], "fp23"),
         (["--clients", "0"], "clients = 0"),
         (["--max-bytes", "0"], "max_bytes = 0"),
         (["--context", "300000"], "room for"),

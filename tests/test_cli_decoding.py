@@ -142,7 +142,7 @@ BAD = [
     (("generate", "a", "--repetition-penalty", "0"), "repetition_penalty = 0"),
     (("bench", "prefill", "--temperature", "0"), "--temperature is for `blt bench decode`, not for prefill"),
     (("bench", "train", "--prompts", "3"), "--prompts is for `blt bench decode`, not for train"),
-    (("bench", "train", "--weights", "bf16"), "--weights is for decode and weights, not for train"),
+    (("bench", "train", "--weights", "bf16"), "--weights is for decode, weights and serve, not for train"),
     (("bench", "patch", "--plot", "f.png"), "--plot is for `blt bench decode`"),
     (("bench", "prefill", "--batch", "2"), "--batch is for decode, train, patch and weights; prefill reads one row"),
     (("bench", "weights", "--peer", "transformers"), "--peer is for what a peer does as well"),

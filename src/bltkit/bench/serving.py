@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.compute import check_threads
 from bltkit.config import parse
 from bltkit.generate import Batch, Request, Sampling, Session
+from bltkit.model.forms import WeightForm, parse_form, reform
 from bltkit.vocab import EOS, OFFSET, encode
 
 CLIENTS = 16
@@ -53,6 +54,8 @@ class ServingRow:
     requests: int
     """In a run of many clients."""
     threads: int
+    weights: str
+    """Form of the weights (`model/forms.py`) on both sides."""
     batch: Timing
     """`Batch` alone, `clients` rows side by side, prompts read as rows become free."""
     many: Timing
@@ -133,16 +136,22 @@ class ServingRow:
             f"{max(self.late_waits):.1f}",
             f"{self.identical} of {self.compared} answers equal those of Batch",
         )
-        return f"serve {self.preset}, prompts of {self.context} bytes, {self.max_bytes} bytes each: " + ", ".join(parts)
+        return (
+            f"serve {self.preset} ({self.weights} weights), prompts of {self.context} bytes, {self.max_bytes} bytes each: "
+            + ", ".join(parts)
+        )
 
 
 class Alone:
     """The engine without a server, in a process of its own (`Remote`)."""
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, threads: int, weights: WeightForm) -> None:
         """model: as users name it."""
         torch.set_num_threads(threads)
-        self.bundle = load_bundle(resolve_model(model), device=torch.device(device))
+        bundle = load_bundle(resolve_model(model), device=torch.device(device))
+        assert bundle.model is not None
+        scorer = None if bundle.scorer is None else reform(bundle.scorer, weights)
+        self.bundle = replace(bundle, model=reform(bundle.model, weights), scorer=scorer)
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[bytes], requests: Sequence[Request], rows: int) -> tuple[float, list[bytes]]:
@@ -174,6 +183,7 @@ def serving(
     max_bytes: int = NUM_BYTES,
     temperature: float = 0.8,
     threads: int = 1,
+    weights: str = "fp32",
     repeats: int = 3,
     device: str = "cpu",
     options: Sequence[str] = (),
@@ -189,26 +199,31 @@ def serving(
     Answers are ASCII and do not end early, by logit bias: each piece of text is then one byte, and runs of equal
     length compare.
 
-    Raises ValueError for numbers below 1 and where httpx is missing; RuntimeError where a request fails.
+    Raises ValueError for numbers below 1, an unknown form of weights, and where httpx is missing; RuntimeError where a
+    request fails.
     """
     for name, value in {"clients": clients, "context": context, "max_bytes": max_bytes, "repeats": repeats}.items():
         if not 1 <= value <= MAX_REPEATS:
             raise ValueError(f"{name} = {value} must be from 1 to {MAX_REPEATS:,}")
     check_threads(threads, "threads")
+    form = parse_form(weights)
     requests = WAVES * clients
     prompts = iter(prompts_of([benchmark_text(MAX_CONTEXT)], repeats * (2 * requests + SINGLE) + clients, context))
     with tempfile.TemporaryDirectory() as directory:
         if model is None:
             model = str(save_bundle(Path(directory) / "model", Bundle(subject.model, subject.scorer, subject.rule)))
-        own = ["--model", model, "--threads", str(threads), "--device", device]
+        own = ["--model", model, "--threads", str(threads), "--device", device, "--weights", form]
         progress("starting the server, and Batch alone")
-        with Remote("Batch alone", Alone, model, device, threads) as alone, ServerProcess(*own, *options) as server:
+        with (
+            Remote("Batch alone", Alone, model, device, threads, form) as alone,
+            ServerProcess(*own, *options) as server,
+        ):
             load = _Load(server.url, served_model(server.url), max_bytes, temperature, clients, prompts)
             progress("warming up")
             warm = load.bodies(clients)
             closed_loop(server.url, [body for _, body in warm], clients)
             load.batch(alone, [prompt for prompt, _ in warm])
-            return _measured(subject, load, alone, requests, repeats, threads, command, progress)
+            return _measured(subject, load, alone, requests, repeats, threads, form, command, progress)
 
 
 @dataclass
@@ -258,6 +273,7 @@ def _measured(
     requests: int,
     repeats: int,
     threads: int,
+    weights: WeightForm,
     command: str,
     progress: Progress,
 ) -> ServingRow:
@@ -295,6 +311,7 @@ def _measured(
         clients=load.clients,
         requests=requests,
         threads=threads,
+        weights=weights,
         batch=Timing(requests * load.max_bytes, tuple(seconds["batch"])),
         many=Timing(requests * load.max_bytes, tuple(seconds["many"])),
         steady=tuple(steady),

@@ -140,8 +140,10 @@ def bench(
         _refuse({"--clients": clients}, f"is for `blt bench serve`, not for {what.value}")
     if what != Measured.train:
         _refuse({"--patches": patches}, f"is for `blt bench train`, not for {what.value}")
-    if what not in (Measured.decode, Measured.weights):
-        _refuse(formed, f"is for decode and weights, not for {what.value}")
+    if what == Measured.serve:
+        _refuse({"--file": file}, NOT_SERVE)
+    elif what not in (Measured.decode, Measured.weights):
+        _refuse(formed, f"is for decode, weights and serve, not for {what.value}")
     if what == Measured.prefill:
         _refuse({"--batch": batch}, "is for decode, train, patch and weights; prefill reads one row")
     if what == Measured.weights:
@@ -164,7 +166,9 @@ def bench(
     found: Iterable[Row | WeightsRow | ServingRow]
     if what == Measured.serve:
         asked = {"temperature": temperature, "max_bytes": max_bytes, "clients": clients, "repeats": repeats}
-        found = _serve(source, context or [256], shared | {"threads": threads or 1} | _given(**asked))
+        found = _serve(
+            source, context or [256], weights or ["fp32"], shared | {"threads": threads or 1} | _given(**asked)
+        )
     elif what == Measured.weights:
         found = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
     elif what != Measured.decode:
@@ -250,12 +254,16 @@ def _weights(
         yield from benchmarks.weights(subject, text, bits_per_byte, batch=batch, **options)
 
 
-def _serve(source: Source, contexts: Sequence[int], options: dict[str, Any]) -> "Iterator[ServingRow]":
+def _serve(
+    source: Source, contexts: Sequence[int], forms: Sequence[str], options: dict[str, Any]
+) -> "Iterator[ServingRow]":
     from bltkit import bench as benchmarks
 
     subject = _subject(source, [benchmarks.row(max(contexts))])
     for context in contexts:
-        yield benchmarks.serving(subject, source[1], context=context, device=str(subject.device), **options)
+        for form in forms:
+            options |= {"context": context, "weights": form, "device": str(subject.device)}
+            yield benchmarks.serving(subject, source[1], **options)
 
 
 def _report(
