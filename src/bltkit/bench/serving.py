@@ -136,10 +136,8 @@ class ServingRow:
             f"{max(self.late_waits):.1f}",
             f"{self.identical} of {self.compared} answers equal those of Batch",
         )
-        return (
-            f"serve {self.preset} ({self.weights} weights), prompts of {self.context} bytes, {self.max_bytes} bytes each: "
-            + ", ".join(parts)
-        )
+        sizes = f"prompts of {self.context} bytes, {self.max_bytes} bytes each"
+        return f"serve {self.preset} ({self.weights} weights), {sizes}: " + ", ".join(parts)
 
 
 class Alone:
