@@ -230,10 +230,10 @@ def saved_model(directory: Path, seed: int = 0, chat: bool = False) -> Path:
 
 
 class Library:
-    """A checkpoint's `ByteLM` in float64, in a process without the tests' type checks, which would slow it down."""
+    """A model's `ByteLM`, in a process without the tests' type checks, which would slow it down."""
 
-    def __init__(self, directory: Path) -> None:
-        self._remote = Remote("the library", ExactModel, directory)
+    def __init__(self, model: str | Path, dtype: torch.dtype = torch.float64) -> None:
+        self._remote = Remote("the library", LibraryModel, model, dtype)
 
     def generate(self, prompt: str | bytes, **options: Any) -> Generation:
         """See `ByteLM.generate`."""
@@ -255,12 +255,12 @@ class Library:
         self._remote.close()
 
 
-class ExactModel:
+class LibraryModel:
     """The other process's side of `Library`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, model: str | Path, dtype: torch.dtype) -> None:
         torch.set_num_threads(1)
-        self.lm = ByteLM.load(directory, dtype=torch.float64)
+        self.lm = ByteLM.load(model, dtype=dtype)
 
     def generate(self, prompt: str | bytes, options: Mapping[str, Any]) -> Generation:
         return self.lm.generate(prompt, **options)

@@ -4,19 +4,26 @@ The first test holds the harness itself to the contract that the server was writ
 new pin changes it, the assertion that fails says what moved.
 """
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from bltkit.api import ByteLM
 from bltkit.cli import main
-from tests.serve_client import TINY, Served, serve
+from bltkit.generate import Sampling
+from bltkit.vocab import encode
+from tests.serve_client import TINY, Library, Served, serve
 from tests.shared import SHARED
 from tests.test_harness import ROWS, WRITING, answers, evaluate
+from tests.test_session import TIE, nearest_tie
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("tenacity", reason="lm-eval speaks HTTP only with tenacity")
@@ -151,6 +158,43 @@ def test_bytes_are_those_of_the_command(server: Served, capsysbinary: pytest.Cap
     said = capsysbinary.readouterr().out
     data = server.data("The first", temperature=0.7, seed=5, max_tokens=40, top_p=0.9)
     assert said.rstrip(b"\n") == data.rstrip(b"\n") and len(data) == 40
+
+
+class Exact:
+    """A model in float64, as `nearest_tie` asks for one."""
+
+    def __init__(self) -> None:
+        self.lm = ByteLM.load(TINY, dtype=torch.float64)
+        self.scorer, self.rule = self.lm.scorer, self.lm.rule
+
+    def in_float64(self) -> "Exact":
+        return self
+
+    def run(self, ids: Sequence[int]) -> tuple[torch.Tensor, None]:
+        return self.lm.logits(ids), None
+
+
+def test_fp32_differs_only_on_ties(server: Served) -> None:
+    """Of a trained model in fp32, whose rows round otherwise in another company."""
+    asked = []
+    for seed in range(12):
+        options = {"temperature": (0.0, 0.8)[seed % 2], "seed": seed, "strategy": ("ar", "speculative")[seed // 2 % 2]}
+        asked.append((ROWS[seed % len(ROWS)][0][: 20 + seed], options))
+    with ThreadPoolExecutor(12) as pool:
+        served = list(pool.map(lambda item: server.data(item[0], max_tokens=30, **item[1]), asked))
+    ties = 0
+    with Library(TINY, torch.float32) as lm:
+        for (prompt, options), data in zip(asked, served, strict=True):
+            expected = lm.generate(prompt, max_bytes=30, **options).data
+            if data != expected:
+                pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(data, expected, strict=False))
+                same = bytes(value for value, _ in pairs)
+                sampling = Sampling(temperature=options["temperature"], seed=options["seed"])
+                margin = nearest_tie(Exact(), encode(prompt.encode() + same).tolist(), sampling)  # type: ignore[arg-type]
+                assert margin < TIE, (prompt, options)
+                ties += 1
+    print(f"{ties} ties")
+    assert ties < len(asked) / 2
 
 
 class Recorder(BaseHTTPRequestHandler):

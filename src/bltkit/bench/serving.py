@@ -69,9 +69,10 @@ class ServingRow:
     rounds: tuple[float, ...]
     """Median seconds between pieces of a running answer, by run of clients that start apart."""
     longest_waits: tuple[float, ...]
-    """Longest time between two pieces of a running answer in these medians, by run."""
+    """How long a running answer waited for others' prompts at most, by run: the longest time between two of its pieces,
+    without a median round, in median rounds."""
     late_waits: tuple[float, ...]
-    """The same, but of all times between two pieces the one that 99.9 % do not exceed."""
+    """The same of the time between two pieces that 99.9 % do not exceed."""
     identical: int
     """Answers with the bytes that `Batch` alone gave."""
     compared: int
@@ -285,8 +286,8 @@ def _measured(
         first_many.append(tuple(answer.first_byte_seconds for answer in answers))
         gaps = [gap for answer in answers for gap in answer.gaps] or [math.nan]
         rounds.append(statistics.median(gaps))
-        longest.append(max(gaps) / rounds[-1])
-        late.append(percentile(gaps, 0.999) / rounds[-1])
+        longest.append(max(gaps) / rounds[-1] - 1)
+        late.append(percentile(gaps, 0.999) / rounds[-1] - 1)
     return ServingRow(
         preset=subject.name,
         context=len(many[0][0]),
