@@ -165,7 +165,7 @@ def test_bytes_do_not_depend_on_the_company(case: Case, data: st.DataObject) -> 
 
 
 @pytest.mark.slow
-@settings(max_examples=40, phases=UNSHRUNK)
+@settings(max_examples=10, phases=UNSHRUNK)
 @given(tiny.cases(), st.data())
 def test_bytes_do_not_depend_on_64_others(case: Case, data: st.DataObject) -> None:
     assert_company_changes_nothing(case, data, most=64, longest=80)
