@@ -5,7 +5,6 @@ complete. What is measured is what a client sees: when the first byte arrives, w
 """
 
 import asyncio
-import json
 import re
 import signal
 import socket
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from bltkit.files import parse_json
 
 if TYPE_CHECKING:
     import httpx
@@ -126,7 +127,7 @@ async def ask(connection: "httpx.AsyncClient", index: int, body: Body) -> Answer
             if data == "[DONE]":
                 complete = True
                 break
-            event = json.loads(data)
+            event = parse_json(data, f"request {index}: an event")
             if "error" in event:
                 raise RuntimeError(f"request {index} failed while it ran: {event['error']!s:.500}")
             for choice in event["choices"]:

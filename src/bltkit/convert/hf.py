@@ -4,7 +4,6 @@ Weights that need no change are copied as they are, so that a way there and back
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -20,6 +19,7 @@ from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
 from bltkit.convert.source import Counter, Source, Writer, stack_of
 from bltkit.convert.stream import write_shards
+from bltkit.files import parse_json
 
 NAME = "hf"
 _CROSS = "model.local_encoder.cross_attn_layers."
@@ -89,7 +89,7 @@ def hf_writer(source: Source) -> Writer:
     contents = {} if source.config is None else {CONFIG: source.config}
     if source.config is None:
         contents = described(source.bundle, _dtype(source))
-        if json.loads(contents[CONFIG])["model_type"] != hf_config.MODEL_TYPE:
+        if parse_json(contents[CONFIG], CONFIG)["model_type"] != hf_config.MODEL_TYPE:
             raise ValueError(
                 f"rule {source.bundle.rule or 'none'}, or the model's shape, has no place in Hugging Face's format; "
                 "convert this checkpoint to 'ours' only"
