@@ -3,8 +3,8 @@
 Run:  python -m scripts.batches moves [tiny|69m] [SEQUENCES] [ROUNDS]
       python -m scripts.batches mixed
 
-`moves`: sequences leave a full batch and others enter it; each costs so many median rounds, and so does the longest
-round of all, in which windows slide. `69m` has random weights: what is measured does not depend on them.
+`moves`: the cost of leaving and of entering a full batch, and the longest round, in which windows slide, in median
+rounds. `69m` has random weights: what is measured does not depend on them.
 `mixed`: bytes per second of 32 sequences of one strategy and of two, in turn.
 Measured in CPU seconds of this process, on one thread, so that other work on the machine counts for little.
 """
@@ -89,10 +89,10 @@ def moves(name: str, sequences: int, rounds: int) -> dict[str, Any]:
             seconds["enter"].append(took)
             batch, at = batch.step()[0], at + 1
     middle = median(seconds["round"])
-    found: dict[str, Any] = {"benchmark": "batch-moves", "model": name, "sequences": sequences, "rounds": rounds}
-    found |= {kind: median(values) / middle for kind, values in seconds.items() if kind != "round"}
-    found |= {f"{kind}_max": max(values) / middle for kind, values in seconds.items()}
-    return found | {"round_seconds": middle, "prompt": PROMPT}
+    row: dict[str, Any] = {"benchmark": "batch-moves", "model": name, "sequences": sequences, "rounds": rounds}
+    row |= {kind: median(values) / middle for kind, values in seconds.items() if kind != "round"}
+    row |= {f"{kind}_max": max(values) / middle for kind, values in seconds.items()}
+    return row | {"round_seconds": middle, "prompt": PROMPT}
 
 
 def mixed() -> dict[str, Any]:
@@ -136,9 +136,9 @@ def main(kind: str, *more: str) -> None:
     # As the server does: else Python's collector looks through all that was imported, for as long as four rounds.
     gc.freeze()
     name, sequences, rounds = [*more, *("tiny", "64", "400")[len(more) :]]
-    found = mixed() if kind == "mixed" else moves(name, int(sequences), int(rounds))
+    row = mixed() if kind == "mixed" else moves(name, int(sequences), int(rounds))
     stamp = {"threads": 1, "commit": commit(), "machine": machine(torch.device("cpu"))}
-    print(json.dumps(found | stamp | {"command": "python -m scripts.batches " + " ".join((kind, *more))}))
+    print(json.dumps(row | stamp | {"command": "python -m scripts.batches " + " ".join((kind, *more))}))
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ class ByteLM:
         seed: 0; a sample depends on it and the prompt alone.
         logit_bias: what is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100.
         stop: strings that end the text and are not part of it.
-        valid_utf8: make only valid UTF-8. logprobs, top_logprobs: hand out log-probabilities, and those of so many ids.
+        valid_utf8: make only valid UTF-8. logprobs: hand out log-probabilities; top_logprobs: also of the k best ids.
 
         Raises ValueError for options unknown, of the wrong type or out of range, before the first pass.
         """

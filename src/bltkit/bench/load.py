@@ -206,7 +206,7 @@ class ServerProcess:
         raise RuntimeError(f"the server was not ready after {self._seconds:g} s: {self._last_messages()}")
 
     def stop(self, seconds: float = ENDING_SECONDS) -> int:
-        """Ask the server to drain and end, as SIGTERM does; its exit status. It is killed after so many seconds."""
+        """Send SIGTERM and return the exit status; the process is killed when the timeout passes."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

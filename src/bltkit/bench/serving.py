@@ -210,11 +210,11 @@ def serving(
     with tempfile.TemporaryDirectory() as directory:
         if model is None:
             model = str(save_bundle(Path(directory) / "model", Bundle(subject.model, subject.scorer, subject.rule)))
-        own = ["--model", model, "--threads", str(threads), "--device", device, "--weights", form]
+        model_options = ["--model", model, "--threads", str(threads), "--device", device, "--weights", form]
         progress("starting the server, and Batch alone")
         with (
             Remote("Batch alone", Alone, model, device, threads, form) as alone,
-            ServerProcess(*own, *options) as server,
+            ServerProcess(*model_options, *options) as server,
         ):
             load = _Load(server.url, served_model(server.url), max_bytes, temperature, clients, prompts)
             progress("warming up")

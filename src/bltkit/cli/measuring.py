@@ -163,14 +163,14 @@ def bench(
         "progress": progress.stage,
     }
     source = preset, model, device
-    found: Iterable[Row | WeightsRow | ServingRow]
+    measurements: Iterable[Row | WeightsRow | ServingRow]
     if what == Measured.serve:
         asked = {"temperature": temperature, "max_bytes": max_bytes, "clients": clients, "repeats": repeats}
-        found = _serve(
+        measurements = _serve(
             source, context or [256], weights or ["fp32"], shared | {"threads": threads or 1} | _given(**asked)
         )
     elif what == Measured.weights:
-        found = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
+        measurements = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
     elif what != Measured.decode:
         default = {Measured.train: [2], Measured.patch: [1]}.get(what)
         batches = [{}] if default is None else [{"batch": size} for size in batch or default]
@@ -180,18 +180,18 @@ def bench(
             from bltkit.train.optim import trainers_update
 
             shared |= {"update_of": trainers_update}
-        found = _each(what, source, context or [1024], batches, shared)
+        measurements = _each(what, source, context or [1024], batches, shared)
     else:
         shared |= _given(
             forms=weights, batches=batch, temperature=temperature, peer=peer, peer_dtype=_dtype(peer_dtype)
         )
         if file is None:
-            found = _decode(source, context or [1024], max_bytes, shared | {"limits": _limits(repeats, seconds)})
+            measurements = _decode(source, context or [1024], max_bytes, shared | {"limits": _limits(repeats, seconds)})
         else:
             shared |= _given(prompts=prompts, max_bytes=max_bytes, seed=seed, rounds=repeats)
-            found = _continue(source, file, context or [256], strategy or [], draft or [], shared)
+            measurements = _continue(source, file, context or [256], strategy or [], draft or [], shared)
     with progress:
-        _report(found, out, plot, as_json)
+        _report(measurements, out, plot, as_json)
 
 
 def _each(
@@ -267,7 +267,7 @@ def _serve(
 
 
 def _report(
-    found: "Iterable[Row | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
+    measurements: "Iterable[Row | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
 ) -> None:
     """Rows as they come: where a run is broken off, the file has what was measured."""
     from bltkit.bench import append_rows
@@ -275,7 +275,7 @@ def _report(
     if out is not None:
         append_rows(out, [])  # a place that cannot be written to is found out first
     rows = []
-    for row in found:
+    for row in measurements:
         rows.append(row)
         if out is not None:
             append_rows(out, [row])

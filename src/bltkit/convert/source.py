@@ -46,11 +46,11 @@ class Counter:
     total: int = 0
 
     def expect(self, num_bytes: int) -> None:
-        """There are so many bytes more to come."""
+        """Add `num_bytes` to the total."""
         self.total += num_bytes
 
     def tell(self, num_bytes: int) -> None:
-        """So many bytes more are done."""
+        """Add `num_bytes` to what is done, and report progress."""
         self.done += num_bytes
         if self.progress is not None:
             self.progress(self.done, max(self.done, self.total))

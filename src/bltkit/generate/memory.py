@@ -69,7 +69,7 @@ class SequenceMemory:
         return cls(tuple(stacks))
 
     def held(self, ids: int, patches: int) -> int:
-        """Bytes of the keys and values that a sequence of so many ids, BOS included, with so many closed patches holds.
+        """Bytes of keys and values cached for a sequence of `ids` ids, BOS included, and `patches` closed patches.
 
         A sequence that forgot something (a later BOS, a scorer's reset) holds less.
         """

@@ -64,7 +64,7 @@ class Options(TypedDict, total=False):
     logprobs: bool
     """Return the natural logarithm of every byte's probability."""
     top_logprobs: int
-    """Return so many of the most probable ids for every byte, 0 to 20, with their log-probabilities."""
+    """Return the k most probable ids for every byte, k from 0 to 20, with their log-probabilities."""
 
 
 _TYPES: Mapping[str, Any] = get_type_hints(Options)

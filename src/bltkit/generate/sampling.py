@@ -149,8 +149,8 @@ def choose(
     """
     num_rows, num_columns, num_ids = logits.shape
     assert len(rows) == len(positions) == num_rows
-    own = _emittable(logits, allowed)
-    scores = _log_weights(rows, own, seen)
+    emittable = _emittable(logits, allowed)
+    scores = _log_weights(rows, emittable, seen)
     if any(row.temperature > 0 for row in rows):
         silence = np.zeros((num_columns, num_ids))
         noise = [
@@ -164,20 +164,22 @@ def choose(
     ids: list[list[int]] = chosen.reshape(num_rows, num_columns).tolist()
     if not logprobs and not certainty and not any(tops):
         return Choice(ids, None)
-    own = own - own.max(-1, keepdims=True)
-    weights = np.exp(own)
+    emittable = emittable - emittable.max(-1, keepdims=True)
+    weights = np.exp(emittable)
     total = weights.cumsum(-1)[:, -1]
-    found, sure, alternatives = None, None, None
+    chosen_logprobs, sure, alternatives = None, None, None
     if logprobs:
-        found = (own[np.arange(len(own)), chosen] - np.log(total)).reshape(num_rows, num_columns).tolist()
+        chosen_logprobs = (
+            (emittable[np.arange(len(emittable)), chosen] - np.log(total)).reshape(num_rows, num_columns).tolist()
+        )
     if certainty:
         # An id without weight adds nothing, where 0 times minus infinity would be no number.
-        products = np.multiply(weights, own, out=np.zeros_like(own), where=weights > 0)
+        products = np.multiply(weights, emittable, out=np.zeros_like(emittable), where=weights > 0)
         entropy = np.log(total) - products.cumsum(-1)[:, -1] / total
         sure = Certainty((1 / total).reshape(num_rows, num_columns), entropy.reshape(num_rows, num_columns))
     if any(tops):
-        alternatives = _tops((own - np.log(total)[:, None]).reshape(logits.shape), tops)
-    return Choice(ids, found, sure, alternatives)
+        alternatives = _tops((emittable - np.log(total)[:, None]).reshape(logits.shape), tops)
+    return Choice(ids, chosen_logprobs, sure, alternatives)
 
 
 def most_probable(logprobs: Float64[np.ndarray, "S V"], count: int) -> list[Tops]:
@@ -212,38 +214,38 @@ def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[T
 def _emittable(logits: Float[Tensor, "*S V"], allowed: Bool[Tensor, "*S V"] | None) -> Float64[np.ndarray, "N V"]:
     """The logits in float64, all columns of all rows under one another; -inf where an id cannot be chosen."""
     copy = logits.detach().to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)
-    own: Float64[np.ndarray, "N V"] = copy.numpy().reshape(-1, logits.shape[-1])
-    own[:, _NEVER] = -np.inf
+    emittable: Float64[np.ndarray, "N V"] = copy.numpy().reshape(-1, logits.shape[-1])
+    emittable[:, _NEVER] = -np.inf
     # The largest is NaN where anything is; -inf alone is a way of saying "never".
-    if not np.isfinite(own.max(-1)).all():
+    if not np.isfinite(emittable.max(-1)).all():
         raise ValueError("the logits are not finite: the model's weights are broken, or its training diverged")
     if allowed is not None:
-        np.copyto(own, -np.inf, where=~allowed.cpu().numpy().reshape(own.shape))
-        if own.max(-1).min() == -np.inf:
+        np.copyto(emittable, -np.inf, where=~allowed.cpu().numpy().reshape(emittable.shape))
+        if emittable.max(-1).min() == -np.inf:
             raise ValueError("the constraint allows no id that the model can emit; it must always leave one")
-    return own
+    return emittable
 
 
 def _log_weights(
-    rows: Sequence[Sampling], own: Float64[np.ndarray, "N V"], seen: Bool[Tensor, "*S V"] | None
+    rows: Sequence[Sampling], emittable: Float64[np.ndarray, "N V"], seen: Bool[Tensor, "*S V"] | None
 ) -> Float64[np.ndarray, "N V"]:
     """Logarithms of what is drawn from, up to a constant; N / R successive columns belong to each row.
 
     Rows of all settings go together. A setting that a row does not have is given the value that changes nothing.
     """
     if any(row.logit_bias for row in rows):
-        biases = np.stack([_bias(row.logit_bias, own.shape[-1]) for row in rows])
-        own = own + np.repeat(biases, len(own) // len(rows), 0)
+        biases = np.stack([_bias(row.logit_bias, emittable.shape[-1]) for row in rows])
+        emittable = emittable + np.repeat(biases, len(emittable) // len(rows), 0)
     if seen is not None and any(row.repetition_penalty != 1 for row in rows):
-        penalty = _spread([row.repetition_penalty for row in rows], own)
-        penalised = np.where(own > 0, own / penalty, own * penalty)
-        own = np.where(seen.cpu().numpy().reshape(own.shape), penalised, own)
+        penalty = _spread([row.repetition_penalty for row in rows], emittable)
+        penalised = np.where(emittable > 0, emittable / penalty, emittable * penalty)
+        emittable = np.where(seen.cpu().numpy().reshape(emittable.shape), penalised, emittable)
     if all(row.temperature == 0 for row in rows):
-        return own
+        return emittable
     # The shift keeps a tiny temperature from overflowing; beyond the largest number -inf is right.
     temperatures = [row.temperature or 1.0 for row in rows]
     with np.errstate(over="ignore") if min(temperatures) < 1e-100 else nullcontext():
-        scores = (own - own.max(-1, keepdims=True)) / _spread(temperatures, own)
+        scores = (emittable - emittable.max(-1, keepdims=True)) / _spread(temperatures, emittable)
     if all(row.top_k is None and row.top_p is None and row.min_p is None for row in rows):
         return scores
     return _filter(rows, scores)

@@ -109,8 +109,8 @@ class StackCache:
         joined = first._new_storage(max(lengths), 1, block.shape[2], block.shape[4], block, lanes)
         row = 0
         for cache in caches:
-            for own in range(len(cache.stops)):
-                joined._fill(row, cache, own)
+            for source_row in range(len(cache.stops)):
+                joined._fill(row, cache, source_row)
                 row += 1
         return joined._of_lengths(lengths)
 
@@ -360,8 +360,8 @@ class Slot:
         if cache.window is not None:
             starts = tuple([max(start, stop - cache.window + 1) for start, stop in zip(starts, stops, strict=True)])
         positions = tuple([position + count for position, count in zip(cache.positions, counts, strict=True)])
-        own = (self._storage, written_by, cache._generation)
-        return StackCache(cache.num_layers, cache.window, starts, stops, positions, *own)
+        place = (self._storage, written_by, cache._generation)
+        return StackCache(cache.num_layers, cache.window, starts, stops, positions, *place)
 
     def _scattered(self) -> Tensor:
         device = self._storage.block.device

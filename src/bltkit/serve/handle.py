@@ -154,7 +154,7 @@ class Engine:
         return await self._loaded
 
     def full(self, choices: int, size: int) -> bool:
-        """Would a request of so many choices, with a prompt of `size` bytes, wait beyond the limits."""
+        """Does a request of `choices` choices and a prompt of `size` bytes exceed the queue limits."""
         limits = self.settings.limits
         waits = self.waiting + max(1, choices) > limits.waiting
         return self.waiting > 0 and (waits or self.waiting_bytes + size > limits.waiting_bytes)

@@ -64,7 +64,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Drain:
-    """Take no new requests; finish what runs, or end it after so many seconds with what it has. Then `Drained`."""
+    """Take no new requests; finish what runs, or end it after `seconds` with what it has. Then `Drained`."""
 
     seconds: float
 

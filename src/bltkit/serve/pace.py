@@ -53,16 +53,16 @@ class Pace:
         return 0.0, t / n
 
     def expected(self, num_ids: int) -> float:
-        """Seconds of reading so many ids."""
+        """Expected seconds to read `num_ids` ids."""
         fixed, each = self.line
         return fixed + each * num_ids
 
     def add_round(self, seconds: float) -> None:
-        """A round has taken so long."""
+        """Record the duration of a round."""
         self._rounds.append(seconds)
 
     def add_reading(self, num_ids: int, seconds: float) -> None:
-        """Reading so many ids has taken so long."""
+        """Record how long reading `num_ids` ids took."""
         if self._sums[0]:
             seconds = min(seconds, OUTLIER * self.expected(num_ids))
         new = (1.0, num_ids, num_ids**2, seconds, num_ids * seconds)
@@ -73,6 +73,6 @@ class Pace:
         return WAIT * self.median_round if running else ALONE
 
     def ids(self, seconds: float) -> int:
-        """Ids that can be read in so many seconds; fewer than `FEWEST` are not worth it."""
+        """Number of ids that can be read in `seconds`; fewer than `FEWEST` are not worth it."""
         fixed, each = self.line
         return 4 * FEWEST if not each else int((seconds - fixed) / each)

@@ -46,7 +46,7 @@ class Prefix:
         yield -id(self), NUMBER * len(self.logprobs) + PAIR * sum(map(len, self.top_logprobs))
 
     def serves(self, tops: int | None) -> bool:
-        """Does it hold what a request needs that asks for so many most probable ids."""
+        """Does it hold log-probabilities of the `tops` most probable ids, where a request asks for them."""
         return tops is None or self.tops == tops
 
 

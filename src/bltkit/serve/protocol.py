@@ -119,7 +119,7 @@ class CompletionRequest(Generation):
     echo: bool | None = None
     """Put the prompt in front of the answer, and with `logprobs` score it."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOPS)] | None = None
-    """Log-probabilities of every byte, and of so many most probable ones in its place."""
+    """Log-probabilities of every byte, and of the k most probable bytes at its position."""
     best_of: Annotated[Any, Neutral((1,))] = None
     suffix: Annotated[Any, Neutral(("",))] = None
 
@@ -153,7 +153,7 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     """Log-probabilities of every byte."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOPS)] | None = None
-    """Also of so many most probable bytes in its place."""
+    """Also of the k most probable bytes at its position."""
     tools: Annotated[Any, Neutral(([],))] = None
     tool_choice: Annotated[Any, Neutral(("none", "auto"))] = None
     parallel_tool_calls: Annotated[Any, Neutral((True, False))] = None

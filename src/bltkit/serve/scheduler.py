@@ -51,7 +51,7 @@ CONTEXT = 2048
 """Bytes, for a model whose record does not say how long a training row was."""
 
 PREFIXES = 4
-"""One part in so many of the memory may hold prefixes."""
+"""The prefix cache may hold 1 / PREFIXES of the memory."""
 
 BROKEN = "the model could not compute this request; the server's log says why"
 
