@@ -18,8 +18,9 @@ from bltkit.model import (
     blt_preset,
 )
 from bltkit.model.flops import exact_flops
-from bltkit.patching import BothRule, BpeRule, RiseRule, StrideRule, ThresholdRule, train_bpe
+from bltkit.patching import BothRule, BpeRule, RiseRule, StrideRule, ThresholdRule
 from bltkit.study.compare import RISE, Comparison, compare
+from bltkit.tokens import train_bpe
 
 TEXT = "Two lines,\nand ünïcode 世界.".encode()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bltkit import cli
 from bltkit.checkpoint import load_bundle, save_bundle
-from bltkit.checkpoint.token_model import TokenBundle, load_token_model, write_token_model
+from bltkit.checkpoint.token_checkpoint import TokenBundle, load_token_model, write_token_model
 from bltkit.cli import main
 from bltkit.data import Corpus, Loader
 from bltkit.data.shards import AnnotatedDocument, ShardEntry, ShardFile, ShardManifest, write_manifest, write_shard

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint import hf_config, token_model
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle

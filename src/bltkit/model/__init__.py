@@ -16,7 +16,7 @@ from bltkit.model.config import (
 from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
 from bltkit.model.routed import RoutedBlt
-from bltkit.model.token import TokenLlama
+from bltkit.model.token_llama import TokenLlama
 
 __all__ = [
     "BLT_PRESETS",

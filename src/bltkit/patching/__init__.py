@@ -13,8 +13,6 @@ from bltkit.patching.registry import RULES, Rule, parse_rule
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.patching.space import SpaceRule
 from bltkit.patching.stride import ByteRule, StrideRule
-from bltkit.patching.tokenizer import ByteTokenizer, train_bpe
-from bltkit.patching.vocabulary import Vocabulary
 
 __all__ = [
     "RULES",
@@ -23,7 +21,6 @@ __all__ = [
     "BpeOracleRule",
     "BpeRule",
     "ByteRule",
-    "ByteTokenizer",
     "PatchingRule",
     "RandomRule",
     "RiseRule",
@@ -33,11 +30,9 @@ __all__ = [
     "Stream",
     "StrideRule",
     "ThresholdRule",
-    "Vocabulary",
     "ask",
     "extend",
     "parse_rule",
     "patch",
     "start_stream",
-    "train_bpe",
 ]

@@ -33,7 +33,7 @@ from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import FeedForward, SelfAttention, Transformer
 from bltkit.model.routed import without_router
 from bltkit.patches import Patches
-from bltkit.patching import Vocabulary
+from bltkit.tokens import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.ema import WeightAverage

@@ -41,7 +41,7 @@ from bltkit.train.sinks import check_reports
 from bltkit.train.stages import StagedLoader, part_size
 from bltkit.train.start import Start, refuse_existing, starting_point
 from bltkit.train.state import WEIGHT, Position, Saver, restore, training_state
-from bltkit.train.vocabulary import known_vocabulary, trained_vocabulary
+from bltkit.train.token_vocabulary import known_vocabulary, trained_vocabulary
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:

@@ -16,7 +16,7 @@ from bltkit.train.patcher import load_patcher
 from bltkit.train.process import numerics
 from bltkit.train.run import RunDirectory
 from bltkit.train.state import read_position
-from bltkit.train.vocabulary import known_vocabulary
+from bltkit.train.token_vocabulary import known_vocabulary
 from bltkit.vocab import OFFSET
 
 

@@ -21,7 +21,7 @@ from bltkit.generate import Session
 from bltkit.model import Blt, EntropyModel
 from bltkit.model.cache import StackCache
 from bltkit.model.config import TokenConfig
-from bltkit.model.token import TokenLlama
+from bltkit.model.token_llama import TokenLlama
 from bltkit.patches import Patches
 from bltkit.patching.stride import StrideRule
 from bltkit.study.efficiency.cost import (

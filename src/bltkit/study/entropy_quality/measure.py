@@ -21,7 +21,6 @@ from bltkit.config import Config
 from bltkit.eval.context_mixing import context_mixing_nats
 from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.score import window_shape
-from bltkit.patching import ByteTokenizer
 from bltkit.study.entropy_quality.borders import (
     agreement,
     behind_spaces,
@@ -39,6 +38,7 @@ from bltkit.study.entropy_quality.ranks import spearman_interval
 from bltkit.study.entropy_quality.scores import LN2, ByteFigures, byte_figures, entropy_model
 from bltkit.study.entropy_quality.texts import Text, read_texts
 from bltkit.study.row_file import ROWS
+from bltkit.tokens import ByteTokenizer
 
 STUDY = "entropy"
 

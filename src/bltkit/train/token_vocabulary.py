@@ -7,8 +7,8 @@ import numpy as np
 from bltkit.checkpoint import resolve_model
 from bltkit.data import Corpus
 from bltkit.model import SavedTokenizer, TokenConfig
-from bltkit.patching import Vocabulary
-from bltkit.patching.vocabulary import TOKENIZER
+from bltkit.tokens import Vocabulary
+from bltkit.tokens.vocabulary import TOKENIZER
 from bltkit.train.config import ModelConfig, TrainConfig
 
 

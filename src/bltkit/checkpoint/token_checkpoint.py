@@ -25,7 +25,7 @@ from bltkit.checkpoint.weights import Weights, read_json, write_weights
 from bltkit.config import Config, parse
 from bltkit.files import check_seal, sealed
 from bltkit.model import TokenConfig, TokenLlama
-from bltkit.patching import Vocabulary
+from bltkit.tokens import Vocabulary
 
 MODEL_TYPE = "llama"
 KIND = "bpe"

@@ -1,7 +1,8 @@
 """A token model of Llama's shape: the baseline that bytes are compared with, made of the same layers as our stacks.
 
-Beside the way of the bytes: it reads rows of tokens (`data/tokens.py`). Notable: RoPE turns neighbouring pairs here as
-in all our stacks; Hugging Face's Llama turns halves, which the checkpoint sees to (`checkpoint/token_model.py`).
+Beside the way of the bytes: it reads rows of tokens (`data/token_batches.py`). Notable: RoPE turns neighbouring pairs
+here as in all our stacks; Hugging Face's Llama turns halves, which the checkpoint sees to
+(`checkpoint/token_checkpoint.py`).
 """
 
 from typing import Self

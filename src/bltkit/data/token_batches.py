@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bltkit.data.batch import IGNORE, Batch
 from bltkit.data.order import Indices
-from bltkit.patching import Vocabulary
+from bltkit.tokens import Vocabulary
 from bltkit.vocab import BOS, EOS, OFFSET
 
 

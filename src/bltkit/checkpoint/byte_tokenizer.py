@@ -7,7 +7,7 @@ format is data: saving a model needs neither `tokenizers` nor `transformers`.
 import json
 from typing import Any
 
-from bltkit.patching.tokenizer import byte_characters
+from bltkit.tokens.tokenizer import byte_characters
 from bltkit.vocab import BOS, EOS, MASK, OFFSET, PAD
 
 TOKENIZER = "tokenizer.json"

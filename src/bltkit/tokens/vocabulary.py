@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bltkit.files import read_json, read_utf8, require_regular
-from bltkit.patching.tokenizer import ByteTokenizer, tokenizers_library, train_bpe
+from bltkit.tokens.tokenizer import ByteTokenizer, tokenizers_library, train_bpe
 
 PAD, BOS, EOS = SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>")
 """Of a tokenizer that is trained here: ids 0, 1 and 2, as in the vocabulary of bytes."""
