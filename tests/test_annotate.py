@@ -27,7 +27,7 @@ from bltkit.model import BoundaryConfig, BoundaryModel, CnnConfig, CnnEntropy, E
 from bltkit.patching import BothRule, PatchingRule, RiseRule, SpaceRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, snapped
 from bltkit.patching.patched import patch_text
-from bltkit.study.calibration import calibrate_model
+from bltkit.views.calibration import calibrate_model
 from bltkit.vocab import encode
 from tests.shared import SHARED
 from tests.tiny import fill

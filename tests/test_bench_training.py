@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from bltkit import bench
 from bltkit.bench.process import Remote
-from bltkit.model.flops import forward_flops
+from bltkit.cost.formulas.operations import forward_flops
 from tests.test_bench import QUICK, needs_transformers, small
 
 train_module = importlib.import_module("bltkit.bench.train")

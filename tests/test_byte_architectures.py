@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit.checkpoint import Bundle, load_bundle
+from bltkit.cost.ledger import ledger_of
 from bltkit.eval import score
 from bltkit.model import (
     BLT_PRESETS,
@@ -33,7 +34,6 @@ from bltkit.model.presets import expand_preset
 from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import parse_rule, patch
-from bltkit.study.flops import ledger_of
 from bltkit.train import read_metrics
 from tests import ours, reference, tiny
 from tests.processes import train_together

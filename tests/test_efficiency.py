@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bltkit.bench import Limits, MachineRates, Timing
 from bltkit.bench.timing import Side
-from bltkit.eval.json_lines import read_lines
+from bltkit.files.json_lines import read_lines
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import BltConfig
 from bltkit.study.efficiency import (

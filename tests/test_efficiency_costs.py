@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from bltkit.bench import MachineRates
+from bltkit.cost.formulas.operations import mean_visible_keys
+from bltkit.cost.ledger import ledger, token_ledger
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import StackConfig, TokenShape
-from bltkit.model.flops import mean_visible_keys
 from bltkit.study.efficiency import (
     Cost,
     System,
@@ -22,7 +23,6 @@ from bltkit.study.efficiency import (
 from bltkit.study.efficiency.cost import decoding_cost, reading_cost, training_cost
 from bltkit.study.efficiency.measure import runners_of
 from bltkit.study.efficiency.sides import Runner, _TokenWalk, _Walk
-from bltkit.study.flops import ledger, token_ledger
 from tests.test_cli import blt
 
 __all__ = ["blt"]

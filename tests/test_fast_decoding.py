@@ -17,7 +17,7 @@ from bltkit import cli
 from bltkit.bench import repeated_share
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.data import Document
-from bltkit.eval.json_lines import read_lines
+from bltkit.files.json_lines import read_lines
 from bltkit.generate import Passes, Session, Stats
 from bltkit.model import Blt, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bltkit import cli
+from bltkit.cost.formulas.operations import forward_flops, scorer_flops
+from bltkit.cost.planning.activations import activations, meta_model
+from bltkit.cost.planning.machine import LINK_SHARE, USABLE, UTILIZATION
+from bltkit.cost.planning.planner import plan
+from bltkit.cost.planning.training_plan import Plan, Run
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, blt_preset
-from bltkit.model.flops import forward_flops, scorer_flops
 from bltkit.model.layers import Layer, Transformer
 from bltkit.patches import Patches
-from bltkit.study.activations import activations, meta_model
-from bltkit.study.machine import LINK_SHARE, USABLE, UTILIZATION
-from bltkit.study.plan import Plan, Run
-from bltkit.study.planner import plan
 from bltkit.train import build_model
 
 SHAPE = BltConfig(

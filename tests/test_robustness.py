@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.cli.study.robustness import NOISES
-from bltkit.eval.json_lines import read_lines
 from bltkit.eval.noise import PAPER, parse_noise
 from bltkit.eval.place import Place
 from bltkit.eval.requests import Answer, Compression, Likelihood, Request, Scored
+from bltkit.files.json_lines import read_lines
 from bltkit.study.curves import At, Line, draw_curves, scale_of
 from bltkit.study.robustness import Measured, Plan, conditions, curves_of, page_of, retained, run, table, write_report
 from tests.test_cli import Blt_, blt

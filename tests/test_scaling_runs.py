@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
-from bltkit.eval.json_lines import read_lines
-from bltkit.model.flops import forward_flops, scorer_flops
+from bltkit.cost.formulas.operations import forward_flops, scorer_flops
+from bltkit.files.json_lines import read_lines
 from bltkit.study.row_file import ROWS
 from bltkit.study.scaling import Plan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
 from bltkit.study.scaling.batches import Seen

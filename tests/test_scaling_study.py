@@ -7,7 +7,7 @@ import pytest
 
 from bltkit.config import parse
 from bltkit.data import Corpus
-from bltkit.eval.json_lines import read_lines
+from bltkit.files.json_lines import read_lines
 from bltkit.study.scaling import Plan, run
 from bltkit.study.scaling.batches import seen_by, steps_ahead
 from bltkit.train import TrainConfig, train

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
 from bltkit.compute import device_of, threads_used
+from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.noise import Noise, parse_noise
 from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
@@ -39,7 +40,6 @@ from bltkit.generate import (
     text_of,
     typed,
 )
-from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.fastest import best_form, measure_forms
 from bltkit.model.forms import LOSSLESS, FormedLinear, parse_form, reform

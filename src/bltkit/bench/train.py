@@ -21,7 +21,7 @@ from bltkit.bench.subject import Subject, row
 from bltkit.bench.timing import Limits, Progress, Side, check_batch, in_turn, silent, threads_of
 from bltkit.bench.training import OurSide, PatchesFrom, Task, TransformersSide, UpdateOf, dense_adamw
 from bltkit.checkpoint import Bundle, save_bundle
-from bltkit.model.flops import forward_flops
+from bltkit.cost.formulas.operations import forward_flops
 
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4

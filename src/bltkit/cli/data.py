@@ -100,7 +100,7 @@ def calibrate(
 ) -> None:
     """Find the threshold for a mean patch size and store it with the model."""
     place = run_on(model, device, threads, "rows")
-    from bltkit.study.calibration import calibrate_model
+    from bltkit.views.calibration import calibrate_model
 
     with progress_bar("entropies", "stretches") as progress:
         result = calibrate_model(model, files or [], patch_bytes, rule, progress, annotated=annotated, device=place)

@@ -127,7 +127,7 @@ def evaluate(
         _show(evaluation, as_json)
         _warn_of_cuts({"": evaluation}, chosen)
     if out is not None:
-        from bltkit.study.evaluation_page import write_page
+        from bltkit.eval.report import write_page
 
         for page in pages:
             say(f"wrote {write_page(page)}")

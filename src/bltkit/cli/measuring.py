@@ -284,7 +284,7 @@ def _report(
     if as_json:
         print_json(rows[0].to_json() if len(rows) == 1 else {"rows": [row.to_json() for row in rows]})
     if plot is not None:
-        from bltkit.study.speed import write_speeds
+        from bltkit.views.speed import write_speeds
 
         for place in write_speeds([row.to_json() for row in rows], plot):
             say(f"wrote {place}")

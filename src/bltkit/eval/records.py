@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from bltkit.checkpoint import write_atomic
-from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.task import Grade, Item, Numbers
+from bltkit.files.json_lines import append_lines, read_lines
 
 _SECONDS = 2.0
 """Between two writings of a journal: what an interruption costs at most."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bltkit.study.chart import number
-from bltkit.study.pictures import HAIRLINE, INK, MUTED, PAPER
-from bltkit.study.scene import Box, Curve, Dot, Label, Scene, Shape
+from bltkit.views.chart import number
+from bltkit.views.pictures import HAIRLINE, INK, MUTED, PAPER
+from bltkit.views.scene import Box, Curve, Dot, Label, Scene, Shape
 
 Marker = Literal["circle", "square", "diamond", "up", "down", "star"]
 Scale = Literal["log", "linear", "percent"]

@@ -28,7 +28,7 @@ def only_report(options: Mapping[str, Any]) -> None:
 
 def measured(out: Path) -> list[dict[str, Any]]:
     """The rows of a study's directory. Raises ValueError where there are none."""
-    from bltkit.eval.json_lines import read_lines
+    from bltkit.files.json_lines import read_lines
     from bltkit.study.row_file import ROWS
 
     if not (out / ROWS).is_file():

@@ -19,8 +19,8 @@ from torch import Tensor
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash
 from bltkit.checkpoint.manifest import TableConfig, scorer_config
 from bltkit.config import parse
+from bltkit.cost.formulas.operations import forward_flops
 from bltkit.files import read_json
-from bltkit.model.flops import forward_flops
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
 from bltkit.study.ablation.catalog import Variant

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bltkit.bench import MachineRates
+from bltkit.cost.formulas.operations import training_flops
+from bltkit.cost.ledger import Ledger, ledger, token_ledger
 from bltkit.model import BltConfig
 from bltkit.model.config import EntropyConfig, TokenShape
-from bltkit.model.flops import training_flops
-from bltkit.study.flops import Ledger, ledger, token_ledger
 
 Phase = Literal["prefill", "decode", "train"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "train")

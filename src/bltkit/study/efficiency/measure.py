@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from bltkit.bench import Limits, MachineRates, Timing, machine_rates
 from bltkit.bench.timing import Progress, Side, in_turn, silent
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.study.efficiency.cost import ELEMENT, PHASES, Cost, Phase, System, systems_of
 from bltkit.study.efficiency.sides import Runner, learner_of, scorer_of

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bltkit.study.chart import COLOURS
 from bltkit.study.scatter import Marker, Panel, Point, Scatter, draw_scatter
-from bltkit.study.scene import Scene
+from bltkit.views.chart import COLOURS
+from bltkit.views.scene import Scene
 
 Row = Mapping[str, Any]
 Label = Callable[[Sequence[Row], Row], str]

@@ -18,9 +18,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.config import Config
-from bltkit.eval.context_mixing import context_mixing_nats
-from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.score import window_shape
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.study.entropy_quality.borders import (
     agreement,
     behind_spaces,
@@ -33,6 +32,7 @@ from bltkit.study.entropy_quality.borders import (
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import Characters, by_script, characters
+from bltkit.study.entropy_quality.context_mixing import context_mixing_nats
 from bltkit.study.entropy_quality.measures import Flags, Numbers, calibration
 from bltkit.study.entropy_quality.ranks import spearman_interval
 from bltkit.study.entropy_quality.scores import LN2, ByteFigures, byte_figures, entropy_model

@@ -6,8 +6,8 @@ Neighbouring bytes are alike, so bytes are not what was drawn independently: the
 import numpy as np
 import numpy.typing as npt
 
-from bltkit.eval.resampling import NOTHING, Estimate
 from bltkit.eval.statistics import percentile_interval
+from bltkit.study.resampling import NOTHING, Estimate
 
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

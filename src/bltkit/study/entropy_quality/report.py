@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study import html
 from bltkit.study.entropy_quality.drawings import drawings
+from bltkit.views import html
 
 TABLE = "table.md"
 PAGE = "report.html"

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.generate import Batch, Request, Sampling, Session, Stats
 from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of

@@ -6,9 +6,9 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.curves import SERIES, At, Line, draw_curves, legend, scale_of
-from bltkit.study.html import Cell, Html, Node, facts, page, tag
-from bltkit.study.html import table as html_table
 from bltkit.study.robustness.curve import Curve, Measured, curves_of
+from bltkit.views.html import Cell, Html, Node, facts, page, tag
+from bltkit.views.html import table as html_table
 
 TABLE = "table.md"
 PAGE = "report.html"

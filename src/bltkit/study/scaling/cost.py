@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from bltkit.config import parse
+from bltkit.cost.formulas.operations import scorer_flops
 from bltkit.model import Blt, EntropyConfig, StackConfig
-from bltkit.model.flops import scorer_flops
 from bltkit.study.scaling.families import BltFamily, BpeFamily, parameters
 from bltkit.study.scaling.plan import Plan, Scorer, Unit
 
@@ -133,7 +133,7 @@ def _scorer(plan: Plan) -> tuple[EntropyConfig | None, float]:
     if not any(unit.family.needs_scorer for unit in plan.units()):
         return None, 0.0
     if isinstance(plan.scorer, str):
-        from bltkit.study.flops import scorer_named
+        from bltkit.cost.ledger import scorer_named
 
         config = scorer_named(plan.scorer)[0]
         return (config if isinstance(config, EntropyConfig) else None), 0.0

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bltkit.study.chart import COLOURS
 from bltkit.study.scaling.analysis import Along, isoflops
 from bltkit.study.scaling.findings import Findings, base_family
 from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
 from bltkit.study.scaling.rows import Point, mean_over_seeds
 from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
 from bltkit.study.scatter import Point as Mark
-from bltkit.study.scene import Scene
+from bltkit.views.chart import COLOURS
+from bltkit.views.scene import Scene
 
 ACROSS = 3
 """Panels in a row at most."""

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from bltkit.config import Config, nearest, parse
+from bltkit.cost.formulas.operations import exact_flops, paper_flops, paper_token_flops, scorer_flops, token_flops
 from bltkit.model import BltConfig, CnnConfig, EntropyConfig
 from bltkit.model.config import TokenShape
-from bltkit.model.flops import exact_flops, paper_flops, paper_token_flops, scorer_flops, token_flops
 
 TRAINING = 3
 """Forward passes that a step costs: backward is two."""
