@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from bltkit.bench.record import commit, machine
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Likelihood, Scored
 from bltkit.eval.subjects import ByteModel, open_subject
 from bltkit.eval.subjects.prefixes import Tree

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.task import Item, Task
 from bltkit.vocab import to_bytes

@@ -18,8 +18,20 @@ from hypothesis import strategies as st
 from bltkit import vocab
 from bltkit.generate import Request, Sampling, Session, Speculative, Stats, Strategy, generate, strategy_of
 from bltkit.generate.strategies import Auto, Outcome, Pending, Verified
+from bltkit.generate.strategies.acceptance import (
+    CPU,
+    GPU,
+    LONGEST,
+    WAYS,
+    Costs,
+    Experience,
+    Machine,
+    Plan,
+    Tally,
+    Way,
+    plan,
+)
 from bltkit.generate.strategies.auto import SURE
-from bltkit.generate.strategies.odds import CPU, GPU, LONGEST, WAYS, Costs, Experience, Machine, Plan, Tally, Way, plan
 from bltkit.model import EntropyConfig, EntropyModel
 from tests import tiny
 from tests.rows import GREEDY, blurred, by, example, start, stats_of, tempered

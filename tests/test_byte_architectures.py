@@ -31,7 +31,7 @@ from bltkit.model import (
 )
 from bltkit.model.families import blt_params, byte_params, sized_blt
 from bltkit.model.presets import expand_preset
-from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.segment_ops import Latents, OneSegment, RowsOfLatents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import parse_rule, patch
 from bltkit.train import read_metrics

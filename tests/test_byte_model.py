@@ -113,7 +113,7 @@ def test_the_embedded_models_likelihoods_are_those_of_its_logits() -> None:
 @pytest.mark.skipif(SHARED is None, reason="needs the evaluation sets beside the repository")
 @pytest.mark.parametrize("kind", ["hellaswag", "mmlu", "blimp", "winogrande"])
 def test_likelihoods_of_published_items_are_those_of_the_logits(kind: str) -> None:
-    from bltkit.eval.place import Place
+    from bltkit.eval.dataset_source import Place
     from bltkit.eval.tasks import TASKS
     from tests.eval_fakes import items_of
 

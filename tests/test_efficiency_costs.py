@@ -22,7 +22,7 @@ from bltkit.study.efficiency import (
 )
 from bltkit.study.efficiency.cost import decoding_cost, reading_cost, training_cost
 from bltkit.study.efficiency.measure import runners_of
-from bltkit.study.efficiency.sides import Runner, _TokenWalk, _Walk
+from bltkit.study.efficiency.systems import Runner, _TokenWalk, _Walk
 from tests.test_cli import blt
 
 __all__ = ["blt"]

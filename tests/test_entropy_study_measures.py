@@ -23,7 +23,7 @@ from bltkit.study.entropy_quality.borders import (
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import by_script, characters, scripts
-from bltkit.study.entropy_quality.measures import calibration, evenness, per_patch
+from bltkit.study.entropy_quality.entropy_metrics import calibration, evenness, per_patch
 from bltkit.study.entropy_quality.ranks import spearman, spearman_interval
 from bltkit.tokens import ByteTokenizer, train_bpe
 

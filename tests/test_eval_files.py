@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from bltkit.eval.dataset_source import Place, read_rows, read_text_lines
 from bltkit.eval.noise.paired import Pair, read_pairs
-from bltkit.eval.place import Place, read_rows, read_text_lines
 from bltkit.eval.report.stored_runs import read_run
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import parse_task

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bltkit.eval.place import HubSet, Place
+from bltkit.eval.dataset_source import HubSet, Place
 from bltkit.eval.requests import Generation, Likelihood
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import Item, Task, parse_task

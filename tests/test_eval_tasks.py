@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.requests import Compression, Generation, Likelihood
 from bltkit.eval.runner import Settings, evaluate
 from bltkit.eval.tasks import TASKS, Item, Task, parse_task, parse_tasks

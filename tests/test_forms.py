@@ -28,7 +28,7 @@ from bltkit.model import (
     forms,
 )
 from bltkit.model.forms import FORMS, LOSSLESS, FormedLinear, WeightForm, available_forms, reform
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.patching import parse_rule
 from tests import tiny
 

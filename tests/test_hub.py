@@ -13,7 +13,7 @@ import pytest
 
 from bltkit.checkpoint import resolve_model
 from bltkit.data.sources.hub import HubSource
-from bltkit.eval.place import HubSet, Place, hub_configs
+from bltkit.eval.dataset_source import HubSet, Place, hub_configs
 from bltkit.files import hub
 from bltkit.files.hub import hub_or_cache
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.cli.study.robustness import NOISES
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import PAPER, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.requests import Answer, Compression, Likelihood, Request, Scored
 from bltkit.files.json_lines import read_lines
 from bltkit.study.curves import At, Line, draw_curves, scale_of

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import parse_noise
-from bltkit.eval.pairs import evaluate_pairs
-from bltkit.eval.place import Place
+from bltkit.eval.paired_noise import evaluate_pairs
 from bltkit.eval.report.stored_runs import read_run
 from bltkit.eval.runner import RESULTS, Settings, evaluate, file_name
 from bltkit.eval.statistics import estimate, mean_of

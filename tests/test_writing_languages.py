@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Generation, Written
 from bltkit.eval.tasks import overlap
 from bltkit.eval.tasks.arithmetic import Arithmetic

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bltkit.config import parse
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Answer, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.arithmetic import Arithmetic
 from bltkit.eval.tasks.cute import OF_WORDS, PARTS, RANDOM, TASKS, Cute

@@ -13,8 +13,8 @@ from torch import Tensor
 from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Noise, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
 from bltkit.eval.runner import evaluate as run_evaluation
 from bltkit.eval.score import Score, score

@@ -14,7 +14,7 @@ from torch import nn
 
 from bltkit.bench.timing import timed
 from bltkit.model.forms import WeightForm, reform, weight_bytes
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 
 RUNS = 5
 

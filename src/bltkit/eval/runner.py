@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bltkit.checkpoint import write_atomic
+from bltkit.eval.aggregate import is_result, result_of
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.item_log import Journal, Record, hash_of, hash_of_item
 from bltkit.eval.noise import Noise, Paired
-from bltkit.eval.place import Place
-from bltkit.eval.records import Journal, Record, hash_of, hash_of_item
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request, Scored
-from bltkit.eval.results import is_result, result_of
 from bltkit.eval.subjects.subject import Subject, strategy_name, window_of
 from bltkit.eval.tasks.task import Grade, Item, Task
 from bltkit.files import LOCK_FILES, read_json_object, writer_lock

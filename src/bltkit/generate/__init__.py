@@ -2,6 +2,7 @@
 
 from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import Batch, generate, generate_rows
+from bltkit.generate.forward_pass import Reading
 from bltkit.generate.group import Group, Parked
 from bltkit.generate.ledger import Passes, Stats
 from bltkit.generate.memory import SequenceMemory
@@ -16,7 +17,6 @@ from bltkit.generate.options import (
     text_of,
     typed,
 )
-from bltkit.generate.reading import Reading
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit import patching
+from bltkit.generate.forward_pass import ByteStates, Reading, read
 from bltkit.generate.ledger import Passes
-from bltkit.generate.reading import ByteStates, Reading, read
 from bltkit.generate.text import Text
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes

@@ -14,8 +14,8 @@ from bltkit.model.config import (
     TrainedTokenizer,
 )
 from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
+from bltkit.model.learned_boundaries import RoutedBlt
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
-from bltkit.model.routed import RoutedBlt
 from bltkit.model.token_llama import TokenLlama
 
 __all__ = [

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer, truncated_normal
 from bltkit.model.pooling import pooling
-from bltkit.model.products import Linear
-from bltkit.model.segments import OneSegment, Segments
+from bltkit.model.segment_ops import OneSegment, Segments
 from bltkit.patches import Patches
 
 

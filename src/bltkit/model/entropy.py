@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BoundaryConfig, ByteTransformerConfig, CnnConfig, EntropyConfig
+from bltkit.model.fused_linear import Linear, RMSNorm
 from bltkit.model.layers import Embedding, Transformer, truncated_normal
-from bltkit.model.products import Linear, RMSNorm
 from bltkit.vocab import BOS, OFFSET, PAD, VOCAB_SIZE
 
 SCORING_CHUNK = 8192

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bltkit.model.attention import Attend, CachedAttention, Rotation, RowAttention, SeveralCaches, Visibility
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import StackConfig
-from bltkit.model.products import Linear, RMSNorm, gated_product, normed_product
+from bltkit.model.fused_linear import Linear, RMSNorm, gated_product, normed_product
 
 Before = Callable[[int, Tensor], Tensor]
 """What happens to the stream in front of layer i: (i, x) -> x."""

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from bltkit.model.config import TokenConfig
+from bltkit.model.fused_linear import Linear, RMSNorm
 from bltkit.model.layers import Embedding, Transformer, truncated_normal
-from bltkit.model.products import Linear, RMSNorm
 
 
 class TokenLlama(nn.Module):

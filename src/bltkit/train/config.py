@@ -12,7 +12,7 @@ from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, To
 from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
-from bltkit.train.guard import GuardSection
+from bltkit.train.loss_guard import GuardSection
 from bltkit.train.objectives import OBJECTIVES, BlockDiffusion, LearnedBoundary, NextByte, Objective
 from bltkit.train.optim import OptimSection
 

@@ -31,13 +31,13 @@ from bltkit.model import Blt, BltConfig, BoundaryModel, CnnEntropy, EntropyModel
 from bltkit.model.cross import CrossAttention
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import FeedForward, SelfAttention, Transformer
-from bltkit.model.routed import without_router
+from bltkit.model.learned_boundaries import without_router
 from bltkit.patches import Patches
 from bltkit.tokens import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.ema import WeightAverage
-from bltkit.train.guard import GuardState, judge
+from bltkit.train.loss_guard import GuardState, judge
 from bltkit.train.objectives import LearnedBoundary, Losses
 from bltkit.train.optim import build_optimizer
 from bltkit.train.parallel import TABLES, World, distribute, materialize, named_weights, whole_weights

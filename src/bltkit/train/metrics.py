@@ -1,4 +1,4 @@
-"""What a run tells: a line of JSON per report in metrics.jsonl, a progress bar on a terminal, and `sinks.py`."""
+"""What a run tells: a line of JSON per report in metrics.jsonl, a progress bar on a terminal, and `loggers.py`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from bltkit.checkpoint import write_atomic
 from bltkit.files import parse_json
 from bltkit.terminal import streams
 from bltkit.terminal.progress import Progress
-from bltkit.train.sinks import Sink, open_sinks
+from bltkit.train.loggers import Sink, open_sinks
 
 if TYPE_CHECKING:
     from bltkit.train.config import TrainConfig

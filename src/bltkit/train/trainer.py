@@ -28,18 +28,18 @@ from bltkit.model import Blt, BltConfig
 from bltkit.train.changes import CONFIG_TOML, write_changes
 from bltkit.train.config import TrainConfig
 from bltkit.train.failures import check_room, explained, is_lost_worker, state_bytes
-from bltkit.train.guard import GuardState
 from bltkit.train.learner import Counts, Learner
+from bltkit.train.loggers import check_reports
+from bltkit.train.loss_guard import GuardState
 from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading, validated
 from bltkit.train.optim import learning_rate
 from bltkit.train.parallel import World, check_rows, world_of
 from bltkit.train.patcher import check_inputs, input_digests, load_patcher
 from bltkit.train.process import numerics, stop_requests
 from bltkit.train.result import Result
+from bltkit.train.resume import Start, refuse_existing, starting_point
 from bltkit.train.run import CONFIG, CORPUS, RunDirectory
-from bltkit.train.sinks import check_reports
 from bltkit.train.stages import StagedLoader, part_size
-from bltkit.train.start import Start, refuse_existing, starting_point
 from bltkit.train.state import WEIGHT, Position, Saver, restore, training_state
 from bltkit.train.token_vocabulary import known_vocabulary, trained_vocabulary
 

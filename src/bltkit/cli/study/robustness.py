@@ -80,7 +80,7 @@ def _measure(
     import torch
 
     from bltkit.config import parse
-    from bltkit.eval.place import Place
+    from bltkit.eval.dataset_source import Place
     from bltkit.study.robustness import Plan, run
 
     plan: Plan = parse(Plan, fields, "study robustness")

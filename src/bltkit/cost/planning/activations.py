@@ -52,7 +52,7 @@ def activations(config: AnyConfig, rows: int, row_bytes: int, patches: int, dtyp
     """
     model = meta_model(config)
     if dtype is not None:
-        # Under autocast every product goes the plain way (`model/products.py`), and so it does where it is watched.
+        # Under autocast every product goes the plain way (`model/fused_linear.py`), and so it does where it is watched.
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(lambda *_: None)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
+from bltkit.eval.dataset_source import HubSet, Place, Row
 from bltkit.eval.tasks.choice import Choice
 from bltkit.eval.tasks.task import Item, Metric
 

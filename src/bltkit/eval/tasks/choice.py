@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from bltkit.eval.place import HubSet, Place, Row, needed
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes

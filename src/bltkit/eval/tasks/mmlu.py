@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import HubSet, Place, Row
+from bltkit.eval.dataset_source import HubSet, Place, Row
 from bltkit.eval.tasks.choice import Choice, numbered
 from bltkit.eval.tasks.task import Item, Metric
 

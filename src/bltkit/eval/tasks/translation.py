@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 from pydantic import Field, NonNegativeInt, field_validator
 
 from bltkit.config import nearest
-from bltkit.eval.place import HubSet, Place, Row, needed, read_rows, read_text_lines
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed, read_rows, read_text_lines
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.languages import name_of
 from bltkit.eval.tasks.overlap import bleu, bleu_sums, chrf, chrf_sums, need_sacrebleu, sentence_pieces

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Answer, Generation, Request, Written
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes

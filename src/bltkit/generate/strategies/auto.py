@@ -16,8 +16,8 @@ import numpy as np
 
 from bltkit.generate.ledger import Passes, WeightReads
 from bltkit.generate.session import Session
+from bltkit.generate.strategies.acceptance import CPU, GPU, LONGEST, WAYS, Costs, Experience, Plan, plan
 from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
-from bltkit.generate.strategies.odds import CPU, GPU, LONGEST, WAYS, Costs, Experience, Plan, plan
 from bltkit.generate.strategies.speculative import Speculative
 from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
 from bltkit.model import Blt, Scorer

@@ -23,9 +23,9 @@ from bltkit.generate.session import Session
 from bltkit.generate.strategies.strategy import Pending, Strategy
 from bltkit.generate.text import Text
 from bltkit.model import Blt
+from bltkit.model.block_attention import BlockAttention
 from bltkit.model.decoder import PatchKV
-from bltkit.model.drafting import BlockAttention
-from bltkit.model.segments import OneSegment, Segments
+from bltkit.model.segment_ops import OneSegment, Segments
 from bltkit.patches import Patches
 from bltkit.vocab import EOS, MASK, PAD, VOCAB_SIZE
 

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from bltkit.config import apply_overrides, parse
 from bltkit.patching import PatchingRule
 from bltkit.study.ablation.catalog import Ablation, Variant
-from bltkit.study.ablation.cuts import Cut, Cuts, digest
 from bltkit.study.ablation.heldout import Heldout, heldout, seconds_of
+from bltkit.study.ablation.patchers import Cut, Cuts, digest
 from bltkit.study.ablation.settings import Settings, Texts
 from bltkit.study.ablation.shapes import BASE
 from bltkit.study.row_file import RowFile

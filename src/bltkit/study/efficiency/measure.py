@@ -19,7 +19,7 @@ from bltkit.config import Config
 from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.study.efficiency.cost import ELEMENT, PHASES, Cost, Phase, System, systems_of
-from bltkit.study.efficiency.sides import Runner, learner_of, scorer_of
+from bltkit.study.efficiency.systems import Runner, learner_of, scorer_of
 from bltkit.study.row_file import ROWS
 
 MACHINE = "machine"

@@ -33,7 +33,7 @@ from bltkit.study.entropy_quality.borders import (
 )
 from bltkit.study.entropy_quality.characters import Characters, by_script, characters
 from bltkit.study.entropy_quality.context_mixing import context_mixing_nats
-from bltkit.study.entropy_quality.measures import Flags, Numbers, calibration
+from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers, calibration
 from bltkit.study.entropy_quality.ranks import spearman_interval
 from bltkit.study.entropy_quality.scores import LN2, ByteFigures, byte_figures, entropy_model
 from bltkit.study.entropy_quality.texts import Text, read_texts

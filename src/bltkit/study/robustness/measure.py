@@ -13,9 +13,9 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field, PositiveInt
 
 from bltkit.config import Config
+from bltkit.eval.aggregate import cut_warning
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Composed, Damage, Noise, Paired, parse_noise
-from bltkit.eval.place import Place
-from bltkit.eval.results import cut_warning
 from bltkit.eval.runner import Evaluation, Settings, evaluate, file_name
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.item_log import Journal, Record
 from bltkit.eval.noise import Paired
-from bltkit.eval.place import Place
-from bltkit.eval.records import Journal, Record
 from bltkit.eval.runner import RECORDS, Evaluation, Progress, Settings, evaluate, file_name
 from bltkit.eval.statistics import NO_ITEMS, estimate_difference, mean_of
 from bltkit.eval.subjects.subject import Subject

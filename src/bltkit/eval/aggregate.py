@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bltkit.eval.records import Record
+from bltkit.eval.item_log import Record
 from bltkit.eval.statistics import NO_ITEMS, Drawn, Estimate, estimate, mean_of
 from bltkit.eval.tasks.task import Task
 

@@ -19,7 +19,7 @@ from bltkit.generate.ledger import Passes
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import Scored
-from bltkit.model.segments import OneSegment, Segments
+from bltkit.model.segment_ops import OneSegment, Segments
 from bltkit.patches import Patches
 from bltkit.patching import Answers
 from bltkit.vocab import BOS, PAD
