@@ -107,7 +107,7 @@ def test_memory_grows_with_the_row_and_no_faster() -> None:
     added = {}
     for context in (2048, 8192, 16384, 32768):
         subject = bench.preset_subject("69m", bench.row(context))
-        found = bench.train(subject, context, batch=1, patches="given", limits=bench.Limits(1, 0.0)).to_json()
+        found = bench.train(subject, context, batch=1, patches="given", limits=bench.RepeatLimits(1, 0.0)).to_json()
         added[context] = found["memory"]["added"]
     short, long = (added[8192] - added[2048]) / 6144, (added[32768] - added[16384]) / 16384
     assert long <= 1.3 * short

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bltkit.model import Blt, BltConfig
-from bltkit.model.blocks import Blocks
+from bltkit.model.blocks import WindowBlocks
 from bltkit.model.diffusion import BlockRows, Tiles
 from bltkit.patches import Patches
 from bltkit.patching import patch
@@ -116,7 +116,7 @@ def test_every_block_has_one_slot_in_a_tile_of_its_stretch(
     first = torch.randint(length, (num_rows, num_blocks), generator=generator).sort(1).values
     zeros = torch.zeros(num_rows, num_blocks, size, dtype=torch.long)
     rows = BlockRows(zeros, first, first, zeros.bool())
-    blocks = Blocks.of(length, 1 + seed % length)
+    blocks = WindowBlocks.of(length, 1 + seed % length)
     tiles = Tiles.of(rows, blocks)
     assert tiles.index[tiles.slot].tolist() == list(range(num_rows * num_blocks))
     assert int((tiles.index < num_rows * num_blocks).sum()) == num_rows * num_blocks

@@ -15,7 +15,7 @@ from bltkit.cost.formulas.operations import cell_flops, forward_flops, mean_visi
 from bltkit.cost.ledger import token_ledger
 from bltkit.cost.ledger.token_shape import LLAMAS, TokenShape
 from bltkit.model import Blt, BltConfig, BoundaryModel, EntropyConfig, EntropyModel, NgramConfig, StackConfig
-from bltkit.model.blocks import Blocks
+from bltkit.model.blocks import WindowBlocks
 from bltkit.model.config import BoundaryConfig
 from bltkit.model.diffusion import BlockRows
 from bltkit.model.presets import blt_preset, entropy_preset
@@ -26,7 +26,7 @@ def computed_keys(length: int, window: int | None) -> float:
     """Keys against which a position's scores are computed, mean over the row."""
     if window is None or window >= length:
         return length
-    blocks = Blocks.of(length, window)
+    blocks = WindowBlocks.of(length, window)
     return blocks.keys * blocks.count * blocks.size / length
 
 

@@ -238,7 +238,7 @@ def test_the_embedded_models_bits_per_byte(form: WeightForm) -> None:
 
 def test_rows_of_the_benchmark() -> None:
     model, scorer = model_and_scorer()
-    subject = bench.Subject("small", model, scorer, parse_rule("threshold:threshold=2.5"))
+    subject = bench.BenchSubject("small", model, scorer, parse_rule("threshold:threshold=2.5"))
     texts = []
 
     def bits(model: Blt, scorer: Any, text: bytes) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bltkit.eval.intervals import paired_shares, paired_shares_over_groups, wilson, wilson_over_groups
 from bltkit.eval.statistics import NO_ITEMS, Estimate, estimate, estimate_difference, mean_of
 from bltkit.eval.tasks.task import Metric
-from bltkit.study.resampling import Estimate as Quotient
+from bltkit.study.resampling import QuotientEstimate as Quotient
 from bltkit.study.resampling import Resampling
 
 

@@ -21,12 +21,12 @@ from bltkit.eval.score import Score, score
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
-    Batch,
     Chunk,
     Finish,
     Options,
     Prompt,
     Request,
+    SequenceBatch,
     Session,
     Stats,
     at_least_one,
@@ -238,10 +238,10 @@ class ByteLM:
         at_least_one("batch_size", batch_size)
         self._request(b"", options)
         self._needed_rule()
-        return self._continued(iter(several_prompts(prompts)), Batch(), batch_size, options)
+        return self._continued(iter(several_prompts(prompts)), SequenceBatch(), batch_size, options)
 
     def _continued(
-        self, prompts: Iterator[str | bytes | Prompt], batch: Batch, batch_size: int, options: Options
+        self, prompts: Iterator[str | bytes | Prompt], batch: SequenceBatch, batch_size: int, options: Options
     ) -> Iterator[tuple[int, Generation]]:
         """Rows that finish are replaced by waiting prompts. A row's key in the batch is its prompt's index."""
         chunks: dict[int, list[Chunk]] = {}

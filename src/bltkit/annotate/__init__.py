@@ -5,8 +5,17 @@ to it that all of them are, once, by this process or by a Ray cluster (`cluster`
 """
 
 from bltkit.annotate.job import annotate
-from bltkit.annotate.plan import SHARD_BYTES, Plan, ShardPlan, ShardReader, plan_shards
+from bltkit.annotate.plan import SHARD_BYTES, AnnotationPlan, ShardPlan, ShardReader, plan_shards
 from bltkit.annotate.report import Annotation
 from bltkit.annotate.scoring import entropies_of
 
-__all__ = ["SHARD_BYTES", "Annotation", "Plan", "ShardPlan", "ShardReader", "annotate", "entropies_of", "plan_shards"]
+__all__ = [
+    "SHARD_BYTES",
+    "Annotation",
+    "AnnotationPlan",
+    "ShardPlan",
+    "ShardReader",
+    "annotate",
+    "entropies_of",
+    "plan_shards",
+]

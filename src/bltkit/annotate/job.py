@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from bltkit.annotate.plan import SHARD_BYTES, Plan, Progress, ShardPlan, ShardReader, plan_shards
+from bltkit.annotate.plan import SHARD_BYTES, AnnotationPlan, Progress, ShardPlan, ShardReader, plan_shards
 from bltkit.annotate.report import Annotation, report_of
-from bltkit.annotate.work import Work, compute_shard, load_scorer, note_of
+from bltkit.annotate.work import ShardWork, compute_shard, load_scorer, note_of
 from bltkit.checkpoint import scorer_hash
 from bltkit.checkpoint.intact import sha256
 from bltkit.compute import check_threads, device_of
@@ -99,12 +99,12 @@ def annotate(
         if there is None:
             write_manifest(out, job)
             there = job
-        work = Work(str(out), model, job.scorer.sha256, rule, dtype, device, plan)
+        work = ShardWork(str(out), model, job.scorer.sha256, rule, dtype, device, plan)
         return _finish(work, scorer, job, there, engine, workers, progress, say)
 
 
 def _finish(
-    work: Work,
+    work: ShardWork,
     scorer: Scorer,
     job: ShardManifest,
     there: ShardManifest,
@@ -146,7 +146,7 @@ def _check(rule: PatchingRule, dtype: EntropyType, say: Callable[[str], None]) -
 
 
 def _run(
-    engine: Engine, work: Work, scorer: Scorer, missing: list[ShardPlan], workers: int | None, progress: Any
+    engine: Engine, work: ShardWork, scorer: Scorer, missing: list[ShardPlan], workers: int | None, progress: Any
 ) -> None:
     if engine == "ray":
         from bltkit.annotate.cluster import run_on_ray
@@ -197,7 +197,7 @@ def _there(out: Path, job: ShardManifest) -> ShardManifest | None:
     return there
 
 
-def _check_content(there: ShardManifest, plan: Plan, out: Path) -> None:
+def _check_content(there: ShardManifest, plan: AnnotationPlan, out: Path) -> None:
     stored, planned = ([shard.content for shard in shards] for shards in (there.shards, plan.shards))
     if stored != planned:
         raise ValueError(
@@ -205,7 +205,7 @@ def _check_content(there: ShardManifest, plan: Plan, out: Path) -> None:
         )
 
 
-def _finished(out: Path, there: ShardManifest, plan: Plan) -> set[int]:
+def _finished(out: Path, there: ShardManifest, plan: AnnotationPlan) -> set[int]:
     """Numbers of the shards that need not be computed: noted, of the same text, and whole."""
     found = set()
     for shard in plan.shards:

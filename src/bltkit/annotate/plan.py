@@ -33,7 +33,7 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AnnotationPlan:
     """All shards of some sources."""
 
     sources: tuple[SourceConfig, ...]
@@ -45,7 +45,7 @@ class Plan:
     """What was passed over, a line for each source where anything was."""
 
 
-def plan_shards(sources: Sequence[SourceConfig], shard_bytes: int, progress: Progress | None = None) -> Plan:
+def plan_shards(sources: Sequence[SourceConfig], shard_bytes: int, progress: Progress | None = None) -> AnnotationPlan:
     """Cut the sources into shards: a shard ends with the document that fills it to `shard_bytes` bytes of text.
 
     Raises ValueError for a source that cannot be read or holds no text.
@@ -67,13 +67,13 @@ def plan_shards(sources: Sequence[SourceConfig], shard_bytes: int, progress: Pro
             raise ValueError(f"data source {source.label}: no documents with any bytes{why}; name files that hold text")
         if told:
             faults.append(f"{source.label}: {told}")
-    return Plan(tuple(sources), parts, tuple(shards), tuple(faults))
+    return AnnotationPlan(tuple(sources), parts, tuple(shards), tuple(faults))
 
 
 class ShardReader:
     """Reads the documents of shards. Those asked for in rising order are read in one pass over the sources."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: AnnotationPlan) -> None:
         self._plan = plan
         self._at = (-1, -1, 0)  # source, part, and the next document in it
         self._documents: Iterator[Document] = iter(())

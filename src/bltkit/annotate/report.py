@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bltkit.annotate.plan import Plan, ShardPlan
+from bltkit.annotate.plan import AnnotationPlan, ShardPlan
 from bltkit.annotate.work import NEAR
 from bltkit.data.shards import ShardManifest
 
@@ -52,7 +52,7 @@ class Annotation:
 
 
 def report_of(
-    manifest: ShardManifest, plan: Plan, out: str, missing: Sequence[ShardPlan], seconds: float
+    manifest: ShardManifest, plan: AnnotationPlan, out: str, missing: Sequence[ShardPlan], seconds: float
 ) -> Annotation:
     shards = manifest.shards
     num_bytes = sum(shard.bytes for shard in shards)

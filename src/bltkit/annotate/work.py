@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bltkit.annotate.plan import Plan, ShardPlan, ShardReader
+from bltkit.annotate.plan import AnnotationPlan, ShardPlan, ShardReader
 from bltkit.annotate.scoring import entropies_of
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
 from bltkit.checkpoint.intact import sha256
@@ -26,7 +26,7 @@ this."""
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardWork:
     """All that a process needs to compute shards; plain values that travel to other machines."""
 
     out: str
@@ -35,7 +35,7 @@ class Work:
     rule: PatchingRule | None
     dtype: EntropyType
     device: str
-    plan: Plan
+    plan: AnnotationPlan
 
 
 def load_scorer(model: str, device: str) -> tuple[EntropyModel | CnnEntropy | EntropyTable, PatchingRule | None]:
@@ -56,7 +56,9 @@ def load_scorer(model: str, device: str) -> tuple[EntropyModel | CnnEntropy | En
     return scorer.eval(), None if rule is None or rule.scores == "boundary" or not rule.streams else rule
 
 
-def compute_shard(work: Work, scorer: Scorer, documents: ShardReader, shard: ShardPlan, workers: int, tell: Any) -> int:
+def compute_shard(
+    work: ShardWork, scorer: Scorer, documents: ShardReader, shard: ShardPlan, workers: int, tell: Any
+) -> int:
     """Compute one shard, write its file and then the note that it is finished; returns its bytes of text.
 
     The one function that makes shards, whatever the engine.

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from bltkit.bench.subject import Subject
+from bltkit.bench.subject import BenchSubject
 from bltkit.bench.timing import finish, timed
 from bltkit.generate import Sampling, Session
 from bltkit.generate.sampling import choose
@@ -42,7 +42,7 @@ class _Clock:
 
 
 def parts_of(
-    subject: Subject, run: Callable[[], object], num_steps: int, session: Session, sampling: Sequence[Sampling]
+    subject: BenchSubject, run: Callable[[], object], num_steps: int, session: Session, sampling: Sequence[Sampling]
 ) -> Parts:
     """By part: `ms_per_step`, its `share` of a step, and `kv_bytes`, cached keys and values read a step by all rows.
 
@@ -74,7 +74,7 @@ def parts_of(
     }
 
 
-def _places(subject: Subject) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+def _places(subject: BenchSubject) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Parts, each between the beginning of a module and the end of another; none lies within another."""
     model = subject.model
     stacks = {"encoder": model.encoder.stack, "latent": model.latent.stack, "decoder": model.decoder.stack}

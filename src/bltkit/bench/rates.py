@@ -32,7 +32,7 @@ class MachineRates:
 
 
 @dataclass(frozen=True)
-class Size:
+class RateSizes:
     """How much is moved and multiplied. Few bytes are only good for a test: they fit in the caches."""
 
     num_bytes: int
@@ -42,13 +42,13 @@ class Size:
     matmul_width: int
 
 
-CPU = Size(num_bytes=2**27, width=2048, matmul_width=1024)
-GPU = Size(num_bytes=2**31, width=8192, matmul_width=8192)
+CPU = RateSizes(num_bytes=2**27, width=2048, matmul_width=1024)
+GPU = RateSizes(num_bytes=2**31, width=8192, matmul_width=8192)
 
 
 @torch.inference_mode()
 def machine_rates(
-    device: torch.device, forms: Sequence[WeightForm] = ("fp32",), size: Size | None = None
+    device: torch.device, forms: Sequence[WeightForm] = ("fp32",), size: RateSizes | None = None
 ) -> MachineRates:
     """Measure; about a second for each form. size: by default `CPU` or `GPU`.
 
@@ -68,7 +68,7 @@ def machine_rates(
     )
 
 
-def _product_rate(form: WeightForm, device: torch.device, size: Size) -> float:
+def _product_rate(form: WeightForm, device: torch.device, size: RateSizes) -> float:
     products = [_product(form, device, size.width)]
     num_bytes = weight_bytes(products[0])
     count = max(1, size.num_bytes // num_bytes)

@@ -1,8 +1,8 @@
 """A server under load, beside the engine alone on the same requests.
 
 Three processes: the server (two of its own), this one, which sends requests and reads answers, and one that runs
-`Batch` without a server. They take turns, so that what else the machine does falls on all of them alike. No prompt
-occurs twice: the server's prefix cache has nothing to offer.
+`SequenceBatch` without a server. They take turns, so that what else the machine does falls on all of them alike. No
+prompt occurs twice: the server's prefix cache has nothing to offer.
 """
 
 import math
@@ -20,12 +20,12 @@ from bltkit.bench.load import Answer, Body, ServerProcess, closed_loop, served_m
 from bltkit.bench.process import Remote
 from bltkit.bench.prompts import prompts_of
 from bltkit.bench.record import commit, machine
-from bltkit.bench.subject import MAX_CONTEXT, Subject, benchmark_text
+from bltkit.bench.subject import MAX_CONTEXT, BenchSubject, benchmark_text
 from bltkit.bench.timing import MAX_REPEATS, Progress, Timing, silent
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.compute import check_threads
 from bltkit.config import parse
-from bltkit.generate import Batch, Request, Sampling, Session
+from bltkit.generate import Request, Sampling, SequenceBatch, Session
 from bltkit.model.forms import WeightForm, parse_form, reform
 from bltkit.vocab import EOS, OFFSET, encode
 
@@ -57,7 +57,7 @@ class ServingRow:
     weights: str
     """Form of the weights (`model/forms.py`) on both sides."""
     batch: Timing
-    """`Batch` alone, `clients` rows side by side, prompts read as rows become free."""
+    """`SequenceBatch` alone, `clients` rows side by side, prompts read as rows become free."""
     many: Timing
     """The same requests through the server."""
     steady: tuple[float, ...]
@@ -77,7 +77,7 @@ class ServingRow:
     late_waits: tuple[float, ...]
     """The same of the time between two pieces that 99.9 % do not exceed."""
     identical: int
-    """Answers with the bytes that `Batch` alone gave."""
+    """Answers with the bytes that `SequenceBatch` alone gave."""
     compared: int
     commit: str | None
     machine: Mapping[str, Any]
@@ -86,7 +86,7 @@ class ServingRow:
 
     @property
     def against_batch(self) -> float:
-        """Steady throughput of all clients over that of `Batch` alone: the median of the runs' ratios."""
+        """Steady throughput of all clients over that of `SequenceBatch` alone: the median of the runs' ratios."""
         return statistics.median(
             rate * seconds / self.batch.bytes_per_run
             for rate, seconds in zip(self.steady, self.batch.seconds, strict=True)
@@ -159,7 +159,7 @@ class Alone:
         waiting = iter(zip(prompts, requests, strict=True))
         pieces: dict[int, list[bytes]] = {}
         began = time.perf_counter()
-        batch = Batch()
+        batch = SequenceBatch()
         while True:
             while len(batch.rows) < rows and (item := next(waiting, None)) is not None:
                 session = Session.start(model, self.bundle.scorer, rule).extend(encode(item[0]))
@@ -173,7 +173,7 @@ class Alone:
 
 
 def serving(
-    subject: Subject,
+    subject: BenchSubject,
     model: str | None = None,
     *,
     clients: int = CLIENTS,
@@ -188,10 +188,10 @@ def serving(
     command: str = "",
     progress: Progress = silent,
 ) -> ServingRow:
-    """Start a server, and measure it and `Batch` alone in turn.
+    """Start a server, and measure it and `SequenceBatch` alone in turn.
 
     subject: what is served. model: its name for `blt serve`; None: the subject is saved and served from there.
-    temperature: of the samples; request i has seed i. threads: of the server's engine, and of `Batch` alone.
+    temperature: of the samples; request i has seed i. threads: of the server's engine, and of `SequenceBatch` alone.
     options: further ones of `blt serve`.
 
     Answers are ASCII and do not end early, by logit bias: each piece of text is then one byte, and runs of equal
@@ -240,7 +240,7 @@ class _Load:
         return [(prompt, self._body(prompt, seed)) for seed, prompt in zip(range(count), self.prompts, strict=False)]
 
     def batch(self, alone: Remote, prompts: Sequence[bytes]) -> tuple[float, list[bytes]]:
-        """`Batch` alone on what `bodies` gave."""
+        """`SequenceBatch` alone on what `bodies` gave."""
         options = {"temperature": self.temperature, "top_p": None, "logit_bias": _bias()}
         requests = [
             Request(parse(Sampling, options | {"seed": seed}, "sampling"), self.max_bytes)
@@ -265,7 +265,7 @@ def _bias() -> dict[int, float]:
 
 
 def _measured(
-    subject: Subject,
+    subject: BenchSubject,
     load: _Load,
     alone: Remote,
     requests: int,

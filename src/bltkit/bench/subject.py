@@ -28,7 +28,7 @@ MAX_CONTEXT = 400_000
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """A model that answers for whole rows."""
 
     name: str
@@ -83,7 +83,7 @@ def row(context: int, batch: int = 1) -> Int64[Tensor, "B T"]:
     return torch.stack([encode(text[i * context : (i + 1) * context])[:context] for i in range(batch)])
 
 
-def preset_subject(name: str, *texts: Int64[Tensor, "B T"]) -> Subject:
+def preset_subject(name: str, *texts: Int64[Tensor, "B T"]) -> BenchSubject:
     """Random weights of seed 0 in fp32, cut into patches of 4.5 bytes, the mean over these rows.
 
     The entropy model's attention is damped. Otherwise random scores drift with the mean of the window, and of two
@@ -99,14 +99,14 @@ def preset_subject(name: str, *texts: Int64[Tensor, "B T"]) -> Subject:
             if weight_name.endswith("attention.out.weight"):
                 weight.mul_(DAMPING)
     scores = torch.cat([scorer.scores(ids)[:, 1:].flatten() for ids in texts])
-    return Subject(name, model, scorer, ThresholdRule(threshold=clear_threshold(scores)))
+    return BenchSubject(name, model, scorer, ThresholdRule(threshold=clear_threshold(scores)))
 
 
-def subject_of(name: str, bundle: Bundle) -> Subject:
+def subject_of(name: str, bundle: Bundle) -> BenchSubject:
     """A loaded checkpoint. Raises ValueError where it is no whole model."""
     if bundle.model is None or bundle.scorer is None or bundle.rule is None:
         raise ValueError(f"model {name!r} holds no BLT with a scorer and a rule; name one that does, or a preset")
-    return Subject(name, bundle.model.eval(), bundle.scorer.eval(), bundle.rule)
+    return BenchSubject(name, bundle.model.eval(), bundle.scorer.eval(), bundle.rule)
 
 
 def clear_threshold(scores: Float[Tensor, " T"], patch_bytes: float = PATCH_BYTES) -> float:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bltkit.bench.record import commit, machine
-from bltkit.bench.subject import PATCH_BYTES, Subject
+from bltkit.bench.subject import PATCH_BYTES, BenchSubject
 from bltkit.bench.timing import MAX_REPEATS, Progress, check_batch, silent, threads_of
 from bltkit.checkpoint import ScorerModule
 from bltkit.model import Blt
@@ -58,7 +58,7 @@ class WeightsRow:
 
 
 def weights(
-    subject: Subject,
+    subject: BenchSubject,
     text: bytes,
     bits_per_byte: BitsPerByte,
     *,

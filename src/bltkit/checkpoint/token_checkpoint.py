@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry
-from bltkit.checkpoint.names import Part, token_parts
+from bltkit.checkpoint.names import TensorPart, token_parts
 from bltkit.checkpoint.weights import Weights, read_json, write_weights
 from bltkit.config import Config, parse
 from bltkit.files import check_seal, sealed
@@ -157,7 +157,7 @@ def _json_of(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _layout(model: TokenLlama) -> Iterator[tuple[str, tuple[Part, ...]]]:
+def _layout(model: TokenLlama) -> Iterator[tuple[str, tuple[TensorPart, ...]]]:
     for name, tensor in model.state_dict().items():
         yield name, token_parts(name, tensor.shape)
 
@@ -171,7 +171,7 @@ def _split(model: TokenLlama) -> Iterator[tuple[str, Tensor]]:
             yield part.name, _halves(piece, model.config.head_dim) if part.name.endswith(_TURNED) else piece
 
 
-def _ours(part: Part, tensor: Tensor, config: TokenConfig) -> Tensor:
+def _ours(part: TensorPart, tensor: Tensor, config: TokenConfig) -> Tensor:
     return _pairs(tensor, config.head_dim) if part.name.endswith(_TURNED) else tensor
 
 

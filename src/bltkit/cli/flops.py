@@ -10,7 +10,7 @@ from bltkit.cli.terminal import Json, lists, print_json, print_text, say, show
 
 if TYPE_CHECKING:
     from bltkit.cost.ledger import Ledger
-    from bltkit.cost.planning.training_plan import Run
+    from bltkit.cost.planning.training_plan import PlannedRun
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*\s*=")
 """`section.key=value`; a shape `llama:width=...` has a colon in front of its first `=`, a path a dot or a slash."""
@@ -122,11 +122,11 @@ def flops(
         print_text(f"{ledger.summary()}\n\n{found.summary()}")
 
 
-def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
+def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "PlannedRun":
     """What a plan needs of a training config. ledger: its own, which knows the size of patches."""
     from bltkit.config import load_toml, parse
     from bltkit.cost.ledger import scorer_named
-    from bltkit.cost.planning.training_plan import Run
+    from bltkit.cost.planning.training_plan import PlannedRun
     from bltkit.data.sources import AnnotatedSource
     from bltkit.model import TokenConfig
     from bltkit.train import TrainConfig
@@ -143,7 +143,7 @@ def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
     scorer = None
     if config.model.kind == "blt" and patching.model is not None and not (stored or silent):
         scorer = scorer_named(patching.model)[0]
-    return Run(
+    return PlannedRun(
         model=config.model,
         max_steps=trainer.max_steps,
         row_bytes=data.row_bytes,

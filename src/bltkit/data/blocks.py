@@ -77,14 +77,16 @@ class _File:
             self.seen[number] = True
 
 
-class Blocks:
+class ChecksummedBlocks:
     """The files of a folder with their checksums. Threads may share it; each process opens its own."""
 
     def __init__(self, files: Mapping[str, _File]) -> None:
         self._files = files
 
     @classmethod
-    def open(cls, folder: Path, entries: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Blocks:
+    def open(
+        cls, folder: Path, entries: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> ChecksummedBlocks:
         """entries: those of the manifest. arrays: the mapped files, by the same names.
 
         Raises ValueError for a file of another size than it was, and for damaged checksums.

@@ -67,7 +67,7 @@ class TokenBatch(Batch):
     def of(cls, batch: Batch, vocabulary: Vocabulary) -> TokenBatch:
         """The tokens of a batch on the CPU. Raises ValueError where the tokenizer changes the text."""
         rows = [
-            _Row.of(ids, wanted, vocabulary)
+            _TokenRow.of(ids, wanted, vocabulary)
             for ids, wanted in zip(batch.ids.numpy(), _wanted(batch).numpy(), strict=True)
         ]
         size = max(len(row.ids) for row in rows)
@@ -115,14 +115,14 @@ class TokenBatch(Batch):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _TokenRow:
     ids: Indices
     documents: Indices
     wanted: Indices
     """1 for a token that is to be predicted."""
 
     @classmethod
-    def of(cls, ids: Indices, wanted: Indices, vocabulary: Vocabulary) -> _Row:
+    def of(cls, ids: Indices, wanted: Indices, vocabulary: Vocabulary) -> _TokenRow:
         """ids: bytes [T]. wanted: which of them are to be learned [T]."""
         learned = np.concatenate([[0], np.cumsum(wanted)])
         begins = np.flatnonzero(ids == BOS).tolist()

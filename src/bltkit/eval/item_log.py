@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from bltkit.checkpoint import write_atomic
-from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
+from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.task import Grade, Item, Numbers
 from bltkit.files.json_lines import append_lines, read_lines
 
@@ -114,7 +114,7 @@ def hash_of(requests: Sequence[Request]) -> str:
     for request in requests:
         if isinstance(request, Likelihood):
             parts: tuple[Any, ...] = (request.context.hex(), request.continuation.hex())
-        elif isinstance(request, Generation):
+        elif isinstance(request, Continuation):
             stop = [one.hex() for one in request.stop]
             parts = (request.context.hex(), request.max_bytes, stop, request.temperature, request.seed)
         else:

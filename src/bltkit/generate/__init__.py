@@ -1,7 +1,7 @@
-"""Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `Batch` joins them."""
+"""Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `SequenceBatch` joins them."""
 
 from bltkit.generate.constraint import Constraint, Utf8
-from bltkit.generate.engine import Batch, generate, generate_rows
+from bltkit.generate.engine import SequenceBatch, generate, generate_rows
 from bltkit.generate.forward_pass import Reading
 from bltkit.generate.group import Group, Parked
 from bltkit.generate.ledger import Passes, Stats
@@ -41,7 +41,6 @@ __all__ = [
     "STRATEGIES",
     "Auto",
     "Autoregressive",
-    "Batch",
     "Chunk",
     "Constraint",
     "Diffusion",
@@ -55,6 +54,7 @@ __all__ = [
     "Reading",
     "Request",
     "Sampling",
+    "SequenceBatch",
     "SequenceMemory",
     "Session",
     "Speculative",

@@ -18,7 +18,7 @@ from bltkit import patching
 from bltkit.generate.ledger import Passes
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.decoder import PatchKV
-from bltkit.model.entropy import Scored
+from bltkit.model.entropy import ScoredIds
 from bltkit.model.segment_ops import OneSegment, Segments
 from bltkit.patches import Patches
 from bltkit.patching import Answers
@@ -65,7 +65,7 @@ class Reading:
     logits: Float[Tensor, "R S V"]
     opens: tuple[tuple[bool, ...], ...]
     answers: Answers = field(repr=False)
-    scored: Scored | None = field(repr=False)
+    scored: ScoredIds | None = field(repr=False)
     encoder: Slot = field(repr=False)
     decoder: Slot = field(repr=False)
     states: ByteStates = field(repr=False)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from bltkit.model.blocks import Blocks, Turn
+from bltkit.model.blocks import RotateIntoBlocks, WindowBlocks
 from bltkit.model.cache import Slot, StackCache
 
 STEPS = 8
@@ -89,7 +89,7 @@ class Visibility:
     """True where a key is seen; or, for `blocks`, 0 there and minus infinity elsewhere."""
     lengths: tuple[int, ...] = ()
     """Of `documents`: those of all rows, one row after the other."""
-    blocks: Blocks | None = None
+    blocks: WindowBlocks | None = None
 
     @classmethod
     def of(
@@ -116,7 +116,7 @@ class Visibility:
             return cls("causal", reach) if len(lengths) == len(segments) else cls("documents", reach, lengths=lengths)
         if queries <= reach or history >= reach:
             return cls("dense", reach, _dense_mask(queries, history, reach, segments, device))
-        blocks = Blocks.of(keys, reach)
+        blocks = WindowBlocks.of(keys, reach)
         seen = blocks.seen(segments, device)
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
         return cls("blocks", reach, mask, blocks=blocks)
@@ -189,7 +189,7 @@ class RowAttention:
         by a kernel of our own."""
         if fused.dtype in (torch.float32, torch.float64) and not _compiling():
             factors, blocks = self.rotation.factors, self.visible.blocks
-            q, k, v = Turn.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
+            q, k, v = RotateIntoBlocks.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
             return q, k, v, blocks is not None
         qk, v = fused.split((self.heads + self.kv_heads, self.kv_heads), 1)
         q, k = self.rotation.turn(qk).split((self.heads, self.kv_heads), 1)

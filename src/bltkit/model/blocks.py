@@ -19,7 +19,7 @@ MIN_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Blocks:
+class WindowBlocks:
     """How a windowed row of `length` positions is cut: `count` blocks of `size` queries, each with the keys of its own
     block and of `back` blocks before it."""
 
@@ -30,7 +30,7 @@ class Blocks:
     count: int
 
     @classmethod
-    def of(cls, length: int, window: int) -> "Blocks":
+    def of(cls, length: int, window: int) -> "WindowBlocks":
         """window: keys that a query sees, itself included."""
         size = max(MIN_BLOCK, -(-window // 4))
         return cls(length, window, size, -(-(window - 1) // size), -(-length // size))
@@ -103,17 +103,17 @@ class Blocks:
         return end_to_end[:, : self.length].transpose(1, 2)
 
 
-class Turn(torch.autograd.Function):
+class RotateIntoBlocks(torch.autograd.Function):
     """(fused, factors, heads, kv_heads, blocks) -> queries, keys, values as attention reads them, in one buffer.
 
     fused: [B, T, H + 2 G, D], heads of queries, keys and values; queries and keys are turned on the way. factors: the
-    rotation as complex numbers, [T, D/2]. With blocks the results are those of `Blocks.queries` and `stretches`, else
-    [B, H, T, D] and twice [B, G, T, D]. Nothing but the factors is kept for backward.
+    rotation as complex numbers, [T, D/2]. With blocks the results are those of `WindowBlocks.queries` and `stretches`,
+    else [B, H, T, D] and twice [B, G, T, D]. Nothing but the factors is kept for backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, fused: Tensor, factors: Tensor, heads: int, kv_heads: int, blocks: Blocks | None
+        ctx: Any, fused: Tensor, factors: Tensor, heads: int, kv_heads: int, blocks: WindowBlocks | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, length, total, head_dim = fused.shape
         ctx.save_for_backward(factors)

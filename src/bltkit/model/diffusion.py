@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bltkit.model.attention import Rotation, RowAttention, sdpa
-from bltkit.model.blocks import Blocks
+from bltkit.model.blocks import WindowBlocks
 from bltkit.patches import Patches
 from bltkit.vocab import BOS, PAD
 
@@ -91,11 +91,11 @@ class Tiles:
     slot: Int64[Tensor, " BN"]
     """The slot of each block."""
     stretch: Int64[Tensor, " BR"]
-    """Of each tile: which of the rows' stretches of keys, in the order of `Blocks.stretches`."""
+    """Of each tile: which of the rows' stretches of keys, in the order of `WindowBlocks.stretches`."""
     per_tile: int
 
     @classmethod
-    def of(cls, rows: BlockRows, blocks: Blocks) -> Self:
+    def of(cls, rows: BlockRows, blocks: WindowBlocks) -> Self:
         """No more than ceil(N / per_tile) tiles and one for each stretch, whatever is where."""
         num_rows, num_blocks, size = rows.ids.shape
         device, per_tile = rows.ids.device, max(1, TILE // size)
@@ -128,7 +128,7 @@ class Tiles:
         return found.unflatten(0, (num_rows, -1)).flatten(1, 2).transpose(1, 2)
 
     def mask(
-        self, rows: BlockRows, blocks: Blocks, documents: Int64[Tensor, "B T"] | None, dtype: torch.dtype
+        self, rows: BlockRows, blocks: WindowBlocks, documents: Int64[Tensor, "B T"] | None, dtype: torch.dtype
     ) -> Float[Tensor, "BR 1 GS KGS"]:
         """0 where a cell sees a key, minus infinity elsewhere: the stretch's keys, then the tile's own cells."""
         device, size = rows.ids.device, rows.ids.shape[2]
@@ -165,7 +165,7 @@ class BlockRowAttention:
     rotation: Rotation
     """Of the cells, [B, 1, NS, d]."""
     rows: BlockRows
-    blocks: Blocks
+    blocks: WindowBlocks
     tiles: Tiles
     mask: Float[Tensor, "BR 1 GS KGS"]
 
@@ -181,7 +181,7 @@ class BlockRowAttention:
     ) -> Self:
         """documents: what attention stays within; x: of all rows, of which only shape, dtype and device count."""
         length = x.shape[1] - rows.ids[0].numel()
-        blocks = clean.visible.blocks or Blocks.of(length, clean.visible.window)
+        blocks = clean.visible.blocks or WindowBlocks.of(length, clean.visible.window)
         tiles = Tiles.of(rows, blocks)
         rotation = Rotation.of(rows.cells.flatten(1)[:, None], head_dim, theta, x)
         return cls(clean, rotation, rows, blocks, tiles, tiles.mask(rows, blocks, documents, x.dtype))

@@ -68,7 +68,7 @@ class ScorerState(Protocol):
 
 
 @runtime_checkable
-class Scored(Protocol):
+class ScoredIds(Protocol):
     """Ids that a scorer has read, of which any number may be kept."""
 
     def keep(self, counts: Sequence[int]) -> ScorerState:
@@ -93,8 +93,8 @@ class Scorer(Protocol):
         """The state in front of the first id."""
         ...
 
-    def extend_scores(self, ids: Int64[Tensor, "R S"], state: Any) -> tuple[Float[Tensor, "R S"], Scored]:
-        """Scores of S further ids of every row, without gradient; `Scored.keep` gives the states that may follow.
+    def extend_scores(self, ids: Int64[Tensor, "R S"], state: Any) -> tuple[Float[Tensor, "R S"], ScoredIds]:
+        """Scores of S further ids of every row, without gradient; `ScoredIds.keep` gives the states that may follow.
 
         An id of `resets` may only be the first of its row, behind a state that forgot this row.
         """

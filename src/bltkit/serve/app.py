@@ -35,7 +35,7 @@ from bltkit.serve.protocol import (
 from bltkit.serve.security import Access, read_body
 from bltkit.serve.sse import StreamResponse, WholeResponse, error_response, json_bytes
 from bltkit.serve.text_routes import detokenized, patches, score, tokenized, tokenizer_info
-from bltkit.serve.work import Work, chat_work, completion_work
+from bltkit.serve.work import CompletionWork, chat_work, completion_work
 
 LARGE = 2**16
 """Bytes of a body whose reading takes longer than a round."""
@@ -123,7 +123,7 @@ class Server:
                 retry_after=min(60, wait),
             )
 
-    def delivery(self, work: Work) -> Delivery:
+    def delivery(self, work: CompletionWork) -> Delivery:
         """Submit a request. Raises ApiError where there is no room."""
         self.check_room(work.choices, work.prompt_bytes)
         return Delivery(self.engine, work, self.seconds, self.meter)

@@ -20,7 +20,7 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class QuotientEstimate:
     """A quotient of sums and its 95 % interval; None where there is nothing to divide by, or no interval."""
 
     value: float | None
@@ -33,7 +33,7 @@ class Estimate:
         return None if self.low is None or self.high is None else [self.low, self.high]
 
 
-NOTHING = Estimate(None)
+NOTHING = QuotientEstimate(None)
 
 
 class Resampling:
@@ -45,11 +45,11 @@ class Resampling:
         # The first line is the data as they are.
         self._weights: Values = np.concatenate((np.ones((1, count)), draws)).astype(np.float64)
 
-    def quotient(self, above: Values, below: Values) -> Estimate:
+    def quotient(self, above: Values, below: Values) -> QuotientEstimate:
         """Sum of `above` over sum of `below`: a mean weighted by what is counted below."""
         return self._estimate(self._quotients(above, below), below)
 
-    def share(self, above: Values, below: Values) -> Estimate:
+    def share(self, above: Values, below: Values) -> QuotientEstimate:
         """`quotient` of a share from 0 to 1, such as accepted bytes of drafted ones.
 
         The bytes of a unit are not independent; so where each unit is at 0 or at 1, units are what is counted.
@@ -59,29 +59,29 @@ class Resampling:
         if len(shares) < 2 or not np.isin(shares, (0.0, 1.0)).all() or 0 < shares.mean() < 1:
             return self.quotient(above, below)
         low, high = wilson(float(shares.sum()), len(shares))
-        return Estimate(float(shares[0]), low, high)
+        return QuotientEstimate(float(shares[0]), low, high)
 
-    def ratio(self, above: Values, below: Values, other_above: Values, other_below: Values) -> Estimate:
+    def ratio(self, above: Values, below: Values, other_above: Values, other_below: Values) -> QuotientEstimate:
         """One quotient over another."""
         return self._estimate(
             _divided(self._quotients(above, below), self._quotients(other_above, other_below)), below * other_below
         )
 
-    def saving(self, above: Values, below: Values, other_above: Values, other_below: Values) -> Estimate:
+    def saving(self, above: Values, below: Values, other_above: Values, other_below: Values) -> QuotientEstimate:
         """1 - `ratio`: the share of the other's cost that is saved."""
         ratio = self.ratio(above, below, other_above, other_below)
         if ratio.value is None or ratio.low is None or ratio.high is None:
-            return NOTHING if ratio.value is None else Estimate(1 - ratio.value)
-        return Estimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
+            return NOTHING if ratio.value is None else QuotientEstimate(1 - ratio.value)
+        return QuotientEstimate(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
 
     def _quotients(self, above: Values, below: Values) -> Values:
         return _divided(self._weights @ above, self._weights @ below)
 
-    def _estimate(self, quotients: Values, below: Values) -> Estimate:
+    def _estimate(self, quotients: Values, below: Values) -> QuotientEstimate:
         if not np.isfinite(quotients[0]):
             return NOTHING
         interval = percentile_interval(quotients[1:]) if np.count_nonzero(below) > 1 else None
-        return Estimate(float(quotients[0]), *(interval or (None, None)))
+        return QuotientEstimate(float(quotients[0]), *(interval or (None, None)))
 
 
 def _divided(above: Values, below: Values) -> Values:

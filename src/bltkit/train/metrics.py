@@ -18,7 +18,7 @@ from bltkit.train.loggers import Sink, open_sinks
 
 if TYPE_CHECKING:
     from bltkit.train.config import TrainConfig
-    from bltkit.train.learner import Figures
+    from bltkit.train.learner import StepFigures
 
 METRICS = "metrics.jsonl"
 BROKEN = "metrics.jsonl.broken"
@@ -50,7 +50,7 @@ class Tally:
     """Of `seen_bytes` those of this process's time."""
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, figures: "Figures", parts: Sequence[str]) -> None:
+    def add(self, figures: "StepFigures", parts: Sequence[str]) -> None:
         """Count one step in. parts: the names of its parts."""
         self.nats += figures.nats
         self.text_nats += figures.text_nats

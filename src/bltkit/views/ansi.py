@@ -18,7 +18,7 @@ from bltkit.patching.patched import PatchedText
 from bltkit.terminal.palette import ASCII_BORDER, BORDER, INSIDE, patch_style
 from bltkit.views.compare import Comparison
 from bltkit.views.facts import count, describe, facts, statistics
-from bltkit.views.glyphs import Cell, cells, split, wrap
+from bltkit.views.glyphs import GlyphCell, cells, split, wrap
 
 MAX_LINES = 40
 """Lines of a text, bars included, that `blt patch` shows unless it is asked for all."""
@@ -143,7 +143,7 @@ class _Look:
         """Characters that are shown; others stand as hex."""
         return str.isprintable if self.unicode else str.isascii
 
-    def line(self, patched: PatchedText, line: Sequence[Cell], *, aligned: bool = False) -> Text:
+    def line(self, patched: PatchedText, line: Sequence[GlyphCell], *, aligned: bool = False) -> Text:
         """The cells of a line, patches marked. aligned: as wide as the bytes of the line can get, in any cut."""
         text = Text(no_wrap=True, overflow="ignore")
         for cell, number, opens in _in_patches(patched, line):
@@ -156,7 +156,7 @@ class _Look:
             text.append(" " * padding, patch_style(number + len(cell.inside), self.color_system))
         return text
 
-    def bars(self, patched: PatchedText, line: Sequence[Cell], levels: Sequence[int]) -> Text:
+    def bars(self, patched: PatchedText, line: Sequence[GlyphCell], levels: Sequence[int]) -> Text:
         """A bar below each cell: the highest score among its bytes."""
         glyphs = BARS if self.unicode else ASCII_BARS
         text = Text(no_wrap=True, overflow="ignore")
@@ -167,11 +167,11 @@ class _Look:
             text.append(bar * _columns(cell) + " " * len(cell.inside), "cyan" if opens else "dim")
         return text
 
-    def columns(self, cell: Cell, borders: frozenset[int]) -> int:
+    def columns(self, cell: GlyphCell, borders: frozenset[int]) -> int:
         """Columns that a cell takes, its border mark included."""
         return _columns(cell) + len(cell.inside) + (not self.color and cell.start in borders)
 
-    def _style(self, cell: Cell, number: int) -> Style:
+    def _style(self, cell: GlyphCell, number: int) -> Style:
         style = patch_style(number, self.color_system)
         return style + Style(italic=True) if self.color and cell.kind == "hex" else style
 
@@ -181,31 +181,33 @@ def _beginning(data: bytes, max_lines: int | None, columns: int) -> bytes:
     return data if max_lines is None else data[: max_lines * columns * _BYTES_PER_COLUMN]
 
 
-def _first_lines(lines: Sequence[tuple[Cell, ...]], max_lines: int | None, is_cut: bool) -> Sequence[tuple[Cell, ...]]:
+def _first_lines(
+    lines: Sequence[tuple[GlyphCell, ...]], max_lines: int | None, is_cut: bool
+) -> Sequence[tuple[GlyphCell, ...]]:
     """Those that are shown. is_cut: the text goes on, so the last line may end within a character."""
     if max_lines is None:
         return lines
     return lines[: min(max_lines, max(1, len(lines) - 1))] if is_cut else lines[:max_lines]
 
 
-def _note(shown: Sequence[tuple[Cell, ...]], num_bytes: int) -> Iterator[Text]:
+def _note(shown: Sequence[tuple[GlyphCell, ...]], num_bytes: int) -> Iterator[Text]:
     end = shown[-1][-1].end if shown else 0
     if end < num_bytes:
         yield Text(f"the first {end:,} of {num_bytes:,} bytes are shown; --all shows all, --stats figures only", "dim")
 
 
-def _in_patches(patched: PatchedText, line: Sequence[Cell]) -> Iterator[tuple[Cell, int, bool]]:
+def _in_patches(patched: PatchedText, line: Sequence[GlyphCell]) -> Iterator[tuple[GlyphCell, int, bool]]:
     """Each cell, the number of its patch, and whether it opens it."""
     for cell in line:
         number = bisect_right(patched.starts, cell.start) - 1
         yield cell, number, patched.starts[number] == cell.start
 
 
-def _columns(cell: Cell) -> int:
+def _columns(cell: GlyphCell) -> int:
     return max(1, cell_len(cell.text))
 
 
-def _most_columns(cell: Cell) -> int:
+def _most_columns(cell: GlyphCell) -> int:
     """Columns of the cell in the cut that begins a patch at each of its bytes."""
     return _columns(cell) + cell.num_bytes - 1
 

@@ -56,7 +56,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _LogAxis:
     """low .. high on a logarithmic scale, drawn from pixel `start` to `end`."""
 
     low: float
@@ -77,8 +77,8 @@ def draw_chart(chart: Chart) -> Scene:
     right, bottom = _LEFT + _PLOT_WIDTH, _TOP + _PLOT_HEIGHT
     xs = sorted({x for line in chart.series for x, _ in line.points})
     ys = [y for line in chart.series for _, y in line.points]
-    x_axis = _Axis(*_padded(xs[0], xs[-1], 1.15, 2.0), _LEFT, right)
-    y_axis = _Axis(*_padded(min(ys), max(ys), 1.3, 4.0), bottom, _TOP)
+    x_axis = _LogAxis(*_padded(xs[0], xs[-1], 1.15, 2.0), _LEFT, right)
+    y_axis = _LogAxis(*_padded(min(ys), max(ys), 1.3, 4.0), bottom, _TOP)
     names = [len(f"{line.name}  {line.note}") for line in chart.series]
     width = max(right + 30 + _LETTER * max(names) + _MARGIN, 2 * _MARGIN + 7.3 * len(chart.about))
     shapes = [
@@ -104,7 +104,7 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value >= 1 else f"{value:.2g}"
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, xs: Sequence[float]) -> Iterator[Shape]:
+def _grid(x_axis: _LogAxis, y_axis: _LogAxis, xs: Sequence[float]) -> Iterator[Shape]:
     bottom, right = y_axis.start, x_axis.end
     for value in _ticks(y_axis):
         y = y_axis.at(value)
@@ -120,7 +120,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis, xs: Sequence[float]) -> Iterator[Shape]:
             yield Label(x, bottom + 20, number(value), 11, MUTED, "middle")
 
 
-def _names(series: Sequence[Series], x_axis: _Axis, y_axis: _Axis) -> Iterator[Shape]:
+def _names(series: Sequence[Series], x_axis: _LogAxis, y_axis: _LogAxis) -> Iterator[Shape]:
     """Names beside the ends of the lines, as far apart as letters are high; a hairline leads to a name moved far."""
     ends = sorted(((*line.points[-1], line) for line in series), key=lambda end: -end[1])
     wanted = [y_axis.at(y) for _, y, _ in ends]
@@ -151,7 +151,7 @@ def _padded(low: float, high: float, room: float, least: float) -> tuple[float, 
     return low / room, high * room
 
 
-def _ticks(axis: _Axis) -> list[float]:
+def _ticks(axis: _LogAxis) -> list[float]:
     """Round numbers, as many as do not crowd the axis."""
     decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
     ladders = ([n * 10.0**decade for decade in decades for n in ladder] for ladder in _LADDERS)

@@ -20,7 +20,7 @@ from bltkit.views.compare import Comparison
 
 
 @dataclass(frozen=True)
-class Column:
+class FactColumn:
     """A figure of every scheme: a head of two lines and one value per row."""
 
     head: tuple[str, str]
@@ -64,20 +64,20 @@ def facts(patched: PatchedText) -> list[str]:
     return found
 
 
-def statistics(comparison: Comparison) -> list[Column]:
+def statistics(comparison: Comparison) -> list[FactColumn]:
     """The figures of a comparison. Operations stand in the unit that fits the largest of them."""
     rows = comparison.schemes
     columns = [
-        Column(("", "patches"), tuple(str(len(row.patched.starts)) for row in rows)),
-        Column(("mean", "bytes"), tuple(f"{row.patched.mean_patch_bytes:.2f}" for row in rows)),
-        Column(("", "longest"), tuple(str(row.patched.largest) for row in rows)),
-        Column(("", "borders"), tuple(f"{row.patched.border_rate:.0%}" for row in rows)),
+        FactColumn(("", "patches"), tuple(str(len(row.patched.starts)) for row in rows)),
+        FactColumn(("mean", "bytes"), tuple(f"{row.patched.mean_patch_bytes:.2f}" for row in rows)),
+        FactColumn(("", "longest"), tuple(str(row.patched.largest) for row in rows)),
+        FactColumn(("", "borders"), tuple(f"{row.patched.border_rate:.0%}" for row in rows)),
     ]
     costs = [row.latent_flops for row in rows if row.latent_flops is not None]
     if len(costs) == len(rows):
         unit, factor = ("GFLOP", 1e9) if max(costs) >= 1e10 else ("MFLOP", 1e6)
         values = tuple(f"{cost / factor:,.1f}" if cost < 100 * factor else f"{cost / factor:,.0f}" for cost in costs)
-        columns.append(Column(("global", f"{unit}/byte"), values))
+        columns.append(FactColumn(("global", f"{unit}/byte"), values))
     return columns
 
 

@@ -20,7 +20,7 @@ DOTTED_CIRCLE = "\u25cc"
 
 
 @dataclass(frozen=True)
-class Cell:
+class GlyphCell:
     """What stands for bytes start .. start + num_bytes - 1 of a text."""
 
     start: int
@@ -36,14 +36,14 @@ class Cell:
         return self.start + self.num_bytes
 
 
-def cells(data: bytes, starts: Sequence[int], shows: Callable[[str], bool] = str.isprintable) -> tuple[Cell, ...]:
+def cells(data: bytes, starts: Sequence[int], shows: Callable[[str], bool] = str.isprintable) -> tuple[GlyphCell, ...]:
     """The cells of `data`, in order and without gaps; the same ones whatever `starts` are.
 
-    starts: offsets of patches, rising, for `Cell.inside`.
+    starts: offsets of patches, rising, for `GlyphCell.inside`.
     shows: whether the medium has a glyph for a character. Accents that combine with the character before them share
         its cell; characters that order, join or hide others without being seen (category Cf) are never shown as text.
     """
-    content: list[Cell] = []
+    content: list[GlyphCell] = []
     position = 0
     for character in data.decode("utf-8", "surrogateescape"):
         stray = "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
@@ -52,35 +52,35 @@ def cells(data: bytes, starts: Sequence[int], shows: Callable[[str], bool] = str
         symbol = SYMBOLS.get(character)
         combines = unicodedata.category(character) in ("Mn", "Mc", "Me")
         if symbol is not None and shows(symbol):
-            content.append(Cell(position, num_bytes, symbol, "symbol"))
+            content.append(GlyphCell(position, num_bytes, symbol, "symbol"))
         elif not (character.isprintable() and shows(character)):
-            content += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+            content += [GlyphCell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
         elif combines and content and content[-1].kind == "text":
             before = content[-1]
             content[-1] = replace(before, num_bytes=end - before.start, text=before.text + character)
         elif combines and not shows(DOTTED_CIRCLE):
-            content += [Cell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
+            content += [GlyphCell(at, 1, f"{data[at]:02X}", "hex") for at in range(position, end)]
         else:
-            content.append(Cell(position, num_bytes, DOTTED_CIRCLE + character if combines else character, "text"))
+            content.append(GlyphCell(position, num_bytes, DOTTED_CIRCLE + character if combines else character, "text"))
         position = end
     return tuple(_with_borders(content, starts))
 
 
-def _with_borders(content: Sequence[Cell], starts: Sequence[int]) -> Iterator[Cell]:
+def _with_borders(content: Sequence[GlyphCell], starts: Sequence[int]) -> Iterator[GlyphCell]:
     for cell in content:
         first, last = bisect_right(starts, cell.start), bisect_left(starts, cell.end)
         yield replace(cell, inside=tuple(starts[first:last])) if first < last else cell
 
 
 def wrap(
-    content: Sequence[Cell], columns: int, width_of: Callable[[Cell], int], *, at_newlines: bool = True
-) -> tuple[tuple[Cell, ...], ...]:
+    content: Sequence[GlyphCell], columns: int, width_of: Callable[[GlyphCell], int], *, at_newlines: bool = True
+) -> tuple[tuple[GlyphCell, ...], ...]:
     """Cut cells into lines of at most `columns`, and where a newline is followed by other text (`at_newlines`).
 
     Newlines behind one another stay in one line: blank lines would be empty pictures. A cell wider than a line has
     a line of its own.
     """
-    lines: list[list[Cell]] = [[]]
+    lines: list[list[GlyphCell]] = [[]]
     used = 0
     for cell in content:
         width = width_of(cell)
@@ -94,13 +94,13 @@ def wrap(
     return tuple(tuple(line) for line in lines if line)
 
 
-def split(content: Sequence[Cell], ends: Sequence[int]) -> list[list[Cell]]:
+def split(content: Sequence[GlyphCell], ends: Sequence[int]) -> list[list[GlyphCell]]:
     """The cells in front of each of the offsets `ends` (rising) and behind the one before it."""
-    lines: list[list[Cell]] = [[] for _ in ends]
+    lines: list[list[GlyphCell]] = [[] for _ in ends]
     for cell in content:
         lines[bisect_right(ends, cell.start)].append(cell)
     return lines
 
 
-def _is_newline(cell: Cell) -> bool:
+def _is_newline(cell: GlyphCell) -> bool:
     return (cell.kind, cell.text) in (("symbol", SYMBOLS["\n"]), ("hex", "0A"))

@@ -14,7 +14,7 @@ from bltkit.checkpoint import write_atomic
 from bltkit.patching.patched import PatchedText
 from bltkit.views.compare import Comparison
 from bltkit.views.facts import count, describe, draws_threshold, facts, statistics
-from bltkit.views.glyphs import Cell, cells, split, wrap
+from bltkit.views.glyphs import GlyphCell, cells, split, wrap
 from bltkit.views.scene import Box, Curve, Dot, Label, Scene, Shape, png_glyphs
 
 PAPER = "#ffffff"
@@ -177,7 +177,7 @@ def _draw_comparison(comparison: Comparison, shows: Callable[[str], bool]) -> Sc
     return Scene(width, y - 4, tuple(shapes), PAPER)
 
 
-def _row(patched: PatchedText, line: Sequence[Cell], place: _Line, y: float) -> Iterator[Shape]:
+def _row(patched: PatchedText, line: Sequence[GlyphCell], place: _Line, y: float) -> Iterator[Shape]:
     """Cells on their patches' backgrounds; a patch that goes on from the line before has no gap in front."""
     for number, (start, length) in enumerate(zip(patched.starts, patched.lengths, strict=True)):
         end = start + length
@@ -232,7 +232,7 @@ def _columns(
         yield Label(left + sum(widths[: number + 1]), y, text, size, fill, "end")
 
 
-def _checked(lines: tuple[tuple[Cell, ...], ...]) -> tuple[tuple[Cell, ...], ...]:
+def _checked(lines: tuple[tuple[GlyphCell, ...], ...]) -> tuple[tuple[GlyphCell, ...], ...]:
     if not lines:
         raise ValueError("the text is empty; there is nothing to draw")
     if len(lines) > MAX_LINES:
@@ -240,7 +240,7 @@ def _checked(lines: tuple[tuple[Cell, ...], ...]) -> tuple[tuple[Cell, ...], ...
     return lines
 
 
-def _num_bytes(cell: Cell) -> int:
+def _num_bytes(cell: GlyphCell) -> int:
     return cell.num_bytes
 
 

@@ -21,7 +21,7 @@ PEER_COLOURS = (MUTED, INK, "#9a7b5b", "#a3abb6")
 
 
 @dataclass(frozen=True)
-class _Line:
+class _SpeedLine:
     """Rows that differ only in what is drawn along the x axis."""
 
     name: str
@@ -120,7 +120,7 @@ def _circumstances(rows: Sequence[Row]) -> Iterator[str]:
     yield from _place(rows[0])
 
 
-def _lines(rows: Sequence[Row], axis: str) -> list[_Line]:
+def _lines(rows: Sequence[Row], axis: str) -> list[_SpeedLine]:
     """Ours in the order of the rows, then the peers."""
     several = len({row["preset"] for row in rows}) > 1
     speeds: dict[tuple[bool, str], dict[float, float]] = {}
@@ -129,7 +129,9 @@ def _lines(rows: Sequence[Row], axis: str) -> list[_Line]:
         speeds.setdefault((False, preset + _way(row)), {})[row[axis]] = row["ours"]
         if row.get("peer") is not None:
             speeds.setdefault((True, preset + _peer(row)), {})[row[axis]] = row["peer"]
-    return sorted((_Line(name, found, peer) for (peer, name), found in speeds.items()), key=lambda line: line.is_peer)
+    return sorted(
+        (_SpeedLine(name, found, peer) for (peer, name), found in speeds.items()), key=lambda line: line.is_peer
+    )
 
 
 def _way(row: Row) -> str:
@@ -147,7 +149,7 @@ def _peer(row: Row) -> str:
     return row["peer_name"] + ("" if dtype == "float32" else f", {dtype}")
 
 
-def _series(lines: Sequence[_Line], note: Callable[[_Line], str]) -> tuple[Series, ...]:
+def _series(lines: Sequence[_SpeedLine], note: Callable[[_SpeedLine], str]) -> tuple[Series, ...]:
     seen = {False: 0, True: 0}
     found = []
     for line in lines:
@@ -158,10 +160,10 @@ def _series(lines: Sequence[_Line], note: Callable[[_Line], str]) -> tuple[Serie
     return tuple(found)
 
 
-def _last(line: _Line) -> float:
+def _last(line: _SpeedLine) -> float:
     return line.speeds[max(line.speeds)]
 
 
-def _gain(line: _Line) -> str:
+def _gain(line: _SpeedLine) -> str:
     few, many = min(line.speeds), max(line.speeds)
     return "" if few == many else f", {line.speeds[many] / line.speeds[few]:.1f} times batch {few:g}"

@@ -64,9 +64,9 @@ def _measure(
     import torch
 
     from bltkit.config import parse
-    from bltkit.study.entropy_quality import Plan, run
+    from bltkit.study.entropy_quality import EntropyPlan, run
 
-    plan: Plan = parse(Plan, fields, "study entropy")
+    plan: EntropyPlan = parse(EntropyPlan, fields, "study entropy")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar("entropy") as progress:

@@ -81,9 +81,9 @@ def _measure(
 
     from bltkit.config import parse
     from bltkit.eval.dataset_source import Place
-    from bltkit.study.robustness import Plan, run
+    from bltkit.study.robustness import RobustnessPlan, run
 
-    plan: Plan = parse(Plan, fields, "study robustness")
+    plan: RobustnessPlan = parse(RobustnessPlan, fields, "study robustness")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar("robustness") as progress:

@@ -7,7 +7,7 @@ target (what is named) -> count (rows from shapes; `passes`: of a decoding strat
 from bltkit.cost.formulas.operations import ScorerConfig
 from bltkit.cost.ledger.count import BYTES_PER_TOKEN, PATCH_BYTES, ledger, token_ledger
 from bltkit.cost.ledger.passes import PassRates, expected
-from bltkit.cost.ledger.row import Ledger, Row, SideBySide
+from bltkit.cost.ledger.row import Ledger, LedgerRow, SideBySide
 from bltkit.cost.ledger.target import ASSUMED_SCORER, Decoding, ledger_of, scorer_named
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "PATCH_BYTES",
     "Decoding",
     "Ledger",
+    "LedgerRow",
     "PassRates",
-    "Row",
     "ScorerConfig",
     "SideBySide",
     "expected",

@@ -23,7 +23,7 @@ from bltkit.cost.formulas.operations import (
     token_flops,
 )
 from bltkit.cost.ledger.passes import PassRates
-from bltkit.cost.ledger.row import Ledger, Row, sum_rows
+from bltkit.cost.ledger.row import Ledger, LedgerRow, sum_rows
 from bltkit.generate.memory import SequenceMemory
 from bltkit.model import (
     Blt,
@@ -188,7 +188,7 @@ def token_ledger(
     again = {"attention": exact["attention"], "ffn": exact["ffn"]} if recompute else {}
     cached = {"attention": _cached(shape, context / bytes_per_token)}
     rows = {
-        name: Row(
+        name: LedgerRow(
             params=params[name],
             weight_bytes=element_bytes * reads[name] / bytes_per_token,
             kv_bytes=element_bytes * cached.get(name, 0.0) / bytes_per_token,
@@ -222,7 +222,7 @@ def check_context(context: int) -> None:
 
 def _model_rows(
     config: BltConfig, patch_bytes: float, context: int, element: int, rates: PassRates, drafting: bool
-) -> dict[str, Row]:
+) -> dict[str, LedgerRow]:
     with torch.device("meta"):
         sizes = {name: weight.numel() for name, weight in Blt(config).named_parameters()}
     reading, paper = exact_flops(config, patch_bytes, context), paper_flops(config, patch_bytes, context)
@@ -246,7 +246,7 @@ def _model_rows(
         own = {name: size for name, size in sizes.items() if name.startswith(prefixes)}
         params = sum(own.values())
         if module == "embed":
-            rows[module] = Row(params, element * numbers[module], 0.0, 0.0, 0.0, 0.0)
+            rows[module] = LedgerRow(params, element * numbers[module], 0.0, 0.0, 0.0, 0.0)
             continue
         # The encoder pools, and the latent transformer runs, when a patch closes.
         seldom = sum(
@@ -254,7 +254,7 @@ def _model_rows(
             for name, size in own.items()
             if module in ("encoder_cross", "latent") or any(part in name for part in _PATCH_SIDE)
         )
-        rows[module] = Row(
+        rows[module] = LedgerRow(
             params=params,
             weight_bytes=element * ((params - seldom) * often.get(module, rates.decoder) + seldom * rates.latent),
             kv_bytes=element * numbers[module],
@@ -280,7 +280,7 @@ def work_of(rates: PassRates, patch_bytes: float) -> Work:
     )
 
 
-def _again(row: Row, config: BltConfig, module: str, patch_bytes: float, context: int) -> Row:
+def _again(row: LedgerRow, config: BltConfig, module: str, patch_bytes: float, context: int) -> LedgerRow:
     """With the layers of its stack computed once more in training."""
     stacks = {
         "encoder": (config.encoder, 1.0),
@@ -293,15 +293,15 @@ def _again(row: Row, config: BltConfig, module: str, patch_bytes: float, context
     return replace(row, flops_train=row.flops_train + stack_flops(stack, context / unit) / unit)
 
 
-def _blocks_row(config: BltConfig, patch_bytes: float, context: int, block: int, recompute: bool) -> Row:
+def _blocks_row(config: BltConfig, patch_bytes: float, context: int, block: int, recompute: bool) -> LedgerRow:
     """Of training alone: the decoder's cells, a block for every patch."""
     of_cell = 3 * cell_flops(config, context, block)
     if recompute:
         of_cell += stack_flops(config.decoder, context, (block - 1) / 2)
-    return Row(0, 0.0, 0.0, 0.0, 0.0, of_cell * block / patch_bytes)
+    return LedgerRow(0, 0.0, 0.0, 0.0, 0.0, of_cell * block / patch_bytes)
 
 
-def _scorer_row(config: ScorerConfig, context: int, element: int, rates: PassRates | None = None) -> Row:
+def _scorer_row(config: ScorerConfig, context: int, element: int, rates: PassRates | None = None) -> LedgerRow:
     """Forward. rates: of a BLT's strategy; a pass for every byte by default."""
     passes, ids = (1.0, 1.0) if rates is None else (rates.entropy, rates.ids if rates.entropy else 0.0)
     with torch.device("meta"):
@@ -311,7 +311,7 @@ def _scorer_row(config: ScorerConfig, context: int, element: int, rates: PassRat
     read = (params - table.numel()) * passes + table.shape[1] * ids
     kv = _cached(config, context) * passes if isinstance(config, StackConfig) else 0.0
     flops = scorer_flops(config, context)
-    return Row(params, element * read, element * kv, flops * ids, None, flops)
+    return LedgerRow(params, element * read, element * kv, flops * ids, None, flops)
 
 
 def _table(config: ScorerConfig) -> int:

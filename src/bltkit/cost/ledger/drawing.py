@@ -44,7 +44,7 @@ _LEAST_LABEL = 14.0
 
 
 @dataclass(frozen=True)
-class Costs:
+class UnitCosts:
     """The ledgers of one model, cut into units of several sizes: patches, or tokens."""
 
     name: str
@@ -56,7 +56,7 @@ class Costs:
         return "token" if next(iter(self.ledgers.values())).bytes_per_token is not None else "patch"
 
 
-def costs_of(target: str, context: int = 8192, overrides: Sequence[str] = ()) -> Costs:
+def costs_of(target: str, context: int = 8192, overrides: Sequence[str] = ()) -> UnitCosts:
     """At `SIZES` and `CURVE_SIZES`. Raises ValueError for a model that has neither patches nor tokens."""
     token = is_token_model(target)
     sizes = sorted({*SIZES, *CURVE_SIZES})
@@ -66,7 +66,7 @@ def costs_of(target: str, context: int = 8192, overrides: Sequence[str] = ()) ->
     }
     if set(found[sizes[0]].modules) == {"entropy"}:
         raise ValueError(f"{target} reads every byte: its cost does not depend on the size of patches; draw a BLT")
-    return Costs(target, found)
+    return UnitCosts(target, found)
 
 
 def write_costs(target: str, path: str | Path, context: int = 8192, overrides: Sequence[str] = ()) -> None:
@@ -80,7 +80,7 @@ def write_costs(target: str, path: str | Path, context: int = 8192, overrides: S
     write_atomic(path, stacked(scenes).to_png() if suffix == ".png" else _page(costs, scenes).encode())
 
 
-def draw_bars(costs: Costs, sizes: Sequence[float] = SIZES) -> Scene:
+def draw_bars(costs: UnitCosts, sizes: Sequence[float] = SIZES) -> Scene:
     """A pair of stacked bars for each size: the exact count with the entropy model, and the paper's formula."""
     ledgers = [costs.ledgers[size] for size in sizes]
     modules = [name for name in NAMES if name in ledgers[0].modules]
@@ -117,7 +117,7 @@ def draw_bars(costs: Costs, sizes: Sequence[float] = SIZES) -> Scene:
     return Scene(page, bottom + 58, tuple(shapes), PAPER)
 
 
-def curves(costs: Costs) -> Chart:
+def curves(costs: UnitCosts) -> Chart:
     """Cost against the size of patches or tokens: in all, of the global transformer, and of everything else."""
     points = {size: costs.ledgers[size] for size in CURVE_SIZES}
     seldom = {size: sum(_flops(one, name) for name in ("latent", *_TOKEN)) for size, one in points.items()}
@@ -185,7 +185,7 @@ def _short(value: float) -> str:
     return "0" if not value else number(value)
 
 
-def _page(costs: Costs, scenes: Sequence[Scene]) -> str:
+def _page(costs: UnitCosts, scenes: Sequence[Scene]) -> str:
     title = f"What a byte costs: {costs.name}"
     modules = [name for name in NAMES if name in next(iter(costs.ledgers.values())).modules]
     lines = []

@@ -8,7 +8,7 @@ from bltkit.cost.ledger.passes import PassRates
 
 
 @dataclass(frozen=True)
-class Row:
+class LedgerRow:
     """A module, or a sum of modules; all but `params` per byte of text."""
 
     params: int
@@ -51,11 +51,11 @@ HEAD = f"{'module':<20}{'params':>16}{'MB read':>10}{'KV MB':>10}{'MFLOP':>10}{'
 class Ledger:
     """What `blt flops` answers."""
 
-    modules: Mapping[str, Row]
+    modules: Mapping[str, LedgerRow]
     """The model's parts; `blocks`, what a BLT-D's training computes besides; and `entropy` for the scorer."""
-    total: Row
+    total: LedgerRow
     """The modules that the paper counts; the scorer alone where there is nothing else."""
-    total_with_entropy: Row
+    total_with_entropy: LedgerRow
     params: int
     """Of the model without its scorer."""
     params_without_tables: int
@@ -121,7 +121,7 @@ class Ledger:
         return f"{self.patch_bytes:.2f} bytes per patch{source}"
 
 
-def sum_rows(rows: Sequence[Row]) -> Row:
+def sum_rows(rows: Sequence[LedgerRow]) -> LedgerRow:
     """Their sum; there must be one."""
     total = rows[0]
     for row in rows[1:]:
@@ -161,7 +161,7 @@ class SideBySide:
         return "\n".join(lines)
 
     @property
-    def _totals(self) -> list[Row]:
+    def _totals(self) -> list[LedgerRow]:
         return [one.total_with_entropy for one in self.ledgers]
 
 

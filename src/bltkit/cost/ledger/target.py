@@ -61,7 +61,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LedgerSubject:
     """What is to be counted. scored: training runs the scorer; else its patches are stored. block: cells that training
     adds for every patch. patch_bytes: mean bytes per patch and where it is known from; None where nobody knows.
     max_patch_bytes: longest patch of the rule."""
@@ -159,19 +159,19 @@ def scorer_named(name: str) -> tuple[ScorerConfig | None, str]:
     return _config_of(load_bundle(directory, device="meta").scorer), name
 
 
-def _subject(target: str, overrides: Sequence[str]) -> Subject:
+def _subject(target: str, overrides: Sequence[str]) -> LedgerSubject:
     if target.endswith(".toml"):
         return _of_config(Path(target), overrides)
     if overrides:
         raise ValueError(f"{overrides[0]}: {target} is no training config (TOML), of which alone a value can be set")
     if target.startswith(LLAMA):
-        return Subject(parse_token_shape(target))
+        return LedgerSubject(parse_token_shape(target))
     if target.startswith(TOKEN):
-        return Subject(_of_token_model(target.removeprefix(TOKEN)))
+        return LedgerSubject(_of_token_model(target.removeprefix(TOKEN)))
     bundle = load_bundle(resolve_model(target), device="meta")
     scorer = _config_of(bundle.scorer)
     model = None if bundle.model is None else bundle.model.config
-    return Subject(
+    return LedgerSubject(
         model,
         scorer,
         None if scorer is None else target,
@@ -192,7 +192,7 @@ def _of_token_model(name: str) -> TokenShape:
     return token_shape_of_hf(config if isinstance(config, dict) else {}, str(file))
 
 
-def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
+def _of_config(path: Path, overrides: Sequence[str]) -> LedgerSubject:
     data = load_toml(path, overrides)
     section = data.get("model")
     if not isinstance(section, dict):
@@ -212,14 +212,14 @@ def _of_config(path: Path, overrides: Sequence[str]) -> Subject:
     _check_sections(data, str(path))
     recompute = bool(_table(data, "trainer").get("checkpoint_activations", False))
     if isinstance(model, TokenConfig):
-        return Subject(model, recompute=recompute)
+        return LedgerSubject(model, recompute=recompute)
     if not isinstance(model, BltConfig):
         assert isinstance(model, ScorerConfig)
-        return Subject(None, model, str(path), recompute=recompute)
+        return LedgerSubject(None, model, str(path), recompute=recompute)
     name = _table(data, "patching").get("model")
     scorer, scorer_name = (None, None) if name is None or _needs_no_scores(data) else scorer_named(name)
     size, longest = patch_size_of(data)
-    return Subject(model, scorer, scorer_name, not _stored(data), recompute, _block(data), size, longest)
+    return LedgerSubject(model, scorer, scorer_name, not _stored(data), recompute, _block(data), size, longest)
 
 
 def check_countable(shape: Config, where: str) -> None:

@@ -16,7 +16,7 @@ from bltkit.cost.formulas.operations import forward_flops, scorer_flops, stack_f
 from bltkit.cost.ledger import PATCH_BYTES
 from bltkit.cost.planning.activations import Activations, activations, layers, meta_model
 from bltkit.cost.planning.machine import LINK_SHARE, USABLE, UTILIZATION, Mesh, device_named
-from bltkit.cost.planning.training_plan import Plan, Run
+from bltkit.cost.planning.training_plan import PlannedRun, TrainingPlan
 from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, StackConfig
 from bltkit.model.entropy import SCORING_CHUNK
 from bltkit.vocab import VOCAB_SIZE
@@ -31,7 +31,7 @@ _TABLES = "embed.ngrams"
 
 
 def plan(
-    run: Run,
+    run: PlannedRun,
     mesh: str,
     *,
     device: str = "h100",
@@ -39,7 +39,7 @@ def plan(
     memory: float | None = None,
     bandwidth: float | None = None,
     patch_bytes: float | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """Plan a run.
 
     mesh: "NODESxDEVICES". rate: TFLOP/s that a device achieves; by default `UTILIZATION` of its peak. memory: GB of a
@@ -52,7 +52,7 @@ def plan(
 class _Planner:
     def __init__(
         self,
-        run: Run,
+        run: PlannedRun,
         mesh: str,
         device: str,
         rate: float | None,
@@ -111,7 +111,7 @@ class _Planner:
         if self.mesh.ranks > 1:  # a process asks for distinct rows only
             self.look_ups = min(self.look_ups, self.table_rows)
 
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         run = self.run
         dtype = torch.bfloat16 if self.bf16 else None
         saved = activations(run.model, self.rows, run.row_bytes, self.patches, dtype)
@@ -121,7 +121,7 @@ class _Planner:
         flops = self._flops()
         traffic = self._traffic()
         seconds = self._seconds(sum(flops.values()), traffic)
-        return Plan(
+        return TrainingPlan(
             mesh=f"{self.mesh.nodes}x{self.mesh.per_node}",
             ranks=self.mesh.ranks,
             shard=self.shard,

@@ -8,7 +8,7 @@ from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """What of a training config a plan depends on; the fields are those of the config."""
 
     model: BltConfig | EntropyConfig | BoundaryConfig | CnnConfig
@@ -29,7 +29,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What `blt flops --mesh` answers. Memory in bytes on the fullest device, times in seconds of one step."""
 
     mesh: str

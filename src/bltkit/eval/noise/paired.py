@@ -10,7 +10,7 @@ from bltkit.files import lines, parse_json, require_regular
 
 
 @dataclass(frozen=True)
-class Pair:
+class TextPair:
     """A text and its damaged version."""
 
     clean: str
@@ -72,7 +72,7 @@ class Paired:
         return f"paired:{self.file}"
 
 
-def read_pairs(path: Path) -> Iterator[Pair]:
+def read_pairs(path: Path) -> Iterator[TextPair]:
     """The pairs of a `.jsonl` file, compressed as well, in order.
 
     Raises ValueError that names file and line: no JSON object, `clean` or `noisy` missing, not text or blank.
@@ -95,7 +95,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         raise ValueError(f'{path} is empty; a line of it is {{"clean": TEXT, "noisy": TEXT}}')
 
 
-def pair_of(row: object) -> Pair:
+def pair_of(row: object) -> TextPair:
     """A row as a pair. Raises ValueError."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
@@ -104,4 +104,4 @@ def pair_of(row: object) -> Pair:
             raise ValueError(f"field {name!r} is missing; the row has {', '.join(map(str, row)) or 'none'}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"{name} = {row[name]!r} is not a text")
-    return Pair(row["clean"], row["noisy"])
+    return TextPair(row["clean"], row["noisy"])

@@ -2,6 +2,6 @@
 
 from bltkit.eval.report.comparison import write_comparison
 from bltkit.eval.report.page import write_page
-from bltkit.eval.report.pairing import Comparison, compare
+from bltkit.eval.report.pairing import RunComparison, compare
 
-__all__ = ["Comparison", "compare", "write_comparison", "write_page"]
+__all__ = ["RunComparison", "compare", "write_comparison", "write_page"]

@@ -8,7 +8,7 @@ from bltkit.eval.report.differences import DRAWS, Difference
 from bltkit.eval.report.items import Amount, chosen, prompt, replies, visible
 from bltkit.eval.report.lanes import Axis, Mark, centred, head, lane, plot_line, symbol
 from bltkit.eval.report.page import fitting
-from bltkit.eval.report.pairing import Comparison, Pair, compare
+from bltkit.eval.report.pairing import RunComparison, TaskPair, compare
 from bltkit.eval.report.stored_runs import Figure, TaskResult
 from bltkit.eval.report.words import (
     NOTHING,
@@ -27,7 +27,7 @@ from bltkit.eval.report.words import (
 from bltkit.views.html import Cell, Html, Node, join, page, table, tag
 
 
-def write_comparison(directories: Sequence[Path], place: Path) -> Comparison:
+def write_comparison(directories: Sequence[Path], place: Path) -> RunComparison:
     """Compare evaluations with the first of them, and write the page to `place`.
 
     Raises ValueError where `compare` does.
@@ -37,7 +37,7 @@ def write_comparison(directories: Sequence[Path], place: Path) -> Comparison:
     return comparison
 
 
-def comparison_page(comparison: Comparison, amount: Amount) -> str:
+def comparison_page(comparison: RunComparison, amount: Amount) -> str:
     """The page as text."""
     others = range(1, len(comparison.runs))
     return page(
@@ -56,7 +56,7 @@ def comparison_page(comparison: Comparison, amount: Amount) -> str:
     )
 
 
-def _runs(comparison: Comparison) -> Html:
+def _runs(comparison: RunComparison) -> Html:
     rows = [
         (
             join(symbol(at), label),
@@ -72,7 +72,7 @@ def _runs(comparison: Comparison) -> Html:
     return table(("run", "kind", "fingerprint", "noise", "limit", "seed", "directory"), rows, label="runs")
 
 
-def _warnings(comparison: Comparison, pairs: Sequence[Pair]) -> Html:
+def _warnings(comparison: RunComparison, pairs: Sequence[TaskPair]) -> Html:
     """One line for each reason that keeps runs apart, with the tasks that it concerns."""
     reasons: dict[tuple[int, str], list[str]] = {}
     for pair in pairs:
@@ -91,7 +91,7 @@ def _warnings(comparison: Comparison, pairs: Sequence[Pair]) -> Html:
     return join(*lines)
 
 
-def _settings(comparison: Comparison, pairs: Sequence[Pair]) -> Html:
+def _settings(comparison: RunComparison, pairs: Sequence[TaskPair]) -> Html:
     """One line for each setting that differs between two runs that are compared all the same."""
     named: dict[tuple[int, str], list[str]] = {}
     for pair in pairs:
@@ -109,11 +109,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _legend(comparison: Comparison) -> Html:
+def _legend(comparison: RunComparison) -> Html:
     return tag("ul", [tag("li", symbol(at), label) for at, label in enumerate(comparison.labels)], class_="legend")
 
 
-def _overview(comparison: Comparison) -> Html:
+def _overview(comparison: RunComparison) -> Html:
     """Every task's main metric, a dot for each run; a scale for each that there is."""
     scales: dict[tuple[float | None, str, str], list[str]] = {}
     for task in comparison.tasks:
@@ -133,13 +133,13 @@ def _overview(comparison: Comparison) -> Html:
     return tag("figure", tag("div", rows, class_="plot"))
 
 
-def _results(comparison: Comparison, task: str) -> list[tuple[int, TaskResult]]:
+def _results(comparison: RunComparison, task: str) -> list[tuple[int, TaskResult]]:
     """Of the runs that have it."""
     found = [(at, run.results.results.get(task)) for at, run in enumerate(comparison.runs)]
     return [(at, one) for at, one in found if one is not None]
 
 
-def _values(comparison: Comparison) -> Html:
+def _values(comparison: RunComparison) -> Html:
     """A line for each task and metric, a column for each run."""
     rows: list[tuple[Node | Cell, ...]] = []
     for task in comparison.tasks:
@@ -161,7 +161,7 @@ def _named(metric: str, level: str | None) -> str:
     return metric if level is None else f"{metric} by {level}"
 
 
-def _chance(comparison: Comparison, task: str, metric: str | None, level: str | None) -> float | None:
+def _chance(comparison: RunComparison, task: str, metric: str | None, level: str | None) -> float | None:
     """What guessing scores, as the first run that knows it has it. metric: None is the main one."""
     for _, result in _results(comparison, task):
         figure: Figure | None = main_figure(result)
@@ -186,7 +186,7 @@ def _value(task: TaskResult | None, name: str, level: str | None, highest: float
     return Cell(join(number(figure.value, highest), ends), figure.value)
 
 
-def _against(comparison: Comparison, other: int, amount: Amount) -> Html:
+def _against(comparison: RunComparison, other: int, amount: Amount) -> Html:
     """One run against the first: differences by scale, then the items on which they disagree."""
     first, label, pairs = comparison.labels[0], comparison.labels[other], comparison.of(other)
     compared = [pair for pair in pairs if not pair.reasons]
@@ -202,7 +202,7 @@ def _against(comparison: Comparison, other: int, amount: Amount) -> Html:
     )
 
 
-def _differences(comparison: Comparison, other: int, pairs: Sequence[Pair]) -> Html:
+def _differences(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> Html:
     """A line for each task and metric, those of one scale together, below the scale."""
     first, label = comparison.labels[0], comparison.labels[other]
     scales: dict[tuple[float | None, str, str], list[tuple[str, Difference]]] = {}
@@ -250,7 +250,7 @@ def _line(axis: Axis, task: str, one: Difference, other: int) -> tuple[Node | Ce
     )
 
 
-def _agreement(comparison: Comparison, other: int, pairs: Sequence[Pair]) -> Html:
+def _agreement(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> Html:
     """How often which run was better on an item, by the main metric."""
     rows: list[tuple[Node | Cell, ...]] = []
     for pair in pairs:
@@ -285,7 +285,7 @@ def _count(count: int | None) -> Cell:
     return Cell(NOTHING) if count is None else Cell(f"{count:,}", count)
 
 
-def _disagreements(comparison: Comparison, pair: Pair, amount: Amount) -> Html | None:
+def _disagreements(comparison: RunComparison, pair: TaskPair, amount: Amount) -> Html | None:
     """Some items that one run got better than the other."""
     cards: list[Html] = []
     words = []
@@ -299,7 +299,7 @@ def _disagreements(comparison: Comparison, pair: Pair, amount: Amount) -> Html |
     return tag("details", tag("summary", f"{pair.task}: ", ", ".join(words)), tag("div", cards, class_="items"))
 
 
-def _card(comparison: Comparison, pair: Pair, item: str, which: int, amount: Amount) -> Html:
+def _card(comparison: RunComparison, pair: TaskPair, item: str, which: int, amount: Amount) -> Html:
     parts: list[Node] = [
         tag("h4", f"{comparison.labels[which]} is better · ", visible(item, 80)),
         prompt(comparison.runs[0].record(pair.task, item), amount),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bltkit.eval.intervals import Interval
-from bltkit.eval.report.stored_runs import Entry, MetricFigure, TaskResult
+from bltkit.eval.report.stored_runs import MetricFigure, StoredEntry, TaskResult
 from bltkit.eval.statistics import Method, interval_over_groups, is_share, paired_share, percentile_interval
 from bltkit.eval.tasks import TASKS
 from bltkit.eval.tasks.task import quotient
@@ -61,8 +61,8 @@ class Difference:
 
 def paired(
     result: TaskResult,
-    mine: Mapping[str, Entry],
-    theirs: Mapping[str, Entry],
+    mine: Mapping[str, StoredEntry],
+    theirs: Mapping[str, StoredEntry],
     ids: Sequence[str],
     metrics: Mapping[str, MetricFigure],
 ) -> tuple[Difference, ...]:

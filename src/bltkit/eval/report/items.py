@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bltkit.eval.report.stored_runs import Record, Run, TaskResult, right
+from bltkit.eval.report.stored_runs import StoredRecord, StoredRun, TaskResult, right
 from bltkit.views.html import Html, Node, escape, join, table, tag
 
 _UNSEEN = re.compile(r"^ +| +$|(?<=\n) +| +(?=\n)| {2,}|[\x00-\x1f\u00a0\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -37,7 +37,7 @@ def chosen(ids: Iterable[str], count: int) -> list[str]:
     return sorted(sorted(ids, key=lambda one: hashlib.sha256(one.encode("utf-8", "replace")).digest())[:count])
 
 
-def samples(run: Run, task: str, amount: Amount) -> Html | None:
+def samples(run: StoredRun, task: str, amount: Amount) -> Html | None:
     """Items of a task that were answered right and such that were not; any, where there is no right."""
     result, entries = run.results.results[task], run.entries[task]
     known: dict[bool | None, list[str]] = {True: [], False: [], None: []}
@@ -56,7 +56,7 @@ def samples(run: Run, task: str, amount: Amount) -> Html | None:
     return tag("details", tag("summary", "Items: ", ", ".join(words)), tag("div", cards, class_="items"))
 
 
-def card(record: Record, result: TaskResult, amount: Amount, verdict: bool | None) -> Html:
+def card(record: StoredRecord, result: TaskResult, amount: Amount, verdict: bool | None) -> Html:
     """One item: its prompt, its choices with their likelihoods or the answer, and what else its record shows."""
     name = {True: "right", False: "wrong", None: ""}[verdict]
     places = " · ".join(record.groups.values())
@@ -74,13 +74,13 @@ def card(record: Record, result: TaskResult, amount: Amount, verdict: bool | Non
     )
 
 
-def prompt(record: Record, amount: Amount) -> Html | None:
+def prompt(record: StoredRecord, amount: Amount) -> Html | None:
     """What all requests of the item have in common in front."""
     shared = shared_context(asked_texts(record.requests))
     return tag("pre", visible(shared, amount.prompt)) if shared else None
 
 
-def replies(record: Record, result: TaskResult, amount: Amount) -> Html:
+def replies(record: StoredRecord, result: TaskResult, amount: Amount) -> Html:
     """What came back: the choices in a table, or what was written; then the rest of what the record shows."""
     texts = asked_texts(record.requests)
     ends = [text[len(shared_context(texts)) :] for text in texts]

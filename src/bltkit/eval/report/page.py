@@ -7,7 +7,7 @@ from pathlib import Path
 from bltkit.checkpoint import write_atomic
 from bltkit.eval.report.items import AMOUNTS, Amount, samples
 from bltkit.eval.report.lanes import Mark, head, histogram, lane, plot_line
-from bltkit.eval.report.stored_runs import Entry, Figure, Run, TaskResult, item_value, read_run
+from bltkit.eval.report.stored_runs import Figure, StoredEntry, StoredRun, TaskResult, item_value, read_run
 from bltkit.eval.report.words import (
     NOTHING,
     about,
@@ -53,7 +53,7 @@ def fitting(draw: Callable[[Amount], str]) -> bytes:
     return data
 
 
-def evaluation_page(run: Run, amount: Amount) -> str:
+def evaluation_page(run: StoredRun, amount: Amount) -> str:
     """The page as text."""
     results = run.results
     tasks = results.results
@@ -138,7 +138,7 @@ def summary(tasks: Mapping[str, TaskResult]) -> Html:
     return table(head_, rows, texts=2, sortable=True, label="results of all tasks")
 
 
-def section(run: Run, name: str, amount: Amount) -> Html:
+def section(run: StoredRun, name: str, amount: Amount) -> Html:
     """Everything about one task."""
     task = run.results.results[name]
     entries = run.entries[name]
@@ -250,7 +250,7 @@ def _groups(task: TaskResult, level: str) -> Html:
     )
 
 
-def _distribution(task: TaskResult, entries: Mapping[str, Entry]) -> Html | None:
+def _distribution(task: TaskResult, entries: Mapping[str, StoredEntry]) -> Html | None:
     """How sure the choices were, or how a metric's values lie, where items have more than two of them."""
     margins = [entry.margin for entry in entries.values() if entry.margin is not None]
     if len(margins) > 1:

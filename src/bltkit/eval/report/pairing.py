@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.eval.report.differences import Difference, paired
-from bltkit.eval.report.stored_runs import Entry, Run, TaskResult, item_value, read_run, right
+from bltkit.eval.report.stored_runs import StoredEntry, StoredRun, TaskResult, item_value, read_run, right
 from bltkit.eval.report.words import counted, interval, signed
 
 MAX_RUNS = 8
 
 
 @dataclass(frozen=True)
-class Pair:
+class TaskPair:
     """A task in the first run and in another.
 
     reasons: why the two are not compared; then nothing else is known but how many items are common.
@@ -43,15 +43,15 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs, what they are called here, and each of the others against the first, task by task."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[StoredRun, ...]
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
-    pairs: tuple[Pair, ...] = field(default=())
+    pairs: tuple[TaskPair, ...] = field(default=())
 
-    def of(self, other: int) -> list[Pair]:
+    def of(self, other: int) -> list[TaskPair]:
         """One run's pairs with the first."""
         return [pair for pair in self.pairs if pair.other == other]
 
@@ -112,7 +112,7 @@ class Comparison:
         }
 
 
-def compare(directories: Sequence[Path]) -> Comparison:
+def compare(directories: Sequence[Path]) -> RunComparison:
     """Read evaluations and compare each with the first.
 
     Raises ValueError for fewer than two or more than MAX_RUNS, the same one twice, and a directory that holds none.
@@ -128,10 +128,10 @@ def compare(directories: Sequence[Path]) -> Comparison:
         for task in tasks
         if task in runs[0].results.results and task in run.results.results
     ]
-    return Comparison(runs, labels, tasks, tuple(pairs))
+    return RunComparison(runs, labels, tasks, tuple(pairs))
 
 
-def _labels(runs: Sequence[Run]) -> tuple[str, ...]:
+def _labels(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     """The models' names, with as much behind them as it takes to tell them apart."""
     places = [run.directory.resolve() for run in runs]
     if len(set(places)) < len(places):
@@ -146,7 +146,7 @@ def _labels(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(next(some for some in (names, noisy, placed, full) if len(set(some)) == len(some)))
 
 
-def _pair(first: Run, other: Run, task: str, at: int) -> Pair:
+def _pair(first: StoredRun, other: StoredRun, task: str, at: int) -> TaskPair:
     one, two = first.results.results[task], other.results.results[task]
     mine, theirs = first.entries[task], other.entries[task]
     ids = [item for item in mine if item in theirs]
@@ -154,14 +154,14 @@ def _pair(first: Run, other: Run, task: str, at: int) -> Pair:
     asked_alike = _noise(first) == _noise(other) and one.shots == two.shots
     reasons = _refused(mine, theirs, ids, asked_alike)
     if reasons:
-        return Pair(task, at, *counts, reasons)
+        return TaskPair(task, at, *counts, reasons)
     settings = _settings(first, other, one, two, counts)
     differences = paired(one, mine, theirs, ids, two.metrics)
     sign = 1 if one.better == "higher" else -1
     values = [(item, _value(mine, item, one.metric), _value(theirs, item, one.metric)) for item in ids]
     known = [(item, sign * b - sign * a) for item, a, b in values if a is not None and b is not None]
     best = [right(mine[item].metrics.get(one.metric), one.better, one.highest) for item, gain in known if gain == 0]
-    return Pair(
+    return TaskPair(
         task,
         at,
         *counts,
@@ -177,12 +177,12 @@ def _pair(first: Run, other: Run, task: str, at: int) -> Pair:
     )
 
 
-def _value(entries: Mapping[str, Entry], item: str, metric: str) -> float | None:
+def _value(entries: Mapping[str, StoredEntry], item: str, metric: str) -> float | None:
     return item_value(entries[item].metrics.get(metric))
 
 
 def _settings(
-    first: Run, other: Run, one: TaskResult, two: TaskResult, counts: tuple[int, int, int]
+    first: StoredRun, other: StoredRun, one: TaskResult, two: TaskResult, counts: tuple[int, int, int]
 ) -> tuple[str, ...]:
     """What was set differently, as far as the results say; results of version 0.1.0 name no window and no strategy."""
     said = []
@@ -206,13 +206,13 @@ def _settings(
     return tuple(said)
 
 
-def _noise(run: Run) -> str:
+def _noise(run: StoredRun) -> str:
     covered = f" (items covered by {run.results.covered})" if run.results.covered else ""
     return (run.results.noise or "none") + covered
 
 
 def _refused(
-    mine: Mapping[str, Entry], theirs: Mapping[str, Entry], ids: Sequence[str], asked_alike: bool
+    mine: Mapping[str, StoredEntry], theirs: Mapping[str, StoredEntry], ids: Sequence[str], asked_alike: bool
 ) -> tuple[str, ...]:
     """Why the common items are not the same ones. asked_alike: no setting explains that a prompt differs."""
     if not ids:

@@ -26,13 +26,13 @@ Contribution: TypeAlias = float | tuple[float, ...]
 """Of an item to a metric: a number, or sums that the metric makes its value of."""
 
 
-class _Read(Config):
+class _Stored(Config):
     """Part of a file that later versions may add to; a figure may be missing or not finite."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
 
 
-class _Estimated(_Read):
+class _Estimated(_Stored):
     """A value, how sure it is, and what guessing scores.
 
     interval_method: how the interval is computed, or why there is none; None in results of version 0.1.0, as `chance`.
@@ -68,7 +68,7 @@ class MetricFigure(Figure):
     highest: float | None = None
 
 
-class Macro(_Read):
+class Macro(_Stored):
     """The mean over the groups of a level."""
 
     level: str
@@ -82,7 +82,7 @@ class Macro(_Read):
         return {"level": data.get("level"), "metrics": {name: one for name, one in data.items() if name != "level"}}
 
 
-class ContextWindow(_Read):
+class StoredContextWindow(_Stored):
     """How much of a text the model is shown at once."""
 
     size: int
@@ -105,7 +105,7 @@ class TaskResult(_Estimated):
     task_seed: int | None = None
     cut_contexts: int = 0
     contexts: int | None = None
-    window: ContextWindow | None = None
+    window: StoredContextWindow | None = None
     left_out: int = 0
     seconds: float | None = None
     bytes: int | None = None
@@ -118,7 +118,7 @@ class TaskResult(_Estimated):
         return self
 
 
-class Model(_Read):
+class Model(_Stored):
     """What was evaluated."""
 
     name: str
@@ -127,7 +127,7 @@ class Model(_Read):
     strategy: str | None = None
 
 
-class Results(_Read):
+class Results(_Stored):
     """The whole of results.json."""
 
     format: int
@@ -142,7 +142,7 @@ class Results(_Read):
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredEntry:
     """What is counted of an item.
 
     asked: SHA-256 of its requests. gold: of its right answer, None where the record shows none. margin: gold above the
@@ -159,7 +159,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredRecord:
     """An item as its line in the file has it."""
 
     id: str
@@ -172,29 +172,29 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """An evaluation's directory."""
 
     directory: Path
     results: Results
 
     @cached_property
-    def entries(self) -> Mapping[str, Mapping[str, Entry]]:
+    def entries(self) -> Mapping[str, Mapping[str, StoredEntry]]:
         """By task and item. Raises ValueError where records are missing, malformed or fewer than the results say."""
         return {task: self._index(task, result) for task, result in self.results.results.items()}
 
-    def record(self, task: str, item: str) -> Record:
+    def record(self, task: str, item: str) -> StoredRecord:
         """One item's, from the file."""
         entry = self.entries[task][item]
         with self._place(task).open("rb") as file:
             file.seek(entry.start)
             return _record(_parse(file.read(entry.size), str(file.name)))
 
-    def _index(self, task: str, result: TaskResult) -> Mapping[str, Entry]:
+    def _index(self, task: str, result: TaskResult) -> Mapping[str, StoredEntry]:
         path = self._place(task)
         if not path.is_file():
             raise ValueError(f"{path}: missing; the evaluation was broken off, run it again with --resume")
-        found: dict[str, Entry] = {}
+        found: dict[str, StoredEntry] = {}
         for number, start, line in _lines(path):
             where = f"{path}, line {number}"
             data = _parse(line, where)
@@ -218,7 +218,7 @@ class Run:
         return self.directory / RECORDS / Path(self.results.results[task].records or f"{task}.jsonl").name
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> StoredRun:
     """An evaluation's directory. Raises ValueError where it is none, or is not finished."""
     path = directory / RESULTS
     if not path.is_file():
@@ -231,7 +231,7 @@ def read_run(directory: Path) -> Run:
     results: Results = parse(Results, data, str(path))
     if not results.results:
         raise ValueError(f"{path}: holds no task's result; name an evaluation of at least one task")
-    return Run(directory, results)
+    return StoredRun(directory, results)
 
 
 def item_value(contribution: Contribution | None) -> float | None:
@@ -270,23 +270,25 @@ def _parse(data: bytes, where: str, *, finite: bool = True) -> Any:
         raise ValueError(f"{error}; run the evaluation again") from None
 
 
-def _record(data: Mapping[str, Any]) -> Record:
+def _record(data: Mapping[str, Any]) -> StoredRecord:
     metrics = {name: _contribution(value) for name, value in data["metrics"].items() if value is not None}
     groups = {str(level): str(group) for level, group in data["groups"].items()}
     shown = data["shown"]
     if not isinstance(data["id"], str) or not isinstance(data["asked"], str) or not isinstance(shown, Mapping):
         raise ValueError("id, asked or shown")
-    return Record(data["id"], groups, metrics, shown, data["asked"], tuple(data["requests"]), tuple(data["answers"]))
+    return StoredRecord(
+        data["id"], groups, metrics, shown, data["asked"], tuple(data["requests"]), tuple(data["answers"])
+    )
 
 
 def _contribution(value: Any) -> Contribution:
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
 
 
-def _entry(record: Record, start: int, size: int) -> Entry:
+def _entry(record: StoredRecord, start: int, size: int) -> StoredEntry:
     gold = record.shown.get("gold")
     digest = None if gold is None else hashlib.sha256(json.dumps(gold, sort_keys=True).encode()).digest()
-    return Entry(record.metrics, record.groups, record.asked, digest, _margin(record.shown), start, size)
+    return StoredEntry(record.metrics, record.groups, record.asked, digest, _margin(record.shown), start, size)
 
 
 def _margin(shown: Mapping[str, Any]) -> float | None:

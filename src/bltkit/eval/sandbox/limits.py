@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one run may use at most. Whole numbers, at least 1; ValueError otherwise.
 
     cpu_seconds: of each process. wall_seconds: of the run, whatever its processes do.
@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """What became of a program.
 
     passed: it got to its end without an exception, and said so with the token that only its driver knew.

@@ -9,7 +9,7 @@ from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes
 
 
-class Choice(Task):
+class ChoiceTask(Task):
     """A question and its choices; the score of a choice is its log-probability behind the question.
 
     `acc` takes the highest sum, `acc_norm` the highest sum per byte of the choice (the space in front counts); ties go

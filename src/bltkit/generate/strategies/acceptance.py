@@ -46,7 +46,7 @@ NOTHING = (0.0,) * len(_WIDTHS)
 
 
 @dataclass(frozen=True)
-class Tally:
+class AcceptanceTally:
     """Drafted bytes that were reached by verification, and those of them that it kept, by their place in the draft."""
 
     tried: tuple[float, ...] = NOTHING
@@ -72,7 +72,7 @@ class Experience:
     """How drafts fared in a row: a tally for each way and for each of whether the model was sure of the byte in front
     of the draft."""
 
-    tallies: tuple[Tally, ...] = (Tally(),) * (2 * len(WAYS))
+    tallies: tuple[AcceptanceTally, ...] = (AcceptanceTally(),) * (2 * len(WAYS))
     """Of each way of `WAYS` that of unsure rounds, then that of sure ones."""
 
     def after(self, way: Way | None, sure: bool, drafted: int, accepted: int) -> Self:
@@ -132,7 +132,7 @@ GPU = Machine(layer=1e8, several=0.0, position=0.003)
 
 
 @dataclass(frozen=True)
-class Costs:
+class RoundCosts:
     """What the parts of a round of R rows cost, in bytes that could be read in the same time. No clock is asked.
 
     read, bytes, block: weights and cached keys of a pass of scorer, encoder and decoder; of one that drafts a byte; of
@@ -188,7 +188,7 @@ def _shape(machine: Machine, rows: int, num_bytes: int, num_block: int) -> _Shap
 
 
 @dataclass(frozen=True)
-class Plan:
+class DraftPlan:
     """Of a round, for each row: in which way how many bytes are drafted; None and 0 where none are."""
 
     ways: tuple[Way | None, ...]
@@ -199,7 +199,7 @@ class Plan:
         return [count if own == way else 0 for own, count in zip(self.ways, self.counts, strict=True)]
 
 
-def plan(gains: Mapping[Way, Float64[np.ndarray, "R n"]], rounds: Grid) -> Plan:
+def plan(gains: Mapping[Way, Float64[np.ndarray, "R n"]], rounds: Grid) -> DraftPlan:
     """The drafts that make the most bytes for their cost, where a round makes one byte a row without any.
 
     gains: of each row, bytes kept of a draft of at most 0, 1, 2, ... (`Experience.gains`).
@@ -217,4 +217,4 @@ def plan(gains: Mapping[Way, Float64[np.ndarray, "R n"]], rounds: Grid) -> Plan:
         count = int((own[best] < gain).sum())
         ways.append(WAYS[best] if count else None)
         counts.append(count)
-    return Plan(tuple(ways), tuple(counts))
+    return DraftPlan(tuple(ways), tuple(counts))

@@ -24,7 +24,7 @@ from bltkit.files import read_json
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
 from bltkit.study.ablation.catalog import Variant
-from bltkit.study.ablation.settings import Settings, Texts
+from bltkit.study.ablation.settings import AblationSettings, AblationTexts
 from bltkit.train import TrainConfig
 from bltkit.vocab import BOS, OFFSET
 
@@ -32,7 +32,7 @@ _CALIBRATION_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Cut:
+class VariantPatching:
     """A variant's patches: what goes into [patching], and what the scorer is."""
 
     fields: Mapping[str, Any]
@@ -47,15 +47,15 @@ class Cut:
 class Cuts:
     """Of an ablation. train: makes a run in a directory, or goes on with it, and returns its bits per byte."""
 
-    settings: Settings
-    texts: Texts
+    settings: AblationSettings
+    texts: AblationTexts
     place: Path
     train: Callable[[TrainConfig, Path], float]
     say: Callable[[str], None]
     rate_of_words: bool
-    _known: dict[str, Cut] = field(default_factory=dict)
+    _known: dict[str, VariantPatching] = field(default_factory=dict)
 
-    def of(self, variant: Variant) -> Cut:
+    def of(self, variant: Variant) -> VariantPatching:
         """The variant's, calibrated once."""
         name = json.dumps([variant.rule, dict(variant.scorer)], sort_keys=True)
         if name not in self._known:
@@ -74,23 +74,23 @@ class Cuts:
         """That rules are calibrated on."""
         return self.texts.rows(_CALIBRATION_BYTES)
 
-    def _cut(self, variant: Variant) -> Cut:
+    def _cut(self, variant: Variant) -> VariantPatching:
         if variant.rule is None:
-            return Cut({})
+            return VariantPatching({})
         if self.settings.rule is not None and variant.rule == "threshold":
-            return Cut({"rule": str(parse_rule(self.settings.rule, "--rule"))})
+            return VariantPatching({"rule": str(parse_rule(self.settings.rule, "--rule"))})
         kind = RULES[variant.rule]
         if "k" in kind.model_fields:
-            return Cut({"rule": str(parse_rule({"kind": variant.rule, "k": self.patch_bytes}))})
+            return VariantPatching({"rule": str(parse_rule({"kind": variant.rule, "k": self.patch_bytes}))})
         if kind.scores is None:
-            return Cut({"rule": variant.rule})
+            return VariantPatching({"rule": variant.rule})
         path, bits = self._scorer(variant.scorer)
         tuned = {"threshold": 1.0} if variant.rule == "threshold" else {"rise": 0.5}
         scorer, rule = self._calibrated(path, parse_rule({"kind": variant.rule} | tuned))
         shape = scorer_config(scorer)
         assert not isinstance(shape, TableConfig), "the study trains its own"
         flops = forward_flops(shape, 1.0, self.settings.row_bytes)
-        return Cut({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits, flops)
+        return VariantPatching({"model": str(path), "rule": str(rule)}, scorer_hash(scorer), bits, flops)
 
     def of_router(self, run: Path) -> PatchingRule:
         """Of a run that learned its borders: at the common rate, near which training leaves it."""

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from bltkit.config import apply_overrides, parse
 from bltkit.patching import PatchingRule
 from bltkit.study.ablation.catalog import Ablation, Variant
-from bltkit.study.ablation.heldout import Heldout, heldout, seconds_of
-from bltkit.study.ablation.patchers import Cut, Cuts, digest
-from bltkit.study.ablation.settings import Settings, Texts
+from bltkit.study.ablation.heldout import HeldoutText, heldout, seconds_of
+from bltkit.study.ablation.patchers import Cuts, VariantPatching, digest
+from bltkit.study.ablation.settings import AblationSettings, AblationTexts
 from bltkit.study.ablation.shapes import BASE
 from bltkit.study.row_file import RowFile
 from bltkit.train import Result, TrainConfig
@@ -42,23 +42,23 @@ def best_rate(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 @dataclass(frozen=True)
-class Tools:
+class AblationTools:
     """What trains and measures; tests put something quick in its place."""
 
     train: Callable[..., Result] = train_run
-    heldout: Callable[..., Mapping[str, Heldout]] = heldout
+    heldout: Callable[..., Mapping[str, HeldoutText]] = heldout
     router: Callable[[Cuts, Path], PatchingRule] = Cuts.of_router
     seconds: Callable[[Path], float] = seconds_of
 
 
 def run(
     ablation: Ablation,
-    settings: Settings,
+    settings: AblationSettings,
     out: Path,
     circumstances: Mapping[str, Any],
     *,
     only: Sequence[str] = (),
-    tools: Tools = Tools(),
+    tools: AblationTools = AblationTools(),
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
@@ -75,7 +75,7 @@ def run(
         known = ", ".join(repr(variant.name) for variant in ablation.variants)
         raise ValueError(f"ablation {ablation.name!r} has no variant {unknown[0]!r}; it has {known}")
     out.mkdir(parents=True, exist_ok=True)
-    study = _Study(ablation, settings, out, tools, say)
+    study = _AblationStudy(ablation, settings, out, tools, say)
     study.check(only)
     todo = [
         (seed, variant) for seed in settings.seeds for variant in ablation.variants if not only or variant.name in only
@@ -88,12 +88,17 @@ def run(
     return study.rows()
 
 
-class _Study:
+class _AblationStudy:
     def __init__(
-        self, ablation: Ablation, settings: Settings, out: Path, tools: Tools, say: Callable[[str], None]
+        self,
+        ablation: Ablation,
+        settings: AblationSettings,
+        out: Path,
+        tools: AblationTools,
+        say: Callable[[str], None],
     ) -> None:
         self.ablation, self.settings, self.out, self.tools, self.say = ablation, settings, out, tools, say
-        self.file, self.texts = RowFile(out, WHAT), Texts(settings, out)
+        self.file, self.texts = RowFile(out, WHAT), AblationTexts(settings, out)
 
         def train(config: TrainConfig, place: Path) -> float:
             return self._train(config, place).bits_per_byte
@@ -105,7 +110,9 @@ class _Study:
         assert len(self.texts.corpus)
         for variant in self.ablation.variants:
             if not only or variant.name in only:
-                self._config(variant, 0, 1.0, Cut({} if variant.rule is None else {"rule": "stride:k=4"}), 1)
+                self._config(
+                    variant, 0, 1.0, VariantPatching({} if variant.rule is None else {"rule": "stride:k=4"}), 1
+                )
 
     def rows(self) -> list[Row]:
         return [row for row in self.file.read() if row["ablation"] == self.ablation.name]
@@ -148,7 +155,7 @@ class _Study:
                 return True
         return False
 
-    def _make(self, variant: Variant, seed: int, cut: Cut, config: TrainConfig, place: Path) -> Row:
+    def _make(self, variant: Variant, seed: int, cut: VariantPatching, config: TrainConfig, place: Path) -> Row:
         result = self._train(config, place)
         names, as_trained = list(self.settings.texts), None
         found = {name: vars(one) for name, one in self.tools.heldout(config, place, names).items()}
@@ -187,17 +194,17 @@ class _Study:
             shutil.rmtree(place, ignore_errors=True)
         return row
 
-    def _steps(self, variant: Variant, cut: Cut) -> int:
+    def _steps(self, variant: Variant, cut: VariantPatching) -> int:
         if not self.ablation.same_flops:
             return self.settings.steps
         first = next(one for one in self.ablation.variants if one.group == variant.group)
         return round(self.settings.steps * self._flops(first, self.cuts.of(first)) / self._flops(variant, cut))
 
-    def _flops(self, variant: Variant, cut: Cut) -> float:
+    def _flops(self, variant: Variant, cut: VariantPatching) -> float:
         """Of a byte of training at the common rate."""
         return self._config(variant, 0, 1.0, cut, 1).train_flops(1.0, self.cuts.patch_bytes) + cut.scorer_flops
 
-    def _config(self, variant: Variant, seed: int, rate: float, cut: Cut, steps: int) -> TrainConfig:
+    def _config(self, variant: Variant, seed: int, rate: float, cut: VariantPatching, steps: int) -> TrainConfig:
         """A variant's whole training."""
         fields = self.texts.sections(BASE, steps, seed) | {"patching": dict(cut.fields)}
         fields["optim"]["lr"] *= rate

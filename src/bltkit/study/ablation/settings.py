@@ -16,7 +16,7 @@ from bltkit.data import Corpus, DataConfig, Loader
 _HELD_BACK = 0.05
 
 
-class Settings(Config):
+class AblationSettings(Config):
     """As the command line gives them."""
 
     steps: PositiveInt = 300
@@ -40,10 +40,10 @@ class Settings(Config):
 
 
 @dataclass(frozen=True)
-class Texts:
+class AblationTexts:
     """The texts of an ablation, kept below `out`."""
 
-    settings: Settings
+    settings: AblationSettings
     out: Path
 
     def sections(self, model: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ByteCost:
     """Per byte of text."""
 
     flops: float
@@ -124,14 +124,14 @@ def equal_token_shape(shape: BltConfig, vocab_size: int) -> TokenShape:
     return TokenShape(width=latent.width, layers=layers, heads=latent.heads, ffn_width=ffn, vocab_size=vocab_size)
 
 
-def reading_cost(system: System, length: int, units: int) -> Cost:
+def reading_cost(system: System, length: int, units: int) -> ByteCost:
     """Of a forward pass over a row of `length` positions in `units` patches (or tokens), logits everywhere."""
     found = system.ledger(length, length / units)
     weights = ELEMENT * _dense(found) / length
     return _of_bytes(system, found.total_with_entropy.flops_exact, weights + _looked_up(found))
 
 
-def decoding_cost(system: System, context: int, steps: int, units: int) -> Cost:
+def decoding_cost(system: System, context: int, steps: int, units: int) -> ByteCost:
     """Of `steps` positions one by one behind `context` of them, with everything cached; `units` patches close
     meanwhile (or tokens are read).
 
@@ -151,7 +151,7 @@ def decoding_cost(system: System, context: int, steps: int, units: int) -> Cost:
     )
 
 
-def training_cost(system: System, length: int, units: int) -> Cost:
+def training_cost(system: System, length: int, units: int) -> ByteCost:
     """Of forward, backward and update on one row of `length` positions in `units` patches (or tokens).
 
     Weights are read by forward and backward, gradients written once. Of the n-gram tables only rows that were looked up
@@ -171,10 +171,10 @@ def training_cost(system: System, length: int, units: int) -> Cost:
     )
 
 
-def _of_bytes(system: System, flops: float, read_bytes: float, update_bytes: float = 0.0) -> Cost:
+def _of_bytes(system: System, flops: float, read_bytes: float, update_bytes: float = 0.0) -> ByteCost:
     """What positions cost, by the bytes that they stand for."""
     own = system.position_bytes
-    return Cost(flops / own, read_bytes / own, update_bytes / own)
+    return ByteCost(flops / own, read_bytes / own, update_bytes / own)
 
 
 def _dense(found: Ledger) -> int:

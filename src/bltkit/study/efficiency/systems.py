@@ -25,7 +25,7 @@ from bltkit.model.token_llama import TokenLlama
 from bltkit.patches import Patches
 from bltkit.patching.stride import StrideRule
 from bltkit.study.efficiency.cost import (
-    Cost,
+    ByteCost,
     Phase,
     System,
     decoding_cost,
@@ -34,11 +34,11 @@ from bltkit.study.efficiency.cost import (
 )
 from bltkit.train.optim import trainers_update
 
-Made = tuple[Side, Cost]
+Made = tuple[Side, ByteCost]
 """What is timed, and what it costs."""
 
 
-class Learner:
+class TimedLearner:
     """A model and, once it is trained, its optimizer; systems that differ in their patches alone share it."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -51,13 +51,13 @@ class Learner:
         return trainers_update(self.model)
 
 
-def learner_of(system: System, device: torch.device) -> Learner:
+def learner_of(system: System, device: torch.device) -> TimedLearner:
     """Random weights of seed 0."""
     generator = torch.Generator().manual_seed(0)
     if system.kind == "blt":
-        return Learner(Blt(system.shape).reset_parameters(generator).eval(), device)  # type: ignore[arg-type]
+        return TimedLearner(Blt(system.shape).reset_parameters(generator).eval(), device)  # type: ignore[arg-type]
     config = TokenConfig(**system.shape.model_dump())
-    return Learner(TokenLlama(config).reset_parameters(generator).eval(), device)
+    return TimedLearner(TokenLlama(config).reset_parameters(generator).eval(), device)
 
 
 def scorer_of(system: System, device: torch.device) -> EntropyModel | None:
@@ -72,7 +72,7 @@ class Runner:
     """A system with its weights, in the one form that every phase asks for."""
 
     system: System
-    learner: Learner
+    learner: TimedLearner
     scorer: EntropyModel | None
 
     def side(self, phase: Phase, context: int, num_bytes: int) -> Made:
@@ -129,7 +129,9 @@ class Runner:
             raise ValueError(
                 f"num_bytes = {num_bytes}: no patch of {self.system.unit_bytes:g} bytes closes in it; decode more"
             )
-        walk = _Walk(Session.start(self._blt, None, self._rule).extend(ids[:, :context]), self.scorer, ids, context)
+        walk = _ReadingWalk(
+            Session.start(self._blt, None, self._rule).extend(ids[:, :context]), self.scorer, ids, context
+        )
         return (
             Side(self.system.name, num_bytes, walk.run, walk.prepare),
             decoding_cost(self.system, context, num_bytes, closed),
@@ -175,7 +177,7 @@ class Runner:
         )
 
 
-class _Walk:
+class _ReadingWalk:
     """A BLT that reads a text byte by byte behind a context, the scorer beside it."""
 
     def __init__(self, session: Session, scorer: EntropyModel | None, ids: Int64[Tensor, "R T"], context: int) -> None:

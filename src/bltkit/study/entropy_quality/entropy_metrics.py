@@ -27,7 +27,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class EntropyCalibration:
     """Entropies against the same model's surprisals.
 
     error: mean over bytes of |mean surprisal - mean entropy| of their bin (the expected calibration error).
@@ -61,7 +61,7 @@ class Evenness:
     gini: float | None
 
 
-def calibration(entropies: Numbers, surprisals: Mapping[str, Numbers], own: str, bins: int) -> Calibration:
+def calibration(entropies: Numbers, surprisals: Mapping[str, Numbers], own: str, bins: int) -> EntropyCalibration:
     """In up to `bins` bins of about as many bytes each; bytes of the same entropy stay together.
 
     surprisals: of each model, by name; `own` is the one that the entropies belong to.
@@ -76,7 +76,7 @@ def calibration(entropies: Numbers, surprisals: Mapping[str, Numbers], own: str,
     spread = np.bincount(number, (found - entropies - (means[own] - expected)[number]) ** 2) / count
     away = entropies - entropies.mean()
     varies = float((away**2).sum())
-    return Calibration(
+    return EntropyCalibration(
         error=float((count * np.abs(means[own] - expected)).sum() / count.sum()),
         # Mean of |x| for a normal x with the standard error of a bin's mean.
         noise=float((count * np.sqrt(2 / np.pi * spread / count)).sum() / count.sum()),

@@ -15,7 +15,7 @@ from bltkit.generate import Stats
 from bltkit.study.fast_decoding.passages import Passages
 from bltkit.study.fast_decoding.quality import agreement, is_utf8, stays_python
 from bltkit.study.fast_decoding.settings import AR, Setting
-from bltkit.study.resampling import NOTHING, Estimate, Resampling, Values
+from bltkit.study.resampling import NOTHING, QuotientEstimate, Resampling, Values
 
 COUNTED = (
     "bytes",
@@ -34,7 +34,7 @@ COUNTED = (
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeText:
     """One continuation."""
 
     data: bytes
@@ -45,7 +45,7 @@ class Made:
     ledger: Mapping[str, float]
 
     @classmethod
-    def of(cls, data: bytes, stats: Stats, rounds: int, nats: float) -> "Made":
+    def of(cls, data: bytes, stats: Stats, rounds: int, nats: float) -> "MadeText":
         """With the ledger as plain numbers."""
         return cls(data, rounds, nats, {name: getattr(stats, name) for name in COUNTED})
 
@@ -54,7 +54,7 @@ class Made:
 class Turn:
     """What every way of decoding made of one prompt and seed, side by side."""
 
-    made: Mapping[str, Made]
+    made: Mapping[str, MadeText]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,14 +69,14 @@ class Turn:
         """The inverse."""
         return cls(
             {
-                name: Made(bytes.fromhex(one["bytes_hex"]), one["rounds"], one["nats"], one["ledger"])
+                name: MadeText(bytes.fromhex(one["bytes_hex"]), one["rounds"], one["nats"], one["ledger"])
                 for name, one in line["made"].items()
             }
         )
 
 
 @dataclass(frozen=True)
-class Group:
+class TurnGroup:
     """The turns of one model, text and temperature, and the number of the prompt that each continues."""
 
     text: Passages
@@ -85,7 +85,7 @@ class Group:
 
 
 def setting_rows(
-    group: Group, settings: Sequence[Setting], repeated_share: Callable[[bytes], float]
+    group: TurnGroup, settings: Sequence[Setting], repeated_share: Callable[[bytes], float]
 ) -> list[dict[str, Any]]:
     """A row for each setting. Every turn holds `ar` and all of them.
 
@@ -125,7 +125,7 @@ def heldout_row(nats: Sequence[float], num_bytes: Sequence[int]) -> dict[str, An
 class _Columns:
     """Sums over the turns of each prompt, by name."""
 
-    def __init__(self, group: Group, repeated_share: Callable[[bytes], float]) -> None:
+    def __init__(self, group: TurnGroup, repeated_share: Callable[[bytes], float]) -> None:
         self.group, self.repeated_share = group, repeated_share
 
     def of(self, name: str) -> dict[str, Values]:
@@ -142,7 +142,7 @@ class _Columns:
         np.add.at(found, list(self.group.prompts), values)
         return found
 
-    def _line(self, prompt: bytes, made: Made, ar: bytes) -> dict[str, float]:
+    def _line(self, prompt: bytes, made: MadeText, ar: bytes) -> dict[str, float]:
         equal, prefix = agreement(made.data, ar)
         python = stays_python(prompt, made.data) if self.group.text.is_code else None
         return {name: float(made.ledger[name]) for name in COUNTED} | {
@@ -199,7 +199,9 @@ def _row(
     for name, cost in _SAVINGS.items():
         found[name] = resampling.saving(own[cost], own["bytes"], ar[cost], ar["bytes"])
     if setting.name == AR:
-        found |= dict.fromkeys(_SAVINGS, Estimate(0.0)) | dict.fromkeys((*_RATIOS, "agreement"), Estimate(1.0))
+        found |= dict.fromkeys(_SAVINGS, QuotientEstimate(0.0)) | dict.fromkeys(
+            (*_RATIOS, "agreement"), QuotientEstimate(1.0)
+        )
     return {
         "setting": setting.name,
         "strategy": setting.fields,

@@ -14,7 +14,7 @@ from bltkit.config import parse
 from bltkit.cost.formulas.operations import scorer_flops
 from bltkit.model import Blt, EntropyConfig, StackConfig
 from bltkit.study.scaling.families import BltFamily, BpeFamily, parameters
-from bltkit.study.scaling.plan import Plan, Scorer, Unit
+from bltkit.study.scaling.plan import ScalingPlan, ScorerTraining, Unit
 
 EVALUATION = 1 / 3
 """Of what training the same bytes costs."""
@@ -75,7 +75,7 @@ class PlanCost:
         return "\n".join(lines)
 
 
-def cost_of(plan: Plan, units: Sequence[Unit] | None = None, rate: float | None = None) -> PlanCost:
+def cost_of(plan: ScalingPlan, units: Sequence[Unit] | None = None, rate: float | None = None) -> PlanCost:
     """The cost of a plan, or of some of its units.
 
     rate: training FLOPs a second of all sizes, in place of the plan's. Raises ValueError unless it is above 0.
@@ -90,7 +90,7 @@ def cost_of(plan: Plan, units: Sequence[Unit] | None = None, rate: float | None 
     return PlanCost(plan.name, plan.budgets, found, own, flops, hours, plan.processes, len(chosen) * len(plan.budgets))
 
 
-def _unit(plan: Plan, unit: Unit, scorer: EntropyConfig | None, rate: float | None) -> UnitCost:
+def _unit(plan: ScalingPlan, unit: Unit, scorer: EntropyConfig | None, rate: float | None) -> UnitCost:
     cost = unit.family.cost(unit.size, unit.family.assumed_unit_bytes, plan.row_bytes, scorer)
     counted, whole = cost.training(1, plan.include_scorer), cost.training(1)
     num_bytes = [budget / counted for budget in plan.budgets]
@@ -128,7 +128,7 @@ def _parameters(unit: Unit) -> tuple[int, int]:
     return body + head, body
 
 
-def _scorer(plan: Plan) -> tuple[EntropyConfig | None, float]:
+def _scorer(plan: ScalingPlan) -> tuple[EntropyConfig | None, float]:
     """Its shape, and the FLOPs of its own training."""
     if not any(unit.family.needs_scorer for unit in plan.units()):
         return None, 0.0
@@ -137,7 +137,7 @@ def _scorer(plan: Plan) -> tuple[EntropyConfig | None, float]:
 
         config = scorer_named(plan.scorer)[0]
         return (config if isinstance(config, EntropyConfig) else None), 0.0
-    assert isinstance(plan.scorer, Scorer)
+    assert isinstance(plan.scorer, ScorerTraining)
     config = parse(EntropyConfig, plan.scorer.model(), "scorer")
     assert isinstance(config, EntropyConfig)
     text = plan.scorer.steps * plan.row_bytes * plan.batch_rows

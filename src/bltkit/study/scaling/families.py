@@ -38,7 +38,7 @@ class Local(Config):
     cross_attn_k: PositiveInt = 2
 
 
-class Size(Config):
+class ScalingSize(Config):
     """A size of the study: the global transformer that all families have, and what belongs to one of them."""
 
     name: str = Field(pattern=r"^[a-z0-9]+(@[0-9.]+)?$")
@@ -59,7 +59,7 @@ class Size(Config):
 
 
 @dataclass(frozen=True)
-class Cost:
+class ForwardCost:
     """Operations of one forward pass per byte of text. paper: without the scorer, as published."""
 
     exact: float
@@ -90,11 +90,13 @@ class Family(Config):
         """Bytes per patch or token before anything was measured: for cost estimates only."""
 
     @abstractmethod
-    def sections(self, size: Size, rule: str | None, scorer: str | None) -> dict[str, Any]:
+    def sections(self, size: ScalingSize, rule: str | None, scorer: str | None) -> dict[str, Any]:
         """`[model]` and, where it has one, `[patching]` of a training config. rule, scorer: what `prepare` found."""
 
     @abstractmethod
-    def cost(self, size: Size, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None) -> Cost:
+    def cost(
+        self, size: ScalingSize, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None
+    ) -> ForwardCost:
         """What a byte costs at this size."""
 
 
@@ -113,7 +115,7 @@ class BltFamily(Family):
     def assumed_unit_bytes(self) -> float:
         return self.patch_bytes or 5.0
 
-    def sections(self, size: Size, rule: str | None, scorer: str | None) -> dict[str, Any]:
+    def sections(self, size: ScalingSize, rule: str | None, scorer: str | None) -> dict[str, Any]:
         if self.rule == "entropy":
             assert rule is not None and scorer is not None
             patching = {"model": scorer, "rule": rule}
@@ -121,7 +123,7 @@ class BltFamily(Family):
             patching = {"rule": "space" if self.rule == "space" else f"stride:k={self.patch_bytes:g}"}
         return {"model": self.model(size).model_dump(mode="json", exclude_none=True), "patching": patching}
 
-    def model(self, size: Size) -> BltConfig:
+    def model(self, size: ScalingSize) -> BltConfig:
         """The shape."""
         local = size.local
         side = {"width": local.width, "heads": local.heads, "ffn_width": local.ffn_width, "window": local.window}
@@ -135,11 +137,13 @@ class BltFamily(Family):
         found: BltConfig = parse(BltConfig, fields, f"size {size.name!r}")
         return found
 
-    def cost(self, size: Size, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None) -> Cost:
+    def cost(
+        self, size: ScalingSize, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None
+    ) -> ForwardCost:
         model = self.model(size)
         reading = scorer_flops(scorer, row_bytes) if self.needs_scorer and scorer is not None else 0.0
         exact = sum(exact_flops(model, unit_bytes, row_bytes).values())
-        return Cost(exact, sum(paper_flops(model, unit_bytes, row_bytes).values()), reading)
+        return ForwardCost(exact, sum(paper_flops(model, unit_bytes, row_bytes).values()), reading)
 
 
 class BpeFamily(Family):
@@ -156,15 +160,17 @@ class BpeFamily(Family):
     def assumed_unit_bytes(self) -> float:
         return 3.3 if self.vocab_size < 16_000 else 4.0
 
-    def sections(self, size: Size, rule: str | None, scorer: str | None) -> dict[str, Any]:
+    def sections(self, size: ScalingSize, rule: str | None, scorer: str | None) -> dict[str, Any]:
         fields = {"kind": "bpe", "vocab_size": self.vocab_size} | size.stack()
         return {"model": {name: value for name, value in fields.items() if value is not None}}
 
-    def cost(self, size: Size, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None) -> Cost:
+    def cost(
+        self, size: ScalingSize, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None
+    ) -> ForwardCost:
         fields = size.stack() | {"vocab_size": self.vocab_size}
         shape: TokenShape = parse(TokenShape, fields, f"size {size.name!r}")
         exact, paper = (sum(count(shape, unit_bytes, row_bytes).values()) for count in (token_flops, paper_token_flops))
-        return Cost(exact, paper, 0.0)
+        return ForwardCost(exact, paper, 0.0)
 
 
 _BLT = re.compile(r"blt-(entropy|stride)-([0-9]+(?:\.[0-9]+)?)|blt-(space)")
@@ -190,7 +196,7 @@ def parse_family(name: str) -> Family:
     raise ValueError(f"family {name!r}{nearest(name, _KNOWN)}; PATCH and VOCABULARY may be any number")
 
 
-def grown(size: Size, family: Family, base_patch: float, row_bytes: int) -> Size:
+def grown(size: ScalingSize, family: Family, base_patch: float, row_bytes: int) -> ScalingSize:
     """The size whose inference costs as much per byte at the family's patch size as `size` does at `base_patch`.
 
     The global transformer grows in width, its heads keep their number, FFN and width their ratio (BLT 5.3, "growing
@@ -201,7 +207,7 @@ def grown(size: Size, family: Family, base_patch: float, row_bytes: int) -> Size
     target = base.cost(size, base_patch, row_bytes, None).exact
     step, ratio = 2 * size.heads, (size.ffn_width or 0) / size.width
 
-    def at(number: int) -> Size:
+    def at(number: int) -> ScalingSize:
         width = number * step
         fields = {"name": f"{size.name}@{family.patch_bytes:g}", "width": width}
         return size.replace(**fields, ffn_width=round(ratio * width / 8) * 8 or None)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bltkit.study.scaling.analysis import Crossover, Noise, crossover, noise_of
+from bltkit.study.scaling.analysis import Crossover, SeedNoise, crossover, noise_of
 from bltkit.study.scaling.fits import TooFew
-from bltkit.study.scaling.rows import Point, points_of
+from bltkit.study.scaling.rows import ScalingPoint, points_of
 
 Row = Mapping[str, Any]
 
@@ -15,11 +15,11 @@ Row = Mapping[str, Any]
 class Findings:
     """What rows come to; where there is too little for something, the reason stands in its place."""
 
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     families: tuple[str, ...]
     sizes: tuple[str, ...]
     budgets: tuple[float, ...]
-    noise: Noise | str
+    noise: SeedNoise | str
     crossovers: tuple[Crossover | str, ...]
 
     def place(self, size: str, family: str) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def findings(rows: Sequence[Row]) -> Findings:
     points = points_of(rows)
     families = tuple(sorted({point.family for point in points if point.main})) or (points[0].family,)
     sizes = tuple(dict.fromkeys(one.size for one in sorted(points, key=lambda one: one.params) if one.main))
-    noise: Noise | str
+    noise: SeedNoise | str
     try:
         noise = noise_of(points)
     except TooFew as why:
@@ -42,7 +42,7 @@ def findings(rows: Sequence[Row]) -> Findings:
     main = [point for point in points if point.main]
     for first, second in pairs(families):
         try:
-            if isinstance(noise, Noise):
+            if isinstance(noise, SeedNoise):
                 found.append(crossover(main, first, second, noise))
         except TooFew as why:
             found.append(str(why))
@@ -67,7 +67,7 @@ def paragraphs(rows: Sequence[Row], found: Findings) -> list[str]:
         "held-out documents, the same rows for all. A run is a trunk at the full rate and a decay of its own for each "
         "budget."
     ]
-    if isinstance(found.noise, Noise):
+    if isinstance(found.noise, SeedNoise):
         seen = f"{100 * found.noise.relative:.2f} % of bits per byte ({found.noise.freedom} degrees of freedom)"
         said.append(f"Seeds differ by {seen}, standard deviation. Intervals are of 95 % and know of no other noise.")
     else:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.study.row_file import RowFile
-from bltkit.study.scaling.plan import Plan
+from bltkit.study.scaling.plan import ScalingPlan
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import RATE, Row
-from bltkit.study.scaling.runs import Branch, Tools, trunk_config, whole_config
+from bltkit.study.scaling.runs import Branch, ScalingTools, trunk_config, whole_config
 from bltkit.train.run import RunDirectory
 
 _STEPS = 24
@@ -22,22 +22,22 @@ _PLACE = "rates"
 
 
 def measure_rates(
-    plan: Plan,
+    plan: ScalingPlan,
     out: Path,
     circumstances: Mapping[str, Any],
     *,
     only: Sequence[str] = (),
     rounds: int = 5,
-    tools: Tools | None = None,
+    tools: ScalingTools | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """A row for each family and size of a plan; of several the last one counts.
 
-    only: units, see `Plan.chosen`; seeds make no difference. Raises ValueError for what does not fit, and
+    only: units, see `ScalingPlan.chosen`; seeds make no difference. Raises ValueError for what does not fit, and
     KeyboardInterrupt after a signal.
     """
-    tools = tools or Tools()
+    tools = tools or ScalingTools()
     units = list({unit.name[:2]: unit for unit in reversed(plan.chosen(only))}.values())[::-1]
     out.mkdir(parents=True, exist_ok=True)
     prepared = prepare(plan, units, out, tools.train, say)
