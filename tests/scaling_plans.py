@@ -11,7 +11,7 @@ from bltkit.config import parse
 from bltkit.study.scaling import ScalingPlan, ScalingTools
 from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.train import Result, TrainConfig
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 LOCAL = {"width": 16, "heads": 1, "ffn_width": 24, "window": 16, "ngram_sizes": [3], "ngram_buckets": 61}
 

@@ -17,8 +17,8 @@ from bltkit.patching import PatchingRule, parse_rule
 from bltkit.study.ablation import ABLATIONS, AblationSettings, AblationTools, ablation_named, run, table
 from bltkit.study.ablation.heldout import HeldoutText
 from bltkit.study.ablation.report import at_best_rates, difference
-from bltkit.study.ablation.settings import AblationTexts
 from bltkit.study.ablation.shapes import grown
+from bltkit.study.ablation.training_settings import AblationTexts
 from bltkit.study.row_file import ROWS
 from bltkit.train import Result, TrainConfig
 from bltkit.vocab import BOS

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import annotate as package
-from bltkit.annotate import ShardReader, annotate, entropies_of, plan_shards, work
-from bltkit.annotate.work import near_threshold
+from bltkit.annotate import ShardReader, annotate, entropies_of, plan_shards
+from bltkit.annotate import shard_work as work
+from bltkit.annotate.shard_work import near_threshold
 from bltkit.checkpoint import Bundle, save_bundle, scorer_hash
 from bltkit.cli.data import AnnotationEngine, EntropyDtype
 from bltkit.cli.data import annotate as verb

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit import bench
-from bltkit.bench import rates
+from bltkit.bench import machine_rates as rates
+from bltkit.bench.bench_subject import PATCH_BYTES, clear_threshold, row
 from bltkit.bench.peer import BYTES_PER_TOKEN, LlamaPeer, blt_peer_of, compared, peer_of
 from bltkit.bench.record import commit, machine, row_of
-from bltkit.bench.subject import PATCH_BYTES, clear_threshold, row
 from bltkit.bench.timing import Side, in_turn, threads_of
 from bltkit.checkpoint import Bundle
 from bltkit.cli import main

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bltkit import bench
+from bltkit.bench.machine_rates import MachineRates, RateSizes, machine_rates
 from bltkit.bench.peer import BYTES_PER_TOKEN
-from bltkit.bench.rates import MachineRates, RateSizes, machine_rates
 from bltkit.generate import Autoregressive, Request, Sampling, SequenceBatch, Session, Speculative
 from bltkit.model.forms import available_forms, reform
 from bltkit.vocab import BOS, decode, encode

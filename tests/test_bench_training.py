@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bltkit import bench
-from bltkit.bench.process import Remote
+from bltkit.bench.side_process import Remote
 from bltkit.cost.formulas.operations import forward_flops
 from tests.test_bench import QUICK, needs_transformers, small
 

@@ -1,4 +1,4 @@
-"""Block rows of the decoder in their training layout (model/diffusion.py) against the slow inference layout.
+"""Block rows of the decoder in their training layout (model/masked_blocks.py) against the slow inference layout.
 
 `reference.block_logits` runs the decoder over the clean bytes in front of a block and the block behind them, as
 decoding does; the training layout has all blocks at once beside the whole row.
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bltkit.model import Blt, BltConfig
-from bltkit.model.blocks import WindowBlocks
-from bltkit.model.diffusion import BlockRows, Tiles
+from bltkit.model.masked_blocks import BlockRows, Tiles
+from bltkit.model.window_blocks import WindowBlocks
 from bltkit.patches import Patches
 from bltkit.patching import patch
 from bltkit.vocab import BOS, MASK, PAD

@@ -20,8 +20,8 @@ from bltkit.study.efficiency import (
     System,
     equal_token_shape,
 )
-from bltkit.study.efficiency.cost import decoding_cost, reading_cost, training_cost
 from bltkit.study.efficiency.measure import runners_of
+from bltkit.study.efficiency.predicted_cost import decoding_cost, reading_cost, training_cost
 from bltkit.study.efficiency.systems import Runner, _ReadingWalk, _TokenWalk
 from tests.test_cli import blt
 

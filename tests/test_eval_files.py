@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from bltkit.eval.dataset_source import Place, read_rows, read_text_lines
-from bltkit.eval.noise.paired import TextPair, read_pairs
+from bltkit.eval.noise.noise_pairs import TextPair, read_pairs
 from bltkit.eval.report.stored_runs import read_run
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import parse_task

@@ -21,10 +21,10 @@ from bltkit.files.json_lines import read_lines
 from bltkit.generate import Passes, Session, Stats
 from bltkit.model import Blt, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
+from bltkit.study.fast_decoding.decoding_settings import GRIDS, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import is_utf8
 from bltkit.study.fast_decoding.report import ledgers, quality, table
-from bltkit.study.fast_decoding.settings import GRIDS, setting_of, settings_of
 from tests import tiny
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import STACK, Workplace, documents

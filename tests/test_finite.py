@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bltkit import api, cli
-from bltkit.annotate.scoring import entropies_of
+from bltkit.annotate.batched_scoring import entropies_of
 from bltkit.checkpoint import Bundle, load_bundle, save_bundle
 from bltkit.checkpoint.locate import resolve_model
 from bltkit.config import dump_toml

@@ -15,10 +15,10 @@ from bltkit.cost.formulas.operations import cell_flops, forward_flops, mean_visi
 from bltkit.cost.ledger import token_ledger
 from bltkit.cost.ledger.token_shape import LLAMAS, TokenShape
 from bltkit.model import Blt, BltConfig, BoundaryModel, EntropyConfig, EntropyModel, NgramConfig, StackConfig
-from bltkit.model.blocks import WindowBlocks
 from bltkit.model.config import BoundaryConfig
-from bltkit.model.diffusion import BlockRows
+from bltkit.model.masked_blocks import BlockRows
 from bltkit.model.presets import blt_preset, entropy_preset
+from bltkit.model.window_blocks import WindowBlocks
 from bltkit.patches import Patches
 
 

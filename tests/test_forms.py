@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import bench
-from bltkit.bench.weights import weights
+from bltkit.bench.weight_forms import weights
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.eval.score import score
 from bltkit.model import (

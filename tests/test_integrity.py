@@ -22,7 +22,7 @@ from bltkit.data import Corpus, Loader
 from bltkit.data.shards import AnnotatedDocument, ShardEntry, ShardFile, ShardManifest, write_manifest, write_shard
 from bltkit.data.sources import Document, read
 from bltkit.data.sources.annotated import AnnotatedSource
-from bltkit.data.sources.text import TextSource
+from bltkit.data.sources.plain_text import TextSource
 from bltkit.diagnostics.health import check_directory
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import TASKS, parse_tasks

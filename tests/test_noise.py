@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from bltkit.eval.noise import NOISES, PAPER, Composed, parse_noise
 from bltkit.eval.noise.asr_noise import FILLERS, homophones, spoken
-from bltkit.eval.noise.characters import Drop, Repeat
+from bltkit.eval.noise.noise_tables import table
+from bltkit.eval.noise.paper_noise import Drop, Repeat
 from bltkit.eval.noise.social import EMOJI, LONGEST, abbreviations
-from bltkit.eval.noise.tables import table
 from bltkit.eval.noise.typo_noise import NEIGHBOURS
 from bltkit.eval.noise.visual_noise import LETTERS, homoglyphs, ocr, stripped
 

@@ -17,7 +17,7 @@ from bltkit.files.json_lines import read_lines
 from bltkit.study.row_file import ROWS
 from bltkit.study.scaling import ScalingPlan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
 from bltkit.study.scaling.batches import Seen
-from bltkit.study.scaling.families import BltFamily, grown, parse_family
+from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import config_hash
 from bltkit.study.scaling.runs import Branch, nearest_step, trunk_config, whole_config

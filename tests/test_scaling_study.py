@@ -11,7 +11,7 @@ from bltkit.files.json_lines import read_lines
 from bltkit.study.scaling import ScalingPlan, run
 from bltkit.study.scaling.batches import seen_by, steps_ahead
 from bltkit.train import TrainConfig, train
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from tests.scaling_plans import plan
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import Workplace

@@ -399,7 +399,7 @@ def test_short_prompt_overtakes_a_long_one(monkeypatch: pytest.MonkeyPatch) -> N
 def slow_work(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading n ids takes 3 + n seconds, a round 20."""
     from bltkit.generate import SequenceBatch
-    from bltkit.serve.prompts import PromptReader
+    from bltkit.serve.prompt_reading import PromptReader
 
     read, step = PromptReader.read, SequenceBatch.step
 
@@ -528,7 +528,7 @@ def test_fault_of_one_request_is_its_own(left: int, capsys: pytest.CaptureFixtur
 
 
 def test_fault_in_a_prompt_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bltkit.serve.prompts import PromptReader
+    from bltkit.serve.prompt_reading import PromptReader
 
     turns = Turns(example("stride:k=3"))
     read = PromptReader.read

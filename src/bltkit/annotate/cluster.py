@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bltkit.annotate.plan import Progress, ShardPlan, ShardReader
-from bltkit.annotate.work import ShardWork, compute_shard, load_scorer
+from bltkit.annotate.annotation_plan import Progress, ShardPlan, ShardReader
+from bltkit.annotate.shard_work import ShardWork, compute_shard, load_scorer
 from bltkit.checkpoint import scorer_hash
 
 

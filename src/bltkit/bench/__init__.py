@@ -4,19 +4,19 @@ What is measured comes as a `BenchRow`, which says on which machine and commit; 
 load is measured over HTTP (`serving`).
 """
 
+from bltkit.bench.bench_subject import BenchSubject, benchmark_text, preset_subject, row, subject_of
 from bltkit.bench.decode import NUM_BYTES, decode, decoding_rows
 from bltkit.bench.generate import generate, strategies_of
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.patch import patch
 from bltkit.bench.peer import PEERS
 from bltkit.bench.prefill import prefill
-from bltkit.bench.prompts import prompts_of, repeated_share
-from bltkit.bench.rates import MachineRates, machine_rates
+from bltkit.bench.prompt_texts import prompts_of, repeated_share
 from bltkit.bench.record import BenchRow, DecodingFigures, Form, append_rows
-from bltkit.bench.serving import ServingRow, serving
-from bltkit.bench.subject import BenchSubject, benchmark_text, preset_subject, row, subject_of
+from bltkit.bench.server_load import ServingRow, serving
 from bltkit.bench.timing import RepeatLimits, Timing
 from bltkit.bench.train import train
-from bltkit.bench.weights import weights
+from bltkit.bench.weight_forms import weights
 
 __all__ = [
     "NUM_BYTES",

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bltkit.bench.parts import parts_of
+from bltkit.bench.bench_subject import MAX_CONTEXT, BenchSubject, benchmark_text
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.peer import BYTES_PER_TOKEN, BltPeer, LlamaPeer, Peer, compared, peer_of
-from bltkit.bench.rates import MachineRates, machine_rates
 from bltkit.bench.record import BenchRow, DecodingFigures, Form, row_of
-from bltkit.bench.subject import MAX_CONTEXT, BenchSubject, benchmark_text
+from bltkit.bench.step_parts import parts_of
 from bltkit.bench.timing import Progress, RepeatLimits, Side, Timing, check_batch, in_turn, silent, threads_of
 from bltkit.config import parse
 from bltkit.generate import Passes, Request, Sampling, SequenceBatch, Session, Stats

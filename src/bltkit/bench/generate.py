@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from bltkit.bench.bench_subject import BenchSubject
 from bltkit.bench.decode import dtype_of, peer_side
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.peer import BltPeer, Peer, compared, peer_of
-from bltkit.bench.prompts import prompts_of, repeated_share
-from bltkit.bench.rates import MachineRates, machine_rates
+from bltkit.bench.prompt_texts import prompts_of, repeated_share
 from bltkit.bench.record import BenchRow, DecodingFigures, Form, row_of
-from bltkit.bench.subject import BenchSubject
 from bltkit.bench.timing import Progress, Side, Timing, silent, threads_of, timed
 from bltkit.config import parse
 from bltkit.generate import (

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import BltPeer, blt_peer_of
 from bltkit.bench.record import BenchRow, row_of
-from bltkit.bench.subject import BenchSubject, row
 from bltkit.bench.timing import Progress, RepeatLimits, Side, check_batch, in_turn, silent, threads_of
 
 TOLERANCE = 1e-4

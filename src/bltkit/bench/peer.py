@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.bench.subject import BenchSubject
+from bltkit.bench.bench_subject import BenchSubject
 from bltkit.checkpoint import Bundle, save_bundle
 
 TOLERANCE = 1e-3

@@ -1,8 +1,8 @@
 """Reading a prompt: scorer, rule and model over a whole row, logits of every position."""
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import blt_peer_of, compared
 from bltkit.bench.record import BenchRow, row_of
-from bltkit.bench.subject import BenchSubject, row
 from bltkit.bench.timing import Progress, RepeatLimits, Side, in_turn, silent, threads_of
 
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from bltkit.bench.rates import MachineRates
-from bltkit.bench.subject import BenchSubject
+from bltkit.bench.bench_subject import BenchSubject
+from bltkit.bench.machine_rates import MachineRates
 from bltkit.bench.timing import Timing
 from bltkit.generate.ledger import Stats
 

@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import installed
-from bltkit.bench.process import Remote
 from bltkit.bench.record import BenchRow, row_of
-from bltkit.bench.subject import BenchSubject, row
+from bltkit.bench.side_process import Remote
 from bltkit.bench.timing import Progress, RepeatLimits, Side, check_batch, in_turn, silent, threads_of
 from bltkit.bench.training import OurSide, PatchesFrom, TrainingTask, TransformersSide, UpdateOf, dense_adamw
 from bltkit.checkpoint import Bundle, save_bundle

@@ -1,4 +1,4 @@
-"""The two sides of a training benchmark, each made and asked inside a process of its own (`process.py`)."""
+"""The two sides of a training benchmark, each made and asked inside a process of its own (`side_process.py`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bltkit.bench.bench_subject import subject_of
 from bltkit.bench.peer import load_blt
-from bltkit.bench.process import resident_bytes
-from bltkit.bench.subject import subject_of
+from bltkit.bench.side_process import resident_bytes
 from bltkit.bench.timing import finish, timed
 from bltkit.checkpoint import load_bundle
 from bltkit.checkpoint.names import blt_parts

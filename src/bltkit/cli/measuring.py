@@ -13,7 +13,7 @@ from bltkit.cli.terminal import Device, Json, lists, print_json, print_text, rea
 
 if TYPE_CHECKING:
     from bltkit.bench import BenchRow, BenchSubject, ServingRow
-    from bltkit.bench.weights import WeightsRow
+    from bltkit.bench.weight_forms import WeightsRow
 
 Source = tuple[str | None, str | None, str]
 """Preset and model, one of them or neither, and the device."""

@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bltkit.config import Config
 from bltkit.data import store
-from bltkit.data.blocks import ChecksummedBlocks
 from bltkit.data.build import Bits, Progress, SourceStream
 from bltkit.data.build import build as build_columns
+from bltkit.data.checksummed_blocks import ChecksummedBlocks
 from bltkit.data.order import Indices, Visits
 from bltkit.data.packing import MIN_ROW_BYTES, MIN_ROW_PATCHES
 from bltkit.data.sources import Document, Faults, Source, SourceConfig, StdlibSource, read

@@ -3,7 +3,7 @@
 Below the corpus. A folder holds one raw file for each array and `manifest.json`, which says what it was made of:
 source configs, and size and time of every input file. Notable: documents go to disk as they are read; the folder
 appears under its name only when it is whole; one process lays it down while others wait for its lock. What is mapped
-is compared with checksums (`bltkit.data.blocks`), which folders that version 0.1.0 laid down do not have.
+is compared with checksums (`bltkit.data.checksummed_blocks`), which folders that version 0.1.0 laid down do not have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from bltkit.checkpoint import atomic_directory, write_atomic
-from bltkit.data.blocks import ChecksummedBlocks, Checksums, checksum_file
+from bltkit.data.checksummed_blocks import ChecksummedBlocks, Checksums, checksum_file
 from bltkit.data.sources import SourceConfig
 from bltkit.files import check_seal, needs_space, read_json, require_regular, sealed
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.forward_pass import ByteStates, Reading, read
+from bltkit.generate.id_text import Text
 from bltkit.generate.ledger import Passes
-from bltkit.generate.text import Text
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV

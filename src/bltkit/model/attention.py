@@ -1,9 +1,9 @@
 """Self-attention's backend: rotary positions, and who sees whom. The only file that calls an attention kernel.
 
-A `Visibility` is built once per stack and shared by its layers. Sliding windows go in blocks (`blocks.py`). Without a
-window a row on the CPU goes document by document, each a causal call of its own, which needs no mask: looking at the
-documents' bounds costs nothing there. Elsewhere a look would make the host wait for the device, so there is a dense
-mask; these are worked off in a few steps of queries, which skips most of the masked half.
+A `Visibility` is built once per stack and shared by its layers. Sliding windows go in blocks (`window_blocks.py`).
+Without a window a row on the CPU goes document by document, each a causal call of its own, which needs no mask: looking
+at the documents' bounds costs nothing there. Elsewhere a look would make the host wait for the device, so there is a
+dense mask; these are worked off in a few steps of queries, which skips most of the masked half.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from bltkit.model.blocks import RotateIntoBlocks, WindowBlocks
 from bltkit.model.cache import Slot, StackCache
+from bltkit.model.window_blocks import RotateIntoBlocks, WindowBlocks
 
 STEPS = 8
 """Parts that a long dense causal mask is cut into: 9/16 of the whole is computed."""

@@ -5,12 +5,12 @@
 `parse_rule("threshold:threshold=1.34")` reads a rule.
 """
 
+from bltkit.patching.apply_rule import Answers, Stream, ask, extend, patch, start_stream
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
-from bltkit.patching.engine import Answers, Stream, ask, extend, patch, start_stream
-from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
+from bltkit.patching.entropy_rules import BothRule, RiseRule, ThresholdRule
 from bltkit.patching.random import RandomRule
-from bltkit.patching.registry import RULES, Rule, parse_rule
 from bltkit.patching.rule import PatchingRule, ScoreKind
+from bltkit.patching.rules import RULES, Rule, parse_rule
 from bltkit.patching.space import SpaceRule
 from bltkit.patching.stride import ByteRule, StrideRule
 

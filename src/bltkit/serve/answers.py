@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from bltkit.serve.byte_text import Piece, chat_logprobs, completion_logprobs
 from bltkit.serve.delivery import FINISH_REASONS, ChoicePart, ChoiceState, Ending
-from bltkit.serve.text import Piece, chat_logprobs, completion_logprobs
 from bltkit.serve.work import CompletionWork
 
 

@@ -21,8 +21,8 @@ from bltkit.serve.errors import ApiError, explained
 from bltkit.serve.gate import Gate
 from bltkit.serve.handle import Engine
 from bltkit.serve.messages import Figures, ModelInfo
-from bltkit.serve.metrics import Meter
 from bltkit.serve.openapi import DESCRIPTION, add_docs, documented
+from bltkit.serve.prometheus import Meter
 from bltkit.serve.protocol import (
     Body,
     ChatRequest,

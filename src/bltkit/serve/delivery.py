@@ -7,11 +7,11 @@ from time import perf_counter
 from typing import Literal
 
 from bltkit.generate import Finish
+from bltkit.serve.byte_text import ChoiceText, Entry, Piece, entries_of
 from bltkit.serve.errors import ApiError
 from bltkit.serve.handle import Engine, EventStream
 from bltkit.serve.messages import Delta, Failed, Prompted
-from bltkit.serve.metrics import Meter
-from bltkit.serve.text import ChoiceText, Entry, Piece, entries_of
+from bltkit.serve.prometheus import Meter
 from bltkit.serve.work import CompletionWork
 from bltkit.vocab import EOS
 

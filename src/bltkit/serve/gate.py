@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bltkit.serve.errors import ApiError
 from bltkit.serve.sse import error_response
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import say
 
 if TYPE_CHECKING:

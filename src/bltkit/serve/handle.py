@@ -139,7 +139,7 @@ class Engine:
 
     async def start(self) -> ModelInfo:
         """Start the process and wait until the model is loaded. Raises ValueError with one line where it cannot be."""
-        from bltkit.serve.process import main
+        from bltkit.serve.engine_process import main
 
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[ModelInfo] = self._loop.create_future()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bltkit.generate import Request
 from bltkit.generate.group import Parked
 from bltkit.serve.messages import Submit
-from bltkit.serve.prompts import PromptReader
+from bltkit.serve.prompt_reading import PromptReader
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bltkit.generate.request import MAX_TOPS
-from bltkit.serve.fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
+from bltkit.serve.body_fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
 
 MAX_CHOICES = 128
 """`n`, as OpenAI bounds it."""

@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from bltkit.serve.answers import Shape
+from bltkit.serve.byte_text import Piece
 from bltkit.serve.delivery import ChoicePart, Delivery
 from bltkit.serve.errors import ApiError
-from bltkit.serve.text import Piece
 
 PING_SECONDS = 15.0
 """Silence after which a comment is sent, for proxies that close silent connections."""

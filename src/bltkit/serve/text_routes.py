@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from bltkit.data.template import ChatTemplate
+from bltkit.serve.byte_text import UNLIKELY
 from bltkit.serve.delivery import failure
 from bltkit.serve.errors import ApiError
 from bltkit.serve.messages import Failed, ModelInfo, Prompted
 from bltkit.serve.protocol import DetokenizeRequest, PatchesRequest, ScoreRequest, TokenizeRequest
-from bltkit.serve.text import UNLIKELY
 from bltkit.serve.tokens import BOS_NAME, EOS_NAME, NAMES, ids_of, jinja_template, text_of_ids
 from bltkit.serve.work import PromptIds, check_choices, sized_prompts
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE, decode

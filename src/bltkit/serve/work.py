@@ -12,8 +12,8 @@ from bltkit.config import nearest
 from bltkit.data.template import ChatTemplate
 from bltkit.generate import STRATEGIES, Request, parse_options
 from bltkit.generate.strategies import ALIASES
+from bltkit.serve.body_fields import strategy_names
 from bltkit.serve.errors import ApiError, invalid
-from bltkit.serve.fields import strategy_names
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.protocol import DEFAULT_COMPLETION_BYTES, ChatRequest, CompletionRequest, GenerationBody
 from bltkit.serve.tokens import EOS_NAME

@@ -8,7 +8,7 @@ from bltkit.checkpoint.checksums import POSITION, DamagedCheckpointError, read_c
 from bltkit.files.lock import holder_of
 from bltkit.train.changes import Changes, changes_of
 from bltkit.train.config import TrainConfig
-from bltkit.train.run import RunDirectory, is_step, new_identity
+from bltkit.train.run_directory import RunDirectory, is_step, new_identity
 from bltkit.train.state import read_position, verify
 
 

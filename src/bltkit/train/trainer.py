@@ -38,7 +38,7 @@ from bltkit.train.patcher import check_inputs, input_digests, load_patcher
 from bltkit.train.process import numerics, stop_requests
 from bltkit.train.result import Result
 from bltkit.train.resume import Start, refuse_existing, starting_point
-from bltkit.train.run import CONFIG, CORPUS, RunDirectory
+from bltkit.train.run_directory import CONFIG, CORPUS, RunDirectory
 from bltkit.train.stages import StagedLoader, part_size
 from bltkit.train.state import WEIGHT, RunPosition, Saver, restore, training_state
 from bltkit.train.token_vocabulary import known_vocabulary, trained_vocabulary

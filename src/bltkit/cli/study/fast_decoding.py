@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
+from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report, show
 from bltkit.cli.terminal import Json, lists, progress_bar, say
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Literal
 
 from bltkit.eval.noise.noise import Damage, Draw, pick, split
-from bltkit.eval.noise.tables import table
+from bltkit.eval.noise.noise_tables import table
 
 FILLERS = ("um", "uh", "er", "you know", "i mean", "like", "well", "so", "hmm", "ah", "okay", "sort of", "kind of")
 FILLED = 0.15

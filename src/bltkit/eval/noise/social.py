@@ -6,7 +6,7 @@ from functools import cache
 from typing import ClassVar, Literal
 
 from bltkit.eval.noise.noise import Damage, Draw, pick, split
-from bltkit.eval.noise.tables import table
+from bltkit.eval.noise.noise_tables import table
 
 EMOJI = ("😂", "😭", "❤️", "🔥", "🙏", "😍", "💀", "👀", "✨", "🙌", "😊", "🤔", "🥺", "💯", "👍", "🎉")
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import ClassVar, Literal
 
 from bltkit.eval.noise.noise import Damage, Draw, pick
-from bltkit.eval.noise.tables import table
+from bltkit.eval.noise.noise_tables import table
 
 
 @cache

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bltkit.eval.sandbox.limits import SandboxLimits
+from bltkit.eval.sandbox.sandbox_limits import SandboxLimits
 
 GRACE = 10.0
 """Seconds that building and ending a run may take beyond its wall time."""

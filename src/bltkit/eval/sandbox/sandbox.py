@@ -21,8 +21,8 @@ from pathlib import Path
 
 from bltkit.compute import check_threads
 from bltkit.eval.sandbox.inside import syscalls
-from bltkit.eval.sandbox.limits import ProgramOutcome, SandboxLimits
 from bltkit.eval.sandbox.run import Heard, attend
+from bltkit.eval.sandbox.sandbox_limits import ProgramOutcome, SandboxLimits
 
 KERNEL = (5, 14)
 """The first whose limit on processes counts within a user namespace, not over all of a user's processes."""

@@ -14,7 +14,7 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
-from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
+from bltkit.eval.subjects.shared_prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
 from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.generate import Autoregressive, Chunk, Sampling, SequenceBatch, Session, Strategy
 from bltkit.generate import Request as EngineRequest

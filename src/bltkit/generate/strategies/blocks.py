@@ -17,11 +17,11 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from bltkit.generate.constraint import follow
+from bltkit.generate.id_text import Text
 from bltkit.generate.ledger import Passes
 from bltkit.generate.sampling import Certainty, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.strategies.strategy import Pending, Strategy
-from bltkit.generate.text import Text
 from bltkit.model import Blt
 from bltkit.model.block_attention import BlockAttention
 from bltkit.model.decoder import PatchKV

@@ -14,7 +14,7 @@ from bltkit.train.learner import Learner
 from bltkit.train.parallel import world_of
 from bltkit.train.patcher import load_patcher
 from bltkit.train.process import numerics
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from bltkit.train.state import read_position
 from bltkit.train.token_vocabulary import known_vocabulary
 from bltkit.vocab import OFFSET

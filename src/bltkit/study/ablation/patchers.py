@@ -24,7 +24,7 @@ from bltkit.files import read_json
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
 from bltkit.study.ablation.catalog import Variant
-from bltkit.study.ablation.settings import AblationSettings, AblationTexts
+from bltkit.study.ablation.training_settings import AblationSettings, AblationTexts
 from bltkit.train import TrainConfig
 from bltkit.vocab import BOS, OFFSET
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.ablation.catalog import ABLATIONS
-from bltkit.study.ablation.runs import best_rate, rate_of
+from bltkit.study.ablation.trainings import best_rate, rate_of
 from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
 from bltkit.views.chart import COLOURS
 

@@ -4,9 +4,9 @@ cost (exact operations and bytes of a system in a phase) -> sides (the same as s
 -> fit (how much of the time the operations explain) -> report (table and picture).
 """
 
-from bltkit.study.efficiency.cost import ByteCost, Phase, System, equal_token_shape, systems_of
 from bltkit.study.efficiency.fit import Fit, fits_of, latest
 from bltkit.study.efficiency.measure import EfficiencyPlan, EfficiencyTools, run
+from bltkit.study.efficiency.predicted_cost import ByteCost, Phase, System, equal_token_shape, systems_of
 from bltkit.study.efficiency.report import PICTURE, TABLE, picture, table, write_report
 
 __all__ = [

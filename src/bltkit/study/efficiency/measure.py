@@ -18,7 +18,7 @@ from bltkit.bench.timing import Progress, Side, in_turn, silent
 from bltkit.config import Config
 from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.model import blt_preset, entropy_preset
-from bltkit.study.efficiency.cost import ELEMENT, PHASES, ByteCost, Phase, System, systems_of
+from bltkit.study.efficiency.predicted_cost import ELEMENT, PHASES, ByteCost, Phase, System, systems_of
 from bltkit.study.efficiency.systems import Runner, learner_of, scorer_of
 from bltkit.study.row_file import ROWS
 

@@ -24,7 +24,7 @@ from bltkit.model.config import TokenConfig
 from bltkit.model.token_llama import TokenLlama
 from bltkit.patches import Patches
 from bltkit.patching.stride import StrideRule
-from bltkit.study.efficiency.cost import (
+from bltkit.study.efficiency.predicted_cost import (
     ByteCost,
     Phase,
     System,

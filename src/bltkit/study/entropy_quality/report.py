@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study.entropy_quality.drawings import drawings
+from bltkit.study.entropy_quality.quality_drawings import drawings
 from bltkit.views import html
 
 TABLE = "table.md"

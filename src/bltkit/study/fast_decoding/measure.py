@@ -3,7 +3,7 @@
 For every model, text and temperature all ways of decoding continue the same prompts, in turn prompt by prompt and in
 an order that rotates, so that a machine that changes its pace does so for all of them. A turn is kept in turns.jsonl as
 soon as it is over, and a study that was broken off goes on behind the last one; rows.jsonl has what follows from
-the turns (`rows.py`), one row for each way of decoding.
+the turns (`decoding_rows.py`), one row for each way of decoding.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
 from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.generate import Request, Sampling, SequenceBatch, Session, Stats
+from bltkit.study.fast_decoding.decoding_rows import MadeText, Turn, TurnGroup, heldout_row, setting_rows
+from bltkit.study.fast_decoding.decoding_settings import AR, Setting, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of
-from bltkit.study.fast_decoding.rows import MadeText, Turn, TurnGroup, heldout_row, setting_rows
-from bltkit.study.fast_decoding.settings import AR, Setting, setting_of, settings_of
 from bltkit.study.row_file import ROWS
 from bltkit.vocab import encode
 

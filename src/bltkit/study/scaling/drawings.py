@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bltkit.study.scaling.analysis import Along, isoflops
-from bltkit.study.scaling.findings import Findings, base_family
 from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
 from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
+from bltkit.study.scaling.scaling_findings import Findings, base_family
 from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
 from bltkit.study.scatter import Point as Mark
 from bltkit.views.chart import COLOURS

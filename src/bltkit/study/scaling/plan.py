@@ -16,8 +16,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from bltkit.config import Config, apply_overrides, load_toml, nearest, parse
 from bltkit.data import DataConfig
 from bltkit.data.sources import Source, StdlibSource
-from bltkit.study.scaling.families import BltFamily, Family, ScalingSize, grown, parse_family
-from bltkit.study.scaling.presets import PLANS
+from bltkit.study.scaling.family_configs import BltFamily, Family, ScalingSize, grown, parse_family
+from bltkit.study.scaling.plan_presets import PLANS
 
 
 class ScorerTraining(Config):

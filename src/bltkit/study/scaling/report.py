@@ -6,7 +6,7 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.scaling.drawings import drawings
-from bltkit.study.scaling.findings import Findings, findings, paragraphs
+from bltkit.study.scaling.scaling_findings import Findings, findings, paragraphs
 from bltkit.study.scaling.tables import Table, tables
 from bltkit.views import html
 from bltkit.views.scene import Scene

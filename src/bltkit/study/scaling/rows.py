@@ -12,7 +12,7 @@ import torch
 
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling.batches import Heldout, Seen
-from bltkit.study.scaling.families import ForwardCost, parameters
+from bltkit.study.scaling.family_configs import ForwardCost, parameters
 from bltkit.study.scaling.plan import ScalingPlan, Unit, digest
 from bltkit.study.scaling.prepare import Prepared
 from bltkit.train import TrainConfig, build_model
@@ -41,7 +41,7 @@ class ScalingPoint:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], seconds_per_byte: float = math.nan) -> Self:
-        """seconds_per_byte: as `rates.py` measured it; a run's own clock ran on a machine that others shared."""
+        """seconds_per_byte: as `training_rates.py` measured it; a run's clock ran on a machine that others shared."""
         return cls(
             row["family"],
             row["size"],

@@ -24,13 +24,13 @@ from bltkit.model import CnnConfig, EntropyConfig
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling import batches
 from bltkit.study.scaling.batches import Heldout, Seen
-from bltkit.study.scaling.families import ForwardCost
+from bltkit.study.scaling.family_configs import ForwardCost
 from bltkit.study.scaling.plan import ScalingPlan, Unit
 from bltkit.study.scaling.prepare import CORPUS, Prepared, prepare
 from bltkit.study.scaling.rows import WHAT, Row, known_rows, make_row
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 RUNS = "runs"
 PROBE = 48

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from bltkit.annotate.plan import SHARD_BYTES, AnnotationPlan, Progress, ShardPlan, ShardReader, plan_shards
-from bltkit.annotate.report import Annotation, report_of
-from bltkit.annotate.work import ShardWork, compute_shard, load_scorer, note_of
+from bltkit.annotate.annotation_plan import SHARD_BYTES, AnnotationPlan, Progress, ShardPlan, ShardReader, plan_shards
+from bltkit.annotate.shard_work import ShardWork, compute_shard, load_scorer, note_of
+from bltkit.annotate.summary import Annotation, report_of
 from bltkit.checkpoint import scorer_hash
 from bltkit.checkpoint.intact import sha256
 from bltkit.compute import check_threads, device_of

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from bltkit.bench.subject import BenchSubject
+from bltkit.bench.bench_subject import BenchSubject
 from bltkit.bench.timing import finish, timed
 from bltkit.generate import Sampling, Session
 from bltkit.generate.sampling import choose

@@ -13,7 +13,7 @@ import torch
 from bltkit.config import parse
 from bltkit.cost.formulas.operations import scorer_flops
 from bltkit.model import Blt, EntropyConfig, StackConfig
-from bltkit.study.scaling.families import BltFamily, BpeFamily, parameters
+from bltkit.study.scaling.family_configs import BltFamily, BpeFamily, parameters
 from bltkit.study.scaling.plan import ScalingPlan, ScorerTraining, Unit
 
 EVALUATION = 1 / 3

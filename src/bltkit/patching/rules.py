@@ -11,9 +11,9 @@ from bltkit.registry import Registry
 RULES = Registry(
     "patching rule",
     PatchingRule,
-    "bltkit.patching.entropy:ThresholdRule",
-    "bltkit.patching.entropy:RiseRule",
-    "bltkit.patching.entropy:BothRule",
+    "bltkit.patching.entropy_rules:ThresholdRule",
+    "bltkit.patching.entropy_rules:RiseRule",
+    "bltkit.patching.entropy_rules:BothRule",
     "bltkit.patching.stride:StrideRule",
     "bltkit.patching.stride:ByteRule",
     "bltkit.patching.space:SpaceRule",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bltkit.bench.bench_subject import PATCH_BYTES, BenchSubject
 from bltkit.bench.record import commit, machine
-from bltkit.bench.subject import PATCH_BYTES, BenchSubject
 from bltkit.bench.timing import MAX_REPEATS, Progress, check_batch, silent, threads_of
 from bltkit.checkpoint import ScorerModule
 from bltkit.model import Blt

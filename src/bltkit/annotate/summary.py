@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bltkit.annotate.plan import AnnotationPlan, ShardPlan
-from bltkit.annotate.work import NEAR
+from bltkit.annotate.annotation_plan import AnnotationPlan, ShardPlan
+from bltkit.annotate.shard_work import NEAR
 from bltkit.data.shards import ShardManifest
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from bltkit.bench.bench_subject import MAX_CONTEXT, BenchSubject, benchmark_text
 from bltkit.bench.load import Answer, Body, ServerProcess, closed_loop, served_model
-from bltkit.bench.process import Remote
-from bltkit.bench.prompts import prompts_of
+from bltkit.bench.prompt_texts import prompts_of
 from bltkit.bench.record import commit, machine
-from bltkit.bench.subject import MAX_CONTEXT, BenchSubject, benchmark_text
+from bltkit.bench.side_process import Remote
 from bltkit.bench.timing import MAX_REPEATS, Progress, Timing, silent
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.compute import check_threads

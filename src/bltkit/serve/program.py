@@ -15,7 +15,7 @@ from bltkit.serve.handle import Engine
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.security import Access
 from bltkit.serve.settings import EngineSettings
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import flush_result, say, write_json
 
 KEEP_ALIVE_SECONDS = 75

@@ -5,7 +5,7 @@ from bltkit.model import BoundaryModel
 from bltkit.patching import ScoreKind
 from bltkit.patching.patched import patch_text
 from bltkit.serve.messages import Failed, Patch, Patched
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import say
 
 

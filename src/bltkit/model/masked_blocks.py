@@ -6,7 +6,7 @@ block. So a block's cells never see a clean byte at or after its start, which wo
 figure in the paper, whose mask is plain lower-triangular).
 
 Attention costs O(cells x window): blocks are worked off in tiles of a few blocks that begin in one stretch of the row
-(`blocks.py`), against that stretch's keys and their own. The number of tiles follows from the shapes alone.
+(`window_blocks.py`), against that stretch's keys and their own. The number of tiles follows from the shapes alone.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bltkit.model.attention import Rotation, RowAttention, sdpa
-from bltkit.model.blocks import WindowBlocks
+from bltkit.model.window_blocks import WindowBlocks
 from bltkit.patches import Patches
 from bltkit.vocab import BOS, PAD
 

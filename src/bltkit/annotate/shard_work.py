@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bltkit.annotate.plan import AnnotationPlan, ShardPlan, ShardReader
-from bltkit.annotate.scoring import entropies_of
+from bltkit.annotate.annotation_plan import AnnotationPlan, ShardPlan, ShardReader
+from bltkit.annotate.batched_scoring import entropies_of
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
 from bltkit.checkpoint.intact import sha256
 from bltkit.compute import device_of

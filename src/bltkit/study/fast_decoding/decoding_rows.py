@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from bltkit.generate import Stats
+from bltkit.study.fast_decoding.decoding_settings import AR, Setting
 from bltkit.study.fast_decoding.passages import Passages
 from bltkit.study.fast_decoding.quality import agreement, is_utf8, stays_python
-from bltkit.study.fast_decoding.settings import AR, Setting
 from bltkit.study.resampling import NOTHING, QuotientEstimate, Resampling, Values
 
 COUNTED = (

@@ -15,7 +15,7 @@ from bltkit.study.scaling.plan import ScalingPlan
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import RATE, Row
 from bltkit.study.scaling.runs import Branch, ScalingTools, trunk_config, whole_config
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 _STEPS = 24
 _PLACE = "rates"

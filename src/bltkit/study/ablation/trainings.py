@@ -19,8 +19,8 @@ from bltkit.patching import PatchingRule
 from bltkit.study.ablation.catalog import Ablation, Variant
 from bltkit.study.ablation.heldout import HeldoutText, heldout, seconds_of
 from bltkit.study.ablation.patchers import Cuts, VariantPatching, digest
-from bltkit.study.ablation.settings import AblationSettings, AblationTexts
 from bltkit.study.ablation.shapes import BASE
+from bltkit.study.ablation.training_settings import AblationSettings, AblationTexts
 from bltkit.study.row_file import RowFile
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
