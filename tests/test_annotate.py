@@ -21,8 +21,8 @@ from bltkit.checkpoint import Bundle, save_bundle, scorer_hash
 from bltkit.cli.data import AnnotationEngine, EntropyDtype
 from bltkit.cli.data import annotate as verb
 from bltkit.data import Document, SourceConfig, parse_source
-from bltkit.data.shards import read_manifest
 from bltkit.data.sources import AnnotatedSource, read
+from bltkit.data.sources.shards import read_manifest
 from bltkit.files import LOCK_FILES
 from bltkit.model import BoundaryConfig, BoundaryModel, CnnConfig, CnnEntropy, EntropyConfig, EntropyModel, Scorer
 from bltkit.patching import BothRule, PatchingRule, RiseRule, SpaceRule, ThresholdRule, parse_rule

@@ -17,7 +17,7 @@ from bltkit.checkpoint import Bundle, load_bundle, save_bundle
 from bltkit.checkpoint.locate import resolve_model
 from bltkit.config import dump_toml
 from bltkit.data import Document
-from bltkit.data.shards import AnnotatedDocument, ShardFile, write_shard
+from bltkit.data.sources.shards import AnnotatedDocument, ShardFile, write_shard
 from bltkit.diagnostics.health import check
 from bltkit.generate.session import Session
 from bltkit.model import BoundaryConfig, BoundaryModel

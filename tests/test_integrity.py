@@ -19,10 +19,17 @@ from bltkit.checkpoint import load_bundle, save_bundle
 from bltkit.checkpoint.token_checkpoint import TokenBundle, load_token_model, write_token_model
 from bltkit.cli import main
 from bltkit.data import Corpus, Loader
-from bltkit.data.shards import AnnotatedDocument, ShardEntry, ShardFile, ShardManifest, write_manifest, write_shard
 from bltkit.data.sources import Document, read
 from bltkit.data.sources.annotated import AnnotatedSource
 from bltkit.data.sources.plain_text import TextSource
+from bltkit.data.sources.shards import (
+    AnnotatedDocument,
+    ShardEntry,
+    ShardFile,
+    ShardManifest,
+    write_manifest,
+    write_shard,
+)
 from bltkit.diagnostics.health import check_directory
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import TASKS, parse_tasks

@@ -21,7 +21,9 @@ from bltkit.checkpoint import scorer_hash
 from bltkit.checkpoint.intact import sha256
 from bltkit.compute import check_threads, device_of
 from bltkit.config import parse
-from bltkit.data.shards import (
+from bltkit.data.sources import SourceConfig
+from bltkit.data.sources.annotated import check_dtype
+from bltkit.data.sources.shards import (
     MANIFEST,
     EntropyType,
     ScorerEntry,
@@ -32,8 +34,6 @@ from bltkit.data.shards import (
     shard_name,
     write_manifest,
 )
-from bltkit.data.sources import SourceConfig
-from bltkit.data.sources.annotated import check_dtype
 from bltkit.files import LOCK_FILES, read_json, writer_lock
 from bltkit.model import Scorer
 from bltkit.patching import PatchingRule

@@ -7,9 +7,9 @@ reads its documents again. A shard's documents come from one source, so that sou
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bltkit.data.shards import digest
 from bltkit.data.sources import Document, Faults, SourceConfig, read
 from bltkit.data.sources.paths import expand
+from bltkit.data.sources.shards import digest
 
 SHARD_BYTES = 64 * 1024 * 1024
 """Text in a shard by default; with its entropies it is about five times as much in memory."""

@@ -16,7 +16,7 @@ from bltkit.annotate.batched_scoring import entropies_of
 from bltkit.checkpoint import load_bundle, resolve_model, write_atomic
 from bltkit.checkpoint.intact import sha256
 from bltkit.compute import device_of
-from bltkit.data.shards import AnnotatedDocument, Cut, EntropyType, ShardEntry, cut, shard_name, write_shard
+from bltkit.data.sources.shards import AnnotatedDocument, Cut, EntropyType, ShardEntry, cut, shard_name, write_shard
 from bltkit.model import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
 from bltkit.patching import PatchingRule
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bltkit.annotate.annotation_plan import AnnotationPlan, ShardPlan
 from bltkit.annotate.shard_work import NEAR
-from bltkit.data.shards import ShardManifest
+from bltkit.data.sources.shards import ShardManifest
 
 
 @dataclass(frozen=True)

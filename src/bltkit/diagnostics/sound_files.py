@@ -1,8 +1,8 @@
 """The files of a directory against what its manifest says: the first finding of `blt check`.
 
 Each kind of directory knows its own files: checkpoints (`bltkit.checkpoint.intact`), what a run resumes from
-(`bltkit.checkpoint.checksums`), annotated shards (`bltkit.data.shards`) and mapped corpora (`bltkit.data.store`).
-Everything is read, nothing is changed.
+(`bltkit.checkpoint.checksums`), annotated shards (`bltkit.data.sources.shards`) and mapped corpora
+(`bltkit.data.store`). Everything is read, nothing is changed.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ from bltkit.checkpoint.checksums import (
     read_checksums,
     training_checkpoints,
 )
-from bltkit.data import shards, store
+from bltkit.data import store
+from bltkit.data.sources import shards
 from bltkit.diagnostics.findings import Finding
 from bltkit.files import read_json, require_regular
 

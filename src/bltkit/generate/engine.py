@@ -50,8 +50,8 @@ class SequenceBatch:
     def admit(self, session: Session, requests: Sequence[Request]) -> "SequenceBatch":
         """With the rows of `session`, one for each request. Empty rows begin with BOS.
 
-        Row.key counts from 0 in the order of admission. Raises ValueError where the numbers differ, for a session of
-        another model, and for a model that cannot do what a request's strategy needs.
+        `ActiveSequence.key` counts from 0 in the order of admission. Raises ValueError where the numbers differ, for a
+        session of another model, and for a model that cannot do what a request's strategy needs.
         """
         for request in requests:
             request.strategy.check(session.model)

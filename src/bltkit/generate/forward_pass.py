@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.ledger import Passes
+from bltkit.generate.state import ByteStates, SessionState
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import ScoredIds
@@ -24,11 +25,7 @@ from bltkit.patches import Patches
 from bltkit.patching import Answers
 from bltkit.vocab import BOS, PAD
 
-if TYPE_CHECKING:
-    from bltkit.generate.session import Session
-
-ByteStates = tuple[Tensor, ...]
-"""States [1, n, D] of n bytes that pooling reads: `LocalEncoder.pooled_from`."""
+S = TypeVar("S", bound=SessionState)
 
 SMALL = 64
 """Ids of a pass whose states may be kept as they are; of longer ones only what is needed is copied."""
@@ -49,7 +46,7 @@ class Closed:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(Generic[S]):
     """What a pass over S ids (fewer in some rows) computed.
 
     ids: of each row; within one document.
@@ -57,9 +54,9 @@ class Reading:
     opens: for each row and id, does the byte behind it open a patch.
     """
 
-    origin: "Session" = field(repr=False)
+    origin: S = field(repr=False)
     """What was extended, and `before` what of it the pass saw: in rows that `begun` a document or segment, nothing."""
-    before: "Session" = field(repr=False)
+    before: S = field(repr=False)
     begun: tuple[bool, ...]
     ids: tuple[tuple[int, ...], ...]
     logits: Float[Tensor, "R S V"]
@@ -78,7 +75,7 @@ class Reading:
         """Ids of each row."""
         return tuple(map(len, self.ids))
 
-    def keep(self, counts: Sequence[int] | None = None) -> "Session":
+    def keep(self, counts: Sequence[int] | None = None) -> S:
         """The session behind the first counts[r] ids of each row; behind all of them when None.
 
         Raises ValueError for more than were read. Asking for more than ever before, once another pass from the same
@@ -96,7 +93,7 @@ class Reading:
             rows = [(self.origin if old else kept).select([row]) for row, old in enumerate(undone)]
             return replace(type(kept).join(rows), passes=kept.passes)
 
-    def _kept(self, counts: tuple[int, ...]) -> "Session":
+    def _kept(self, counts: tuple[int, ...]) -> S:
         before, size = self.before, self.logits.shape[1]
         whole = all(n == size for n in counts)
         device = self.logits.device
@@ -155,7 +152,7 @@ class Reading:
         return (rest,) if last < count else ()
 
 
-def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
+def read(session: S, rows: Sequence[Sequence[int]]) -> Reading[S]:
     """The pass. A BOS that begins a document (or an id that resets the scorer) can only be the first of its row."""
     begun = tuple(bool(row) and row[0] in session.resets for row in rows)
     before = session.beginning([row[0] if row else None for row in rows])
@@ -200,7 +197,7 @@ def read(session: "Session", rows: Sequence[Sequence[int]]) -> Reading:
     )
 
 
-def _close(before: "Session", states: ByteStates, opens: Sequence[Sequence[bool]]) -> Closed:
+def _close(before: SessionState, states: ByteStates, opens: Sequence[Sequence[bool]]) -> Closed:
     """Gathers the rows in which patches close and runs the global transformer over those."""
     model = before.model
     rows = tuple(row for row, own in enumerate(opens) if any(own))
@@ -222,7 +219,7 @@ def _close(before: "Session", states: ByteStates, opens: Sequence[Sequence[bool]
 
 
 def _finished(
-    before: "Session", states: ByteStates, opens: Sequence[Sequence[bool]], rows: Sequence[int]
+    before: SessionState, states: ByteStates, opens: Sequence[Sequence[bool]], rows: Sequence[int]
 ) -> tuple[ByteStates, Segments | OneSegment]:
     """The bytes of the patches that close, those that were open before included, and where they lie."""
     bytes_of, starts = [], []
@@ -253,7 +250,7 @@ def _of_bytes(closed: Closed) -> PatchKV:
     return tuple(tuple(x[rows, closed.byte_latent] for x in block) for block in closed.patch_kv)
 
 
-def _cost(before: "Session", num_ids: int, closed: Closed | None) -> Passes:
+def _cost(before: SessionState, num_ids: int, closed: Closed | None) -> Passes:
     kv_bytes = before.encoder.num_bytes + before.decoder.num_bytes
     if closed is not None:
         kv_bytes += sum(before.latents[row].num_bytes for row in closed.rows)

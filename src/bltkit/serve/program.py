@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
-from bltkit.serve.app import Server, make_app
+from bltkit.serve.app import make_app
 from bltkit.serve.handle import Engine
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.security import Access
+from bltkit.serve.server import Server
 from bltkit.serve.settings import EngineSettings
 from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import flush_result, say, write_json

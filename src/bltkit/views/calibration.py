@@ -17,9 +17,9 @@ from torch import Tensor
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
 from bltkit.checkpoint.locate import EMBEDDED, HUB
 from bltkit.data import read_texts
-from bltkit.data.shards import AnnotatedDocument, ShardFile
 from bltkit.data.sources import AnnotatedSource
 from bltkit.data.sources.annotated import check_dtype
+from bltkit.data.sources.shards import AnnotatedDocument, ShardFile
 from bltkit.model import BoundaryModel
 from bltkit.patching import BothRule, PatchingRule, RiseRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, tuned_field
