@@ -30,8 +30,9 @@ from bltkit.model import (
     entropy_preset,
 )
 from bltkit.model.families import blt_params, byte_params, sized_blt
+from bltkit.model.one_segment import OneSegment
 from bltkit.model.presets import expand_preset
-from bltkit.model.segment_ops import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import parse_rule, patch
 from bltkit.train import read_metrics

@@ -11,8 +11,9 @@ import torch
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.cost.formulas.operations import exact_flops, paper_flops
 from bltkit.cost.ledger import PATCH_BYTES, Ledger, ledger, ledger_of
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
+from bltkit.generate.pass_counts import Passes
 from bltkit.model import (
     Blt,
     BltConfig,

@@ -32,8 +32,9 @@ from bltkit.generate import (
     generate_rows,
     strategy_of,
 )
-from bltkit.generate.sampling import Tops, choose, most_probable
+from bltkit.generate.sampling import choose
 from bltkit.generate.strategies import Outcome, Pending, Proposal
+from bltkit.generate.top_logprobs import Tops, most_probable
 from bltkit.model import Blt
 from bltkit.vocab import EOS, OFFSET
 from tests import tiny

@@ -4,7 +4,7 @@ from bltkit.generate.constraint import Constraint, Utf8
 from bltkit.generate.engine import SequenceBatch, generate, generate_rows
 from bltkit.generate.forward_pass import Reading
 from bltkit.generate.group import Group, Parked
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
 from bltkit.generate.options import (
     Options,
@@ -17,6 +17,7 @@ from bltkit.generate.options import (
     text_of,
     typed,
 )
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored

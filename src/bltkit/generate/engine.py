@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from bltkit.generate.group import ActiveSequence, Group, Parked
-from bltkit.generate.ledger import Passes
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Request
 from bltkit.generate.session import Session
 from bltkit.generate.strategies import Strategy

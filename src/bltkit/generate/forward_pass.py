@@ -15,12 +15,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit import patching
-from bltkit.generate.ledger import Passes
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.state import ByteStates, SessionState
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import ScoredIds
-from bltkit.model.segment_ops import OneSegment, Segments
+from bltkit.model.one_segment import OneSegment
+from bltkit.model.segment_ops import Segments
 from bltkit.patches import Patches
 from bltkit.patching import Answers
 from bltkit.vocab import BOS, PAD

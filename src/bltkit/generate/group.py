@@ -16,12 +16,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from bltkit.generate.constraint import Constraint, follow, masks_along
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.ledger import Stats
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Request
-from bltkit.generate.sampling import Choice, Tops, choose, seen_along
+from bltkit.generate.sampling import Choice, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
+from bltkit.generate.top_logprobs import Tops
 from bltkit.model.cache import MIN_LANES
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 

@@ -6,14 +6,14 @@ No model runs here: session.py reads ids and takes them back, forward_pass.py is
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bltkit.generate.id_text import Text
-from bltkit.generate.ledger import Passes
+from bltkit.generate.pass_counts import Passes
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
@@ -27,6 +27,7 @@ STAGGER = 8
 """Columns by which the caches that slide in place are apart, so that they do so in different rounds."""
 
 
+@runtime_checkable
 class TentativePass(Protocol):
     """A pass of which any part may be kept."""
 

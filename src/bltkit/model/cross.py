@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bltkit.model.config import StackConfig
 from bltkit.model.fused_linear import Linear, RMSNorm, normed_product
 from bltkit.model.layers import truncated_normal
-from bltkit.model.segment_ops import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.one_segment import OneSegment
+from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 
 
 class CrossAttention(nn.Module):

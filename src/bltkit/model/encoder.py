@@ -11,8 +11,9 @@ from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
 from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer, truncated_normal
+from bltkit.model.one_segment import OneSegment
 from bltkit.model.pooling import pooling
-from bltkit.model.segment_ops import OneSegment, Segments
+from bltkit.model.segment_ops import Segments
 from bltkit.patches import Patches
 
 

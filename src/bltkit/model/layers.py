@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kv_heads = config, config.num_kv_heads
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         visible = Visibility.of(length, 0, config.window, segments, x.device, x.dtype)
         positions = torch.arange(length, device=x.device)
         rotation = Rotation.of(positions, config.head_dim, config.rope_theta, x)
-        return RowAttention(rotation, visible, config.heads, config.num_kv_heads)
+        return RowAttention(rotation, visible, config.heads, self.kv_heads)
 
     def extend(
         self, x: Float[Tensor, "R S D"], caches: Sequence[StackCache], before: Before | None = None
@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         config, parts, row = self.config, [], 0
         for cache in StackCache.apart(caches) if len(caches) > 1 else caches:
             own = x[row : row + len(cache.stops)]
-            parts.append(CachedAttention(cache, x.shape[1], config.heads, config.num_kv_heads, config.rope_theta, own))
+            parts.append(CachedAttention(cache, x.shape[1], config.heads, self.kv_heads, config.rope_theta, own))
             row += len(cache.stops)
         attend: Attend = parts[0] if len(parts) == 1 else SeveralCaches(tuple(parts))
         return self.through(x, attend, before), tuple(part.slot for part in parts)

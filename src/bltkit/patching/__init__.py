@@ -5,13 +5,14 @@
 `parse_rule("threshold:threshold=1.34")` reads a rule.
 """
 
-from bltkit.patching.apply_rule import Answers, Stream, ask, extend, patch, start_stream
+from bltkit.patching.apply_rule import patch
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
 from bltkit.patching.entropy_rules import BothRule, RiseRule, ThresholdRule
 from bltkit.patching.random import RandomRule
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.patching.rules import RULES, Rule, parse_rule
 from bltkit.patching.space import SpaceRule
+from bltkit.patching.stream import Answers, Stream, ask, extend, start_stream
 from bltkit.patching.stride import ByteRule, StrideRule
 
 __all__ = [

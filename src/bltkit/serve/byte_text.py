@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bltkit.generate.sampling import Tops
+from bltkit.generate.top_logprobs import Tops
 from bltkit.serve.tokens import bytes_of, name_of
 from bltkit.vocab import OFFSET, Utf8Stream
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bltkit.generate import Session
-from bltkit.generate.sampling import Tops
 from bltkit.generate.scoring import Predicted, read_scored
+from bltkit.generate.top_logprobs import Tops
 from bltkit.serve.messages import Submit
 from bltkit.serve.prefixes import SHARED, Prefix, PrefixCache
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from bltkit.generate.ledger import Passes, WeightReads
+from bltkit.generate.ledger import WeightReads
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.session import Session
 from bltkit.generate.strategies.acceptance import CPU, GPU, LONGEST, WAYS, DraftPlan, Experience, RoundCosts, plan
 from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
