@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.pass_counts import Passes
-from bltkit.generate.state import ByteStates, SessionState
+from bltkit.generate.session_state import ByteStates, SessionState
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import ScoredIds
