@@ -37,11 +37,15 @@ from bltkit.generate.strategies import (
     strategy_of,
 )
 
+Batch = SequenceBatch
+"""The former name of `SequenceBatch`, for one release."""
+
 __all__ = [
     "ALIASES",
     "STRATEGIES",
     "Auto",
     "Autoregressive",
+    "Batch",
     "Chunk",
     "Constraint",
     "Diffusion",
