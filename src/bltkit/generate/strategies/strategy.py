@@ -27,7 +27,7 @@ class Pending:
     """Bytes that may still be made behind the chosen one."""
     sampling: Sampling
     constraint: Constraint | None
-    """Of the ids from column `Strategy.draft_column` on."""
+    """Constraint on the ids from column `Strategy.draft_column` on."""
     state: Any = None
     """What the strategy remembers of this row: `Strategy.first_state`, then `next_state`."""
     entropy: float | None = None
