@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.card import write_card
+from bltkit.checkpoint.card_mark import CARD
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
@@ -49,7 +51,7 @@ def save_bundle(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write a checkpoint directory, whole or not at all; returns its path.
+    """Write a checkpoint directory with a model card, whole or not at all; returns its path.
 
     dtype: of all weights in the files, the scorer's too; as they are when absent. An entropy model in bfloat16 places
     some patches elsewhere than in float32.
@@ -59,13 +61,14 @@ def save_bundle(
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
         write_bundle(directory, bundle, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_card(directory, bundle)
     return Path(path)
 
 
 def write_bundle(
     directory: Path, bundle: Bundle, *, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety.
+    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety and without a card.
 
     For callers that put further files beside them, inside an `atomic_directory` of their own.
     """
@@ -172,7 +175,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
     The two JSON files are each replaced whole; where the directory is a training checkpoint, its list of checksums is
-    updated.
+    updated. A model card that nobody has edited is written again.
     Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
     directory = Path(path)
@@ -195,6 +198,9 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
     update_checksums(directory, (MANIFEST, CONFIG))
+    for folder in dict.fromkeys((Path(path), directory)):
+        if (folder / CARD).is_file():
+            write_card(folder, changed)
 
 
 @dataclass(frozen=True)
