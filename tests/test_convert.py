@@ -559,7 +559,7 @@ def equals_transformers(folder: Path, seed: int) -> float:
         assert same_tensors(tensors_of(folder / layout), tensors_of(folder / "back" / layout))
     convert(folder / "hf", folder / "ours" / "hf")
     convert(folder / "ours" / "hf", folder / "back" / "hf", to="hf")
-    assert contents(folder / "hf") == contents(folder / "back" / "hf")
+    assert contents(folder / "hf") == contents(folder / "back" / "hf", but="README.md")
     ids = [1, *(byte + 4 for byte in "A sentence of bytes, längere Wörter, 1234.".encode())]
     models = [
         BltForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -8,6 +8,7 @@ from typing import Any
 from bltkit.checkpoint import atomic_directory, resolve_model
 from bltkit.checkpoint.atomic import refuse_existing
 from bltkit.checkpoint.card import write_card
+from bltkit.checkpoint.fetch import META_FILES
 from bltkit.checkpoint.licences import is_licence
 from bltkit.checkpoint.sealing import unreadable
 from bltkit.config import nearest
@@ -99,7 +100,7 @@ def convert(
         raise ValueError(f"to = {to!r}{nearest(str(to), TARGETS)}")
     refuse_existing(Path(out))
     counter = Counter(progress)
-    checkpoint = _open(resolve_model(source), None if entropy is None else Path(entropy), counter)
+    checkpoint = _open(resolve_model(source, META_FILES), None if entropy is None else Path(entropy), counter)
     num_bytes = sum(map(size_of, checkpoint.tensors.values()))
     counter.expect(num_bytes)
     target = to

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from bltkit.checkpoint import load_bundle, resolve_model
-from bltkit.checkpoint.locate import HUB
+from bltkit.checkpoint.fetch import HUB
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.files import read_json
 from bltkit.generate.strategies import parse_strategy
