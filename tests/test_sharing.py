@@ -115,8 +115,8 @@ def test_revisions(hub: Hub, model: Path, tmp_path: Path, capsys: pytest.Capture
     second = ran(capsys, "push", coarse, REPO, "--revision", "coarse")
     assert set(hub.repos[REPO].branches) == {"main", "coarse"} and first["commit"] != second["commit"]
     for revision, rule in (("coarse", "stride"), (second["commit"], "stride"), (first["commit"], "threshold")):
-        ran(capsys, "pull", REPO, "--revision", revision, "--out", tmp_path / revision)
-        loaded = load_bundle(tmp_path / revision).rule
+        ran(capsys, "pull", REPO, "--revision", revision, "--out", tmp_path / "out" / revision)
+        loaded = load_bundle(tmp_path / "out" / revision).rule
         assert loaded is not None and loaded.kind == rule
         again = bltkit.load(f"hf:{REPO}@{revision}").rule
         assert again is not None and again.kind == rule

@@ -3,6 +3,7 @@
 Whether the hub answers is asked once, before its libraries retry for half a minute.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -54,18 +55,14 @@ def quiet_hub(*, bars: bool) -> Iterator[None]:
     bars: leave its progress bars on where stderr is a terminal. Without the library nothing happens.
     """
     try:
-        from huggingface_hub.utils import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-            logging,
-        )
+        from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     except ImportError:
         yield
         return
-    level, shown = logging.get_verbosity(), not are_progress_bars_disabled()
+    level, shown = get_verbosity(), not are_progress_bars_disabled()
     hidden = shown and not (bars and sys.stderr.isatty())
-    logging.set_verbosity(logging.CRITICAL)
+    set_verbosity(logging.CRITICAL)
     if hidden:
         disable_progress_bars()
     try:
@@ -73,7 +70,7 @@ def quiet_hub(*, bars: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", module="huggingface_hub")
             yield
     finally:
-        logging.set_verbosity(level)
+        set_verbosity(level)
         if hidden:
             enable_progress_bars()
 

@@ -14,7 +14,7 @@ def bars_for(tell: Tell) -> type:
 
     lock = threading.Lock()
 
-    class Bar(tqdm):  # type: ignore[type-arg, unused-ignore]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             # The library grows the total of this one bar as it learns the files' sizes.
             self.counts = options.get("unit") == "B" and "incomplete total" in str(options.get("desc"))
