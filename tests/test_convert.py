@@ -605,18 +605,18 @@ def test_weights_that_only_hugging_face_stores(tmp_path: Path) -> None:
 
 
 PUBLISHED = (
-    " alex and i am a student at the university of michigan. i am a senior majoring in computer science and minoring in "
-    "mathematics. i am also a member of the michigan math club and the michigan computer s"
+    " alex and i am a student at the university of michigan. i am a senior majoring in computer science and minoring "
+    "in mathematics. i am also a member of the michigan math club and the michigan computer s"
 )
 """Greedy text of the 1B after "my name is", as transformers' tests pin it."""
 PUBLISHED_IDS, PUBLISHED_LOGITS = [1, 42, 21, 12, 43, 23, 1, 4], torch.tensor([-10.5, -10.6875, -6.25])
-"""A row of ids, and the first logits after it, in steps of bfloat16. Whether after its first id or its last is not told."""
+"""A row of ids, and the first logits of its first or last position (the source names none), in steps of bfloat16."""
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["itazap/blt-1b-hf", "facebook/blt-1b"])
 def test_released_weights(name: str, tmp_path: Path) -> None:
-    """The converted 1B writes what is published: 9 GB to fetch, 9 GB to write, and a login that has the terms accepted."""
+    """The converted 1B writes what is published: 9 GB to fetch, 9 GB to write, and a login that accepted the terms."""
     convert(f"hf:{name}", tmp_path / "ours")
     assert (tmp_path / "ours" / "README.md").exists()
     lm = bltkit.load(tmp_path / "ours", verify=True)
