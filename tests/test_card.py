@@ -149,6 +149,16 @@ def test_converting_writes_one(saved: Path, tmp_path: Path) -> None:
         convert(saved, tmp_path / "none", to="hf")
 
 
+def test_saving_takes_licences_along(saved: Path, tmp_path: Path) -> None:
+    (saved / "LICENSE").write_text(APACHE)
+    (saved / "USE_POLICY.md").write_text("Be kind.")
+    bltkit.load(saved).with_patching("threshold:threshold=1.0").save(tmp_path / "copy")
+    assert {"LICENSE", "USE_POLICY.md"} <= set(listed_files(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "LICENSE").read_text() == APACHE
+    assert "[LICENSE](LICENSE), [USE_POLICY.md](USE_POLICY.md)" in (tmp_path / "copy" / "README.md").read_text()
+    bltkit.load(tmp_path / "copy", verify=True)
+
+
 def test_a_scorer_alone(tiny: bltkit.ByteLM, tmp_path: Path) -> None:
     save_bundle(tmp_path / "entropy", Bundle(None, tiny.scorer, None))
     text = (tmp_path / "entropy" / "README.md").read_text()

@@ -23,6 +23,7 @@ from bltkit.checkpoint.card_mark import CARD
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
+from bltkit.checkpoint.licences import read_licences
 from bltkit.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
@@ -77,8 +78,10 @@ def write_bundle(
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
     tensors = dict(_split(model, scorer))
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
+    for name, content in bundle.licences.items():
+        (directory / name).write_bytes(content)
     stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    entries = {file.name: entry_of(file) for file in files}
+    entries = {file.name: entry_of(file) for file in (*files, *(directory / name for name in bundle.licences))}
     seal(directory, bundle, entries, str(stored).removeprefix("torch."))
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
         shutil.copymode(directory / CONFIG, file)
@@ -128,7 +131,7 @@ def load_bundle(
             reader.fill(model, blt_parts)
         if scorer is not None:
             reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
-    return Bundle(model, scorer, found.rule, found.record)
+    return Bundle(model, scorer, found.rule, found.record, read_licences(directory))
 
 
 def build_modules(

@@ -32,6 +32,11 @@ def licence_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if is_licence(path.name) and path.is_file())
 
 
+def read_licences(directory: Path) -> dict[str, bytes]:
+    """Contents of the files with terms of use in a directory, by name. Raises OSError."""
+    return {path.name: path.read_bytes() for path in licence_files(directory)}
+
+
 def licence_identifier(files: list[Path]) -> str | None:
     """The hub's identifier of the licence that the files state: None without files, `other` for what is not known.
 
