@@ -210,11 +210,12 @@ def test_a_damaged_file_is_fetched_again_and_a_wrong_one_refused(
     hub: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran(capsys, "push", model, REPO)
-    cached = Path(ran(capsys, "pull", REPO)["directory"]) / "model.safetensors"
-    blob = cached.resolve()
-    data = bytearray(blob.read_bytes())
-    data[-1] ^= 1
-    blob.write_bytes(data)
+    cached = Path(ran(capsys, "pull", REPO)["directory"])
+    for name in ("model.safetensors", "bltkit.json"):
+        blob = (cached / name).resolve()
+        data = bytearray(blob.read_bytes())
+        data[-9] ^= 1
+        blob.write_bytes(data)
     ran(capsys, "pull", REPO, "--out", tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(model)
     repo = hub.repos[REPO]

@@ -18,6 +18,7 @@ from bltkit.files import needs_space
 from bltkit.share.download_bars import Tell, bars_for
 
 PULLED = (*META_FILES, CARD, "*.jinja", "merges.txt")
+"""Shell patterns of the files that are fetched, besides those that bltkit.json lists."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ def fetch_verified(name: HubName, progress: Tell | None = None) -> Path:
     """
     bars = bars_for(progress or (lambda done, total: None))
     directory = fetch(name, PULLED, bars=bars, ask_first=True)
-    listed = listed_files(directory)
+    try:
+        listed = listed_files(directory)
+    except ValueError:
+        fetch_again(name, directory, MANIFEST)
+        listed = listed_files(directory)
     if missing := [file for file in listed if not (directory / file).exists()]:
         fetch(name, missing, bars=bars)
     for file, entry in listed.items():

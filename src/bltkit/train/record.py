@@ -1,4 +1,4 @@
-"""What is written down of a run: the training record in bltkit.json, and the model card in the run's directory."""
+"""The training record in a checkpoint's bltkit.json, and the model card in a run's directory."""
 
 import dataclasses
 from collections.abc import Mapping
