@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint import hf_config, token_model
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.card import write_card
 from bltkit.checkpoint.card_mark import CARD
@@ -33,7 +34,7 @@ from bltkit.checkpoint.manifest import (
     build_scorer,
     refuse_coerced,
 )
-from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts, stored_parts
+from bltkit.checkpoint.names import SCORER_PREFIX, TensorPart, blt_parts, scorer_parts, stored_parts
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
@@ -297,7 +298,7 @@ class _Reader:
     keep_tables: bool
     """Leave n-gram tables of 16 bits as they are."""
 
-    def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[Part, ...]]) -> None:
+    def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[TensorPart, ...]]) -> None:
         """Assign every parameter of a module that was built on the meta device, then move its buffers."""
         state = {}
         for name, parameter in module.state_dict().items():
@@ -316,7 +317,7 @@ class _Reader:
                 f"{self.weights.origin}: unexpected tensor {left[0]}{more}; config.json describes a model without it"
             )
 
-    def _read(self, part: Part) -> Tensor:
+    def _read(self, part: TensorPart) -> Tensor:
         source = self._source(part.name)
         stored = self.weights.read(source, part.shape)
         kept = self.keep_tables and part.name == _TABLES and stored.dtype in (torch.bfloat16, torch.float16)
@@ -324,7 +325,7 @@ class _Reader:
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
 
-    def _join(self, parts: Sequence[Part], shape: torch.Size) -> Tensor:
+    def _join(self, parts: Sequence[TensorPart], shape: torch.Size) -> Tensor:
         """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
         stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
         whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)

@@ -62,25 +62,25 @@ OWN_PREFIX = "bltkit."
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """One tensor of the file: its name and shape."""
 
     name: str
     shape: tuple[int, ...]
 
 
-def blt_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+def blt_parts(name: str, shape: Iterable[int]) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a `Blt`."""
     return _parts(name, tuple(shape), STAGES, OWN_PREFIX)
 
 
-def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ...]:
+def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a scorer. prefix: `SCORER_PREFIX`, or nothing."""
     stages = {ours: prefix + theirs for ours, theirs in SCORER_STAGES.items()}
     return _parts(name, tuple(shape), stages, prefix)
 
 
-def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
+def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[TensorPart, ...]]]:
     """Every tensor of a `Blt` and of its scorer, or of a scorer alone, with the file's tensors that it is made of."""
     prefix = SCORER_PREFIX if model is not None else ""
     for name, tensor in (model.state_dict() if model is not None else {}).items():
@@ -89,7 +89,7 @@ def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[
         yield tensor, scorer_parts(name, tensor.shape, prefix)
 
 
-def token_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+def token_parts(name: str, shape: Iterable[int]) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a `TokenLlama`, but for the order of rows of q and k."""
     return _parts(name, tuple(shape), TOKEN_STAGES, OWN_PREFIX)
 
@@ -99,18 +99,19 @@ def is_hugging_face(name: str) -> bool:
     return any(name.startswith(stage) for stage in STAGES)
 
 
-def _parts(name: str, shape: tuple[int, ...], stages: dict[str, str], otherwise: str) -> tuple[Part, ...]:
+def _parts(name: str, shape: tuple[int, ...], stages: dict[str, str], otherwise: str) -> tuple[TensorPart, ...]:
     stage = next((stage for stage in stages if name.startswith(stage)), None)
     if stage is None:
-        return (Part(otherwise + name, shape),)
+        return (TensorPart(otherwise + name, shape),)
     rest, table = name.removeprefix(stage), _inner_table(stage)
     if table is None:
-        return (Part(stages[stage] + rest, shape),)
+        return (TensorPart(stages[stage] + rest, shape),)
     index, _, inner = rest.partition(".")
     split = table[inner]
     rows = _rows(len(split), shape)
     return tuple(
-        Part(f"{stages[stage]}{index}.{theirs}", (count, *shape[1:])) for theirs, count in zip(split, rows, strict=True)
+        TensorPart(f"{stages[stage]}{index}.{theirs}", (count, *shape[1:]))
+        for theirs, count in zip(split, rows, strict=True)
     )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from bltkit.checkpoint import hf_config
+from bltkit.checkpoint.byte_tokenizer import tokenizer_files
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry, Manifest, ScorerModule, scorer_config
 from bltkit.checkpoint.names import is_hugging_face
-from bltkit.checkpoint.tokenizer import tokenizer_files
 from bltkit.files import sealed
 
 CONFIG = "config.json"

@@ -11,7 +11,7 @@ from bltkit.checkpoint.checksums import CHECKSUMS, POSITION
 from bltkit.checkpoint.licences import is_licence
 from bltkit.checkpoint.sealing import CONFIG
 from bltkit.checkpoint.weights import INDEX, PICKLES
-from bltkit.convert.source import Source
+from bltkit.convert.source_checkpoint import Source
 from bltkit.files import LOCK_FILES
 
 _APART = frozenset({CONFIG, MANIFEST, POSITION, CHECKSUMS, INDEX, *LOCK_FILES})

@@ -14,7 +14,7 @@ from bltkit.checkpoint.sealing import unreadable
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions
-from bltkit.convert.source import Counter, Progress, Source, Writer
+from bltkit.convert.source_checkpoint import Counter, Progress, Source, Writer
 from bltkit.convert.stream import size_of
 from bltkit.files import needs_space
 

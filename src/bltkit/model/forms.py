@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bltkit.config import nearest
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 
 WeightForm = Literal["fp32", "packed", "fp16", "bf16", "int8"]
 """fp32: as loaded. packed: fp32 in oneDNN's layout. fp16, bf16: rounded to 16 bits. int8: 8 bits, a scale a row."""
