@@ -31,14 +31,14 @@ def model_card(bundle: Bundle, licences: Sequence[Path] = ()) -> str:
 
 
 def write_card(directory: Path, bundle: Bundle) -> bool:
-    """Write the card of a checkpoint, unless there is one that was edited; returns whether it was written.
+    """Write the card of a checkpoint, unless there is the same one or one that was edited; returns whether it did.
 
     Raises OSError.
     """
-    path = directory / CARD
-    if path.exists() and not is_generated(path):
+    path, content = directory / CARD, model_card(bundle, licence_files(directory)).encode()
+    if path.exists() and (path.read_bytes() == content or not is_generated(path)):
         return False
-    write_atomic(path, model_card(bundle, licence_files(directory)).encode())
+    write_atomic(path, content)
     return True
 
 
