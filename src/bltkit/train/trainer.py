@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,11 @@ class _Trainer:
             finished = position.step >= config.max_steps
             if finished and position.step == first:
                 self._export(position)
-            row = self._final if finished else {}
+            row = self._validate() if finished else {}
             if row and (position.step > first or (main and not validated(out, first))):
                 reporter.write({"step": position.step, **row})
         if finished and main:
-            write_run_card(out)
+            write_run_card(out, row)
         if not finished:
             self.say(f"interrupted: step {position.step} is saved in {out}; go on with --resume")
         elif position.step == first:
@@ -283,8 +283,6 @@ class _Trainer:
             if self.world.is_main:
                 run.begin(step)
         directory = run.unfinished(step)
-        if step >= self.config.trainer.max_steps:
-            _ = self._final  # all processes measure, and the record holds it
         export = section.export == "always" or step >= self.config.trainer.max_steps
         weights = self.learner.weights() if export else {}
 
@@ -312,7 +310,6 @@ class _Trainer:
         if (checkpoint / CONFIG).exists() and (checksums is None or CONFIG in checksums["files"]):
             return
         self.world.barrier()  # all have looked
-        _ = self._final
         weights = self.learner.weights()
         with self.world.together():
             if self.world.is_main:
@@ -326,14 +323,8 @@ class _Trainer:
         self.learner.write(directory, weights, self.vocabulary, self._record(position), dtype)
 
     def _record(self, position: RunPosition) -> dict[str, Any]:
-        final = self._final if position.step >= self.config.trainer.max_steps else {}
         patcher = self.patcher if isinstance(self.learner.model, Blt) else Patcher()
-        return training_record(self.config, position, self.corpus, patcher, self.vocabulary, final)
-
-    @cached_property
-    def _final(self) -> dict[str, float]:
-        """The row of metrics of the run's last step. All processes ask for it first at the same point."""
-        return self._validate()
+        return training_record(self.config, position, self.corpus, patcher, self.vocabulary)
 
     def _restore(self, step: Path) -> RunPosition:
         learner = self.learner

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bltkit.checkpoint import is_token_model, load_bundle
+from bltkit.checkpoint import is_token_model, load_bundle, store_rule
 from bltkit.checkpoint.card import BITS, write_card
 from bltkit.data import Corpus
 from bltkit.data.sources.chat import chat_template
@@ -24,11 +25,10 @@ def training_record(
     corpus: Corpus,
     patcher: Patcher,
     vocabulary: Vocabulary | None,
-    final: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of a checkpoint at `position`, as plain values.
 
-    patcher: of a BLT. vocabulary: of a token model. final: the metrics of the last step; empty before it.
+    patcher: of a BLT. vocabulary: of a token model.
     """
     record = {
         "config": config.model_dump(mode="json", exclude_none=True),
@@ -48,7 +48,7 @@ def training_record(
         record["tokenizer"] = {"sha256": vocabulary.sha256, "tokens": vocabulary.size}
     if position.num_patches:
         record["mean_patch_bytes"] = position.text_bytes / position.num_patches
-    return record | {key: final[key] for key in (BITS,) if key in final}
+    return record
 
 
 def train_flops(config: TrainConfig, position: RunPosition) -> float:
@@ -57,10 +57,19 @@ def train_flops(config: TrainConfig, position: RunPosition) -> float:
     return config.train_flops(position.text_bytes, patch_bytes)
 
 
-def write_run_card(out: Path) -> None:
+def write_run_card(out: Path, final: Mapping[str, float]) -> None:
     """Write the model card of a run that is over, unless somebody has edited the one that is there. Raises OSError.
+
+    final: the metrics of the last step, of which the newest checkpoint's record gets the bits per byte. They are
+    measured when the checkpoint is on disk: a pass over held-out text must not come before the weights are saved.
 
     The card lies in the run's directory and not in a step's, whose files never change. Token models get none.
     """
-    if not is_token_model(out):
-        write_card(out, load_bundle(out, device="meta"))
+    if is_token_model(out):
+        return
+    bundle = load_bundle(out, device="meta")
+    if BITS in final and bundle.record.get(BITS) != final[BITS]:
+        if bundle.rule is not None:
+            store_rule(out, bundle.rule, {BITS: final[BITS]})
+        bundle = replace(bundle, record=bundle.record | {BITS: final[BITS]})
+    write_card(out, bundle)
