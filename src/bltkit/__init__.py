@@ -15,10 +15,23 @@ if TYPE_CHECKING:
     from bltkit.convert import convert
     from bltkit.generate.options import Prompt
     from bltkit.patches import Patches
+    from bltkit.share import pull, push
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "convert", "evaluate", "load", "train"]
+__all__ = [
+    "ByteLM",
+    "Generation",
+    "Patches",
+    "Prompt",
+    "TrainConfig",
+    "convert",
+    "evaluate",
+    "load",
+    "pull",
+    "push",
+    "train",
+]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
@@ -29,6 +42,8 @@ _HOMES = {
     "convert": "bltkit.convert",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",
+    "pull": "bltkit.share",
+    "push": "bltkit.share",
     "train": "bltkit.train",
 }
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
+from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle, warn_unreadable
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.dataset_source import Place
@@ -114,7 +114,7 @@ class ByteLM:
         device: str | torch.device = "cpu",
         verify: bool = False,
     ) -> Self:
-        """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
+        """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`.
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
@@ -146,8 +146,8 @@ class ByteLM:
         return self.bundle.record
 
     def save(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint; `directory` must not exist. Raises ValueError where it does, OSError on a full disk."""
-        save_bundle(directory, self.bundle, dtype=dtype)
+        """Write a checkpoint to a new `directory`. Raises ValueError where it exists, OSError on a full disk."""
+        warn_unreadable(save_bundle(directory, self.bundle, dtype=dtype), self.bundle)
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
@@ -396,5 +396,5 @@ def evaluate(
 def load(
     model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
 ) -> ByteLM:
-    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME`; options and errors as for `ByteLM.load`."""
+    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`; all else as for `ByteLM.load`."""
     return ByteLM.load(model, dtype=dtype, device=device, verify=verify)

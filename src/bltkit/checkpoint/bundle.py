@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from bltkit.checkpoint import hf_config
 from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.card import write_card
+from bltkit.checkpoint.card_mark import CARD
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
+from bltkit.checkpoint.licences import read_licences
 from bltkit.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
@@ -50,7 +53,7 @@ def save_bundle(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write a checkpoint directory, whole or not at all; returns its path.
+    """Write a checkpoint directory with a model card, whole or not at all; returns its path.
 
     dtype: of all weights in the files, the scorer's too; as they are when absent. An entropy model in bfloat16 places
     some patches elsewhere than in float32.
@@ -60,13 +63,14 @@ def save_bundle(
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
         write_bundle(directory, bundle, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_card(directory, bundle)
     return Path(path)
 
 
 def write_bundle(
     directory: Path, bundle: Bundle, *, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety.
+    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety and without a card.
 
     For callers that put further files beside them, inside an `atomic_directory` of their own.
     """
@@ -75,8 +79,10 @@ def write_bundle(
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
     tensors = dict(_split(model, scorer))
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
+    for name, content in bundle.licences.items():
+        (directory / name).write_bytes(content)
     stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    entries = {file.name: entry_of(file) for file in files}
+    entries = {file.name: entry_of(file) for file in (*files, *(directory / name for name in bundle.licences))}
     seal(directory, bundle, entries, str(stored).removeprefix("torch."))
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
         shutil.copymode(directory / CONFIG, file)
@@ -126,7 +132,7 @@ def load_bundle(
             reader.fill(model, blt_parts)
         if scorer is not None:
             reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
-    return Bundle(model, scorer, found.rule, found.record)
+    return Bundle(model, scorer, found.rule, found.record, read_licences(directory))
 
 
 def build_modules(
@@ -173,7 +179,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
     The two JSON files are each replaced whole; where the directory is a training checkpoint, its list of checksums is
-    updated.
+    updated. A model card that nobody has edited is written again.
     Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
     directory = Path(path)
@@ -196,6 +202,9 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
     update_checksums(directory, (MANIFEST, CONFIG))
+    for folder in dict.fromkeys((Path(path), directory)):
+        if (folder / CARD).is_file():
+            write_card(folder, changed)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a checkpoint holds, as one value: a model, the scorer that its patching rule listens to, and the rule."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ class Bundle:
     rule: PatchingRule | None
     record: dict[str, Any] = field(default_factory=dict)
     """The training record: plain values that JSON can hold."""
+    licences: Mapping[str, bytes] = field(default_factory=dict)
+    """Files with terms of use that came with the weights, by name: they are saved along."""
 
     @property
     def mean_patch_bytes(self) -> tuple[float, str] | None:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 Text = Annotated[str | None, typer.Argument(help="The text; `-` reads bytes from stdin.")]
 File = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text's bytes from this file.")]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME[@REVISION]."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
-from bltkit.checkpoint.locate import EMBEDDED, HUB
+from bltkit.checkpoint.fetch import HUB
+from bltkit.checkpoint.locate import EMBEDDED
 from bltkit.data import read_texts
 from bltkit.data.sources import AnnotatedSource
 from bltkit.data.sources.annotated import check_dtype
