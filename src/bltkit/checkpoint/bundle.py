@@ -217,6 +217,11 @@ def _describe(directory: Path) -> _Found:
             f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
             "its end by `blt train ... --resume`, or lower trainer.max_steps to where it is to have the model of now"
         )
+    if not os.path.lexists(path) and (params := _meta_file(directory)) is not None:
+        raise ValueError(
+            f"{directory} is in Meta's layout, as {params.relative_to(directory)} shows: `blt convert {directory} DIR` "
+            "makes a checkpoint of it (name the model's folder, not the entropy model's)"
+        )
     config = read_json(path)
     model_type = config.get("model_type")
     if own.exists() or own.is_symlink():
@@ -236,6 +241,11 @@ def _describe(directory: Path) -> _Found:
         encoder_cross=described.encoder_cross,
         tied=described.tied,
     )
+
+
+def _meta_file(directory: Path) -> Path | None:
+    """A params.json of Meta's, in the directory or in a folder of it."""
+    return next((path for place in ("params.json", "*/params.json") for path in directory.glob(place)), None)
 
 
 def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:

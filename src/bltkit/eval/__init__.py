@@ -1,6 +1,6 @@
 """Evaluation: bits per byte, and the health of a checkpoint. Takes `Bundle` values; nothing here changes a model."""
 
-from bltkit.eval.findings import Finding
+from bltkit.eval.finding import Finding
 from bltkit.eval.health import Health, check, default_documents
 from bltkit.eval.score import Score, score
 
