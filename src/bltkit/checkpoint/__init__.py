@@ -11,6 +11,7 @@ from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.names import stored_parts
+from bltkit.checkpoint.placement import DeviceMap
 from bltkit.checkpoint.token_model import (
     TokenBundle,
     is_token_model,
@@ -23,6 +24,7 @@ from bltkit.checkpoint.token_model import (
 __all__ = [
     "MANIFEST",
     "Bundle",
+    "DeviceMap",
     "ScorerModule",
     "TokenBundle",
     "atomic_directory",

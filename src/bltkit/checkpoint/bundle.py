@@ -31,11 +31,13 @@ from bltkit.checkpoint.manifest import (
     refuse_coerced,
 )
 from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts, stored_parts
+from bltkit.checkpoint.placement import DeviceMap, Placement, place_model
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
+from bltkit.model.stages import put_seams
 from bltkit.patching import PatchingRule
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -82,7 +84,12 @@ def write_bundle(
 
 
 def load_bundle(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    device_map: DeviceMap | None = None,
 ) -> Bundle:
     """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
 
@@ -91,6 +98,8 @@ def load_bundle(
     read as they are used, and copied page by page when written to. So do, when `dtype` is absent, n-gram tables of 16
     bits, most of a large model: what is looked up of them is computed with in float32. To train the tables say
     torch.float32.
+    device_map: in place of `device`, one for each part of a BLT; inference only. When `dtype` is absent, weights are
+    float32 if all layers are on the CPU, else the files' own; n-gram tables of 16 bits on the CPU stay in the file.
     verify: compare every file with its sha256 in bltkit.json first, which reads the weights whole. Without it only the
     weights' sizes are compared, bltkit.json with its own digest and config.json with what bltkit.json describes: a bit
     that flips inside of the weights is found by `verify` or `blt check` alone.
@@ -106,7 +115,7 @@ def load_bundle(
     check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
     if verify:
         _verify(directory, found.files)
-    keep_tables = dtype is None and device.type == "cpu"
+    keep_tables = dtype is None and (device.type == "cpu" if device_map is None else device_map.on_cpu)
     if keep_tables:
         dtype = torch.float32
     prefix = SCORER_PREFIX if found.model is not None else ""
@@ -119,12 +128,19 @@ def load_bundle(
             table_rows=weights.rows(_TABLES),
         )
         expected = {part.name for _, parts in stored_parts(model, scorer) for part in parts}
-        reader = _Reader(weights, found, expected, dtype, device, keep_tables)
+        placement = None
+        if device_map is not None:
+            itemsize = weights.itemsize if dtype is None else dtype.itemsize
+            placement = place_model(device_map, model, scorer, itemsize, keep_tables or dtype is None)
+            device = placement.local
+        reader = _Reader(weights, found, expected, dtype, device, keep_tables, placement)
         reader.refuse_unexpected()
         if model is not None:
             reader.fill(model, blt_parts)
         if scorer is not None:
             reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
+    if placement is not None and model is not None:
+        put_seams(model, placement.layers)
     return Bundle(model, scorer, found.rule, found.record)
 
 
@@ -297,15 +313,19 @@ class _Reader:
     device: torch.device
     keep_tables: bool
     """Leave n-gram tables of 16 bits as they are."""
+    placement: Placement | None = None
+    """Devices of the model's parts; None: all on `device`."""
 
     def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[Part, ...]]) -> None:
         """Assign every parameter of a module that was built on the meta device, then move its buffers."""
         state = {}
         for name, parameter in module.state_dict().items():
-            parts = parts_of(name, parameter.shape)
-            state[name] = self._read(*parts) if len(parts) == 1 else self._join(parts, parameter.shape)
+            parts, device = parts_of(name, parameter.shape), self._device_of(module, name)
+            state[name] = self._read(*parts, device) if len(parts) == 1 else self._join(parts, parameter.shape, device)
         module.load_state_dict(state, assign=True)
-        module.to(self.device)
+        for inner in module.modules():
+            for key, buffer in inner.named_buffers(recurse=False):
+                setattr(inner, key, buffer.to(self.device))
 
     def refuse_unexpected(self) -> None:
         """A tensor that nobody reads means that the weights are another model's."""
@@ -317,18 +337,24 @@ class _Reader:
                 f"{self.weights.origin}: unexpected tensor {left[0]}{more}; config.json describes a model without it"
             )
 
-    def _read(self, part: Part) -> Tensor:
+    def _device_of(self, module: nn.Module, name: str) -> torch.device:
+        """Where a tensor of a module goes: a scorer runs for every byte."""
+        if self.placement is None or not isinstance(module, Blt):
+            return self.device
+        return self.placement.device_of(name)
+
+    def _read(self, part: Part, device: torch.device) -> Tensor:
         source = self._source(part.name)
         stored = self.weights.read(source, part.shape)
         kept = self.keep_tables and part.name == _TABLES and stored.dtype in (torch.bfloat16, torch.float16)
-        tensor = stored.to(device=self.device, dtype=stored.dtype if kept else self.dtype)
+        tensor = stored.to(device=device, dtype=stored.dtype if kept else self.dtype)
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
 
-    def _join(self, parts: Sequence[Part], shape: torch.Size) -> Tensor:
+    def _join(self, parts: Sequence[Part], shape: torch.Size, device: torch.device) -> Tensor:
         """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
         stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
-        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)
+        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=device)
         for target, tensor in zip(whole.split([part.shape[0] for part in parts]), stored, strict=True):
             target.copy_(tensor)
         return whole

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from bltkit.checkpoint.manifest import ScorerModule
 from bltkit.model import Blt
 from bltkit.patching import PatchingRule
@@ -18,6 +20,13 @@ class Bundle:
     rule: PatchingRule | None
     record: dict[str, Any] = field(default_factory=dict)
     """The training record: plain values that JSON can hold."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits come out; other parts may lie elsewhere (`DeviceMap`)."""
+        if self.model is not None:
+            return self.model.embed.bytes.weight.device
+        return torch.device("cpu") if self.scorer is None else next(self.scorer.parameters()).device
 
     @property
     def mean_patch_bytes(self) -> tuple[float, str] | None:

@@ -17,7 +17,7 @@ from bltkit.generate.options import (
     typed,
 )
 from bltkit.generate.reading import Reading
-from bltkit.generate.request import Chunk, Finish, Request
+from bltkit.generate.request import Chunk, Finish, Generation, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
@@ -46,6 +46,7 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Generation",
     "Group",
     "Options",
     "Parked",

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.ledger import Passes
-from bltkit.model.cache import Slot, StackCache
+from bltkit.model.cache import Slot
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import Scored
+from bltkit.model.layer_caches import LayerCaches, LayerSlots
 from bltkit.model.segments import OneSegment, Segments
 from bltkit.patches import Patches
 from bltkit.patching import Answers
@@ -40,7 +41,7 @@ class Closed:
 
     rows: tuple[int, ...]
     """In which some do."""
-    slots: tuple[Slot, ...]
+    slots: tuple[LayerSlots, ...]
     """Of the latent caches of these rows."""
     patch_kv: PatchKV
     """[R, 1 + P, ...]: of the last patch from before, then of the new ones."""
@@ -128,7 +129,7 @@ class Reading:
         old = self.before.next_logits
         return found if old is None else torch.where(counts[:, None] > 0, found, old)
 
-    def _latents(self, patches: Sequence[int]) -> tuple[StackCache, ...]:
+    def _latents(self, patches: Sequence[int]) -> tuple[LayerCaches, ...]:
         latents = list(self.before.latents)
         if self.closed is not None:
             for row, slot in zip(self.closed.rows, self.closed.slots, strict=True):

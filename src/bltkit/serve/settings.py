@@ -14,6 +14,8 @@ class EngineSettings:
     name: str | None = None
     """Name towards clients; None: MODEL, of a path its last part."""
     device: str = "auto"
+    device_map: str | None = None
+    """In place of `device`, one for each part of the model: see `DeviceMap.parse`."""
     threads: int | None = None
     """None: by the size of the model."""
     weights: str = "fp32"
