@@ -15,6 +15,7 @@ from bltkit import bench
 from bltkit.bench.weights import weights
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.eval.score import score
+from bltkit.generate import autotune
 from bltkit.model import (
     Blt,
     BltConfig,
@@ -24,11 +25,10 @@ from bltkit.model import (
     EntropyModel,
     NgramConfig,
     StackConfig,
-    fastest,
-    forms,
+    quantize,
 )
-from bltkit.model.forms import FORMS, LOSSLESS, FormedLinear, WeightForm, available_forms, reform
 from bltkit.model.products import Linear
+from bltkit.model.quantize import FORMS, LOSSLESS, FormedLinear, WeightForm, available_forms, reform
 from bltkit.patching import parse_rule
 from tests import tiny
 
@@ -106,7 +106,7 @@ def test_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 64)
     for form in ("bf16", "int8"):
         with monkeypatch.context() as patched:
-            patched.setattr(forms, "_has_bf16", lambda: False)
+            patched.setattr(quantize, "_has_bf16", lambda: False)
             plain = formed(linear(64, 48), cast(WeightForm, form))
         for rows in (x[:1], x[:16], x):
             expected = rows @ plain.weight.T
@@ -129,7 +129,7 @@ def test_only_large_matrices_change(form: WeightForm) -> None:
     assert changed.decoder.norm.weight is model.decoder.norm.weight
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert type(model.latent.stack.layers[0].ffn.down) is Linear  # type: ignore[union-attr]
-    saved = forms.weight_bytes(model) - forms.weight_bytes(changed)
+    saved = quantize.weight_bytes(model) - quantize.weight_bytes(changed)
     assert (saved > 0) == (form != "packed") and saved >= 0
     boundary = tiny.fill(BoundaryModel(BoundaryConfig(width=32, layers=1, heads=2, ffn_width=48)), 2)
     for other in (scorer, boundary):
@@ -165,18 +165,18 @@ def test_such_a_model_cannot_be_saved_moved_or_formed_again(form: WeightForm, tm
     with pytest.raises(ValueError, match=f"in form '{form}' already"):
         reform(changed, OTHERS[0], min_elements=1)
     with pytest.raises(ValueError, match=f"in form '{form}' already"):
-        fastest.measure_forms(changed, scorer)
+        autotune.measure_forms(changed, scorer)
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = model_and_scorer()
     assert reform(model, "fp32") is model
-    assert forms.parse_form("int8") == "int8"
+    assert quantize.parse_form("int8") == "int8"
     with pytest.raises(ValueError, match="no form of weights 'int7'; did you mean 'int8'"):
-        forms.parse_form("int7")
+        quantize.parse_form("int7")
     with pytest.raises(ValueError, match=r"weights in torch\.float32, not torch\.float64"):
         reform(copy.deepcopy(model).double(), "packed", min_elements=1)
-    monkeypatch.setattr(forms, "_is_available", lambda form, device: form == "fp32")
+    monkeypatch.setattr(quantize, "_is_available", lambda form, device: form == "fp32")
     with pytest.raises(ValueError, match="form = 'int8': no kernels for it on this cpu; there are fp32"):
         reform(model, "int8", min_elements=1)
 
@@ -191,7 +191,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_fastest_form_is_chosen_if_it_pays(times: dict[WeightForm, float], best: str) -> None:
-    assert fastest.best_form(times) == best
+    assert autotune.best_form(times) == best
 
 
 def test_measuring_takes_turns_and_counts_what_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +206,10 @@ def test_measuring_takes_turns_and_counts_what_is_rare(monkeypatch: pytest.Monke
     handle = torch.nn.modules.module.register_module_forward_hook(
         lambda inner, x, y: tick(inner, x, y) if isinstance(inner, Linear | FormedLinear) else None
     )
-    monkeypatch.setattr(fastest.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(forms, "_is_available", lambda form, device: True)  # trying them would count
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(quantize, "_is_available", lambda form, device: True)  # trying them would count
     try:
-        found = fastest.measure_forms(model, scorer, AVAILABLE, patch_bytes=4.0, repeats=2, min_elements=1)
+        found = autotune.measure_forms(model, scorer, AVAILABLE, patch_bytes=4.0, repeats=2, min_elements=1)
     finally:
         handle.remove()
     assert tuple(found) == AVAILABLE

@@ -3,7 +3,7 @@
 One-row products, which decoding consists of, take as long as it takes to read the weights: fewer bytes are faster,
 and so is a layout that the kernels like. Activations go in and come out in fp32, and no row depends on another: int8
 with activations rounded by the largest of all rows is faster for several rows, but lets a byte move those before it.
-Norms, embeddings and n-gram tables stay as they are. `fastest.py` chooses for the machine at hand.
+Norms, embeddings and n-gram tables stay as they are. `generate/autotune.py` chooses for the machine at hand.
 """
 
 import copy
