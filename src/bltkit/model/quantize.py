@@ -1,38 +1,58 @@
-"""Run-time forms of the weights: a loaded model whose large matrices are held in another layout or precision.
+"""Run-time forms of the weights: a model whose large matrices are held in another layout or precision.
 
 One-row products, which decoding consists of, take as long as it takes to read the weights: fewer bytes are faster,
 and so is a layout that the kernels like. Activations go in and come out in fp32, and no row depends on another: int8
 with activations rounded by the largest of all rows is faster for several rows, but lets a byte move those before it.
-Norms, embeddings and n-gram tables stay as they are. `generate/autotune.py` chooses for the machine at hand.
+Norms, embeddings and n-gram tables stay as they are. A form is made of a `Matrix` in slices, whether that lies in
+memory (`reform`) or in a checkpoint's file. `generate/autotune.py` chooses for the machine at hand.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Never, Self, TypeVar, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor, nn
 
 from bltkit.config import nearest
+from bltkit.model.int4_kernel import pack_int4, unpack_int4
 from bltkit.model.products import Linear
+from bltkit.model.rounding import (
+    GROUP,
+    SLICE_ELEMENTS,
+    SLICE_ROWS,
+    Matrix,
+    fill_rows,
+    from_nibbles,
+    round_int4,
+    round_int8,
+    widen_int4,
+)
 
-WeightForm = Literal["fp32", "packed", "fp16", "bf16", "int8"]
-"""fp32: as loaded. packed: fp32 in oneDNN's layout. fp16, bf16: rounded to 16 bits. int8: 8 bits, a scale a row."""
+WeightForm = Literal["fp32", "packed", "fp16", "bf16", "int8", "int4"]
+"""fp32: as loaded. packed: fp32 in oneDNN's layout. fp16, bf16: rounded to 16 bits. int8: 8 bits, a scale per row.
+int4: 4 bits, a scale and a zero per group of 32 inputs."""
 
 FORMS: tuple[WeightForm, ...] = get_args(WeightForm)
 LOSSLESS: tuple[WeightForm, ...] = ("fp32", "packed")
 """Forms of the very same weights: results differ in the order of fp32 sums only."""
 
 MIN_ELEMENTS = 2**15
-"""Of a matrix that is worth another form: reading a smaller one takes less time than the kernels' own dispatch."""
+"""Smallest matrix that is worth another form: reading a smaller one takes less time than the kernels' own dispatch."""
 
 MANY_ROWS = 16
 """Up to which kernels made for few rows are used; for more, widening the weights for one large product costs less."""
 
+MANY_ROWS_INT4 = 64
+"""The same for int4, whose weights take longer to widen."""
+
 INT8_STEP = 16
 """torch's int8 kernel takes so many inputs at once and, where they do not come out even, reads beyond its arrays."""
+
+INT4_OUTPUTS = 16
+"""torch's int4 kernel packs a multiple of so many outputs."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -45,15 +65,29 @@ class FormedLinear(nn.Module):
 
     form: ClassVar[WeightForm]
 
-    def __init__(self, weight: Float[Tensor, "out in"], num_bytes: int) -> None:
+    def __init__(self, shape: tuple[int, int], num_bytes: int) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.out_features, self.in_features = shape
         self.num_bytes = num_bytes
         """Of the weight as it is held: what a product with one row reads."""
 
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """Make the form of a matrix that it `fits`."""
+        raise NotImplementedError
+
+    @classmethod
+    def fits(cls, matrix: Matrix) -> bool:
+        """Whether the form can hold this matrix; one that it cannot stays as it is."""
+        return True
+
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The matrix that is multiplied with, in fp32; made anew each time."""
+        """The matrix that is multiplied with, in fp32; computed at each access."""
+        return torch.cat(list(self._slices(torch.float32)))
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "_ in"]]:
+        """Successive rows of `weight`."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -75,14 +109,17 @@ class PackedLinear(FormedLinear):
 
     form = "packed"
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
-        super().__init__(weight, 4 * weight.numel())
-        self.packed = _pack(weight)
+    def __init__(self, packed: Tensor, shape: tuple[int, int]) -> None:
+        super().__init__(shape, 4 * shape[0] * shape[1])
+        self.packed = packed
 
-    @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The weights."""
-        return self.packed.to_dense()
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """See `FormedLinear`."""
+        return cls(_pack(matrix.whole(torch.float32)), matrix.shape)
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        yield self.packed.to_dense().to(dtype)
 
     def forward(self, x: Float[Tensor, "... S in"]) -> Float[Tensor, "... S out"]:
         """Any number of rows."""
@@ -92,23 +129,38 @@ class PackedLinear(FormedLinear):
 class Fp16Linear(FormedLinear):
     """fp16 weights that fbgemm widens as it reads them: products and sums are fp32, only the weights are rounded.
 
-    Numbers beyond 65,504 do not exist in fp16: `reform` leaves alone a matrix that has any.
+    Numbers beyond 65,504 do not exist in fp16: `reform` leaves alone a matrix that has any. Large matrices are packed
+    in slices of rows, since fbgemm packs what is in fp32.
     """
 
     form = "fp16"
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
-        super().__init__(weight, 2 * weight.numel())
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
+    def __init__(self, packed: list[Any], shape: tuple[int, int]) -> None:
+        super().__init__(shape, 2 * shape[0] * shape[1])
+        self.packed = packed
 
-    @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The rounded weights."""
-        return cast(Tensor, torch.ops.quantized.linear_unpack_fp16(self.packed)[0]).float()
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """See `FormedLinear`."""
+        prepack = torch.ops.quantized.linear_prepack_fp16
+        return cls([prepack(rows.contiguous(), None) for rows in matrix.slices()], matrix.shape)
+
+    @classmethod
+    def fits(cls, matrix: Matrix) -> bool:
+        """See `FormedLinear`."""
+        largest = torch.finfo(torch.float16).max
+        return all(bool(rows.abs().max() <= largest) for rows in matrix.slices())
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        for packed in self.packed:
+            yield torch.ops.quantized.linear_unpack_fp16(packed)[0].to(dtype)
 
     def forward(self, x: Float[Tensor, "... S in"]) -> Float[Tensor, "... S out"]:
         """Any number of rows."""
-        return cast(Tensor, torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed))
+        product = torch.ops.quantized.linear_dynamic_fp16.default
+        if len(self.packed) == 1:
+            return cast(Tensor, product(x, self.packed[0]))
+        return torch.cat([product(x, packed) for packed in self.packed], -1)
 
 
 class Bf16Linear(FormedLinear):
@@ -119,16 +171,19 @@ class Bf16Linear(FormedLinear):
 
     form = "bf16"
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
-        super().__init__(weight, 2 * weight.numel())
+    def __init__(self, weight: BFloat16[Tensor, "out in"]) -> None:
+        super().__init__(cast(tuple[int, int], tuple(weight.shape)), 2 * weight.numel())
         self.is_packed = weight.device.type == "cpu" and _has_bf16()
         self.narrow = not self.is_packed and weight.device.type == "cpu"
-        self.held = _pack(weight.bfloat16()) if self.is_packed else weight.bfloat16()
+        self.held = _pack(weight) if self.is_packed else weight
 
-    @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The rounded weights."""
-        return (self.held.to_dense() if self.is_packed else self.held).float()
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """See `FormedLinear`."""
+        return cls(matrix.whole(torch.bfloat16))
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        yield (self.held.to_dense() if self.is_packed else self.held).to(dtype)
 
     def forward(self, x: Float[Tensor, "... S in"]) -> Float[Tensor, "... S out"]:
         """Any number of rows."""
@@ -151,19 +206,25 @@ class Int8Linear(FormedLinear):
 
     form = "int8"
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
-        assert weight.shape[1] % INT8_STEP == 0
-        super().__init__(weight, weight.numel() + 2 * weight.shape[0])
-        # The kernel takes scales in bf16: rounded before the weights are, they cost nothing.
-        self.scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
-        steps = (weight / self.scales.float()[:, None]).round_()
-        self.steps = steps.clamp_(-127, 127).to(torch.int8)
+    def __init__(self, steps: Int8[Tensor, "out in"], scales: BFloat16[Tensor, " out"]) -> None:
+        super().__init__(cast(tuple[int, int], tuple(steps.shape)), steps.numel() + 2 * len(steps))
+        self.steps, self.scales = steps, scales
         self.wide = torch.bfloat16 if _has_bf16() else torch.float32
 
-    @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The rounded weights."""
-        return self.steps.float() * self.scales.float()[:, None]
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """See `FormedLinear`."""
+        steps, scales = torch.empty(matrix.shape, dtype=torch.int8), torch.empty(matrix.shape[0], dtype=torch.bfloat16)
+        fill_rows((steps, scales), matrix, round_int8)
+        return cls(steps, scales)
+
+    @classmethod
+    def fits(cls, matrix: Matrix) -> bool:
+        """See `FormedLinear`."""
+        return matrix.shape[1] % INT8_STEP == 0
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        yield (self.steps.float() * self.scales.float()[:, None]).to(dtype)
 
     def forward(self, x: Float[Tensor, "... S in"]) -> Float[Tensor, "... S out"]:
         """Any number of rows."""
@@ -175,9 +236,80 @@ class Int8Linear(FormedLinear):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-_KINDS: Mapping[WeightForm, Callable[[Tensor], FormedLinear]] = {
-    kind.form: kind for kind in (PackedLinear, Fp16Linear, Bf16Linear, Int8Linear)
+class Int4Linear(FormedLinear):
+    """int4 weights with a scale and a zero for every group of inputs; inputs and outputs are rounded to bf16.
+
+    Many rows are multiplied with weights widened in slices. `reform` leaves alone a matrix whose inputs are no multiple
+    of 32, or whose outputs are none of 16.
+    """
+
+    form = "int4"
+
+    def __init__(
+        self, packed: UInt8[Tensor, "out half"], scales_zeros: BFloat16[Tensor, "groups out 2"], shape: tuple[int, int]
+    ) -> None:
+        super().__init__(shape, packed.nbytes + scales_zeros.nbytes)
+        self.packed, self.scales_zeros = packed, scales_zeros
+        self.wide = torch.bfloat16 if _has_bf16() else torch.float32
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> Self:
+        """See `FormedLinear`."""
+        return cls._of_slices(map(round_int4, matrix.slices()), matrix.shape)
+
+    @classmethod
+    def of_nibbles(
+        cls,
+        nibbles: UInt8[Tensor, "out half"],
+        scales: BFloat16[Tensor, "out groups"],
+        zeros: BFloat16[Tensor, "out groups"],
+    ) -> Self:
+        """Steps, scales and zeros as checkpoints store them, packed for this machine's kernel in slices."""
+        outputs, half = nibbles.shape
+        step = max(1, SLICE_ELEMENTS // (2 * half * SLICE_ROWS)) * SLICE_ROWS
+        slices = zip(map(from_nibbles, nibbles.split(step)), scales.split(step), zeros.split(step), strict=True)
+        return cls._of_slices(slices, (outputs, 2 * half))
+
+    @classmethod
+    def _of_slices(cls, slices: Iterable[tuple[Tensor, Tensor, Tensor]], shape: tuple[int, int]) -> Self:
+        outputs, inputs = shape
+        packed = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+        scales_zeros = torch.empty(inputs // GROUP, outputs, 2, dtype=torch.bfloat16)
+        start = 0
+        for steps, scales, zeros in slices:
+            stop = start + len(steps)
+            packed[start:stop] = pack_int4(steps)
+            scales_zeros[:, start:stop] = torch.stack([scales, zeros], -1).transpose(0, 1)
+            start = stop
+        return cls(packed, scales_zeros, shape)
+
+    @classmethod
+    def fits(cls, matrix: Matrix) -> bool:
+        """See `FormedLinear`."""
+        return matrix.shape[1] % GROUP == 0 and matrix.shape[0] % INT4_OUTPUTS == 0
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        step = max(1, SLICE_ELEMENTS // (self.in_features * SLICE_ROWS)) * SLICE_ROWS
+        scales, zeros = self.scales_zeros.unbind(-1)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, min(start + step, self.out_features))
+            yield widen_int4(unpack_int4(self.packed[rows]), scales[:, rows].T, zeros[:, rows].T).to(dtype)
+
+    def forward(self, x: Float[Tensor, "... S in"]) -> Float[Tensor, "... S out"]:
+        """Any number of rows."""
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        if len(rows) > MANY_ROWS_INT4:
+            wide = rows.to(self.wide)
+            y = torch.cat([F.linear(wide, weight) for weight in self._slices(self.wide)], -1)
+        else:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu.default(rows, self.packed, GROUP, self.scales_zeros)
+        return y.float().view(*x.shape[:-1], self.out_features)
+
+
+KINDS: Mapping[WeightForm, type[FormedLinear]] = {
+    kind.form: kind for kind in (PackedLinear, Fp16Linear, Bf16Linear, Int8Linear, Int4Linear)
 }
+"""The registration of each form but fp32."""
 
 
 def parse_form(name: str) -> WeightForm:
@@ -197,7 +329,7 @@ def _is_available(form: WeightForm, device: torch.device) -> bool:
         return form == "fp32"
     one = torch.ones(32, 32, device=device)
     try:
-        return bool((_KINDS[form](one)(one[:1]) == 32).all())
+        return bool((KINDS[form].of(Matrix.of(one))(one[:1]) == 32).all())
     except (RuntimeError, AttributeError):  # no such kernel on this machine, no such operator in this torch
         return False
 
@@ -225,8 +357,10 @@ def reform(module: AnyModule, form: WeightForm, *, min_elements: int = MIN_ELEME
     copied = copy.deepcopy(module, cast(dict[int, Any], tensors))
     for owner in list(copied.modules()):
         for name, inner in list(owner.named_children()):
-            if isinstance(inner, Linear) and inner.weight.numel() >= min_elements and _fits(inner.weight, form):
-                setattr(owner, name, _KINDS[form](inner.weight.detach()))
+            if isinstance(inner, Linear) and inner.weight.numel() >= min_elements:
+                matrix = Matrix.of(inner.weight.detach())
+                if KINDS[form].fits(matrix):
+                    setattr(owner, name, KINDS[form].of(matrix))
     return copied
 
 
@@ -241,13 +375,6 @@ def refuse_formed(modules: Iterable[nn.Module]) -> None:
     held = next((one.form for one in modules if isinstance(one, FormedLinear)), None)
     if held is not None:
         raise ValueError(f"the model's weights are in form {held!r} already; begin with the model they were made from")
-
-
-def _fits(weight: Tensor, form: WeightForm) -> bool:
-    """Can the form hold this matrix; one that it cannot stays as it is."""
-    if form == "int8":
-        return weight.shape[1] % INT8_STEP == 0
-    return form != "fp16" or bool(weight.abs().max() <= torch.finfo(torch.float16).max)
 
 
 def _has_bf16() -> bool:
