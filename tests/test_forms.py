@@ -179,7 +179,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         quantize.parse_form("int7")
     with pytest.raises(ValueError, match=r"weights in torch\.float32, not torch\.float64"):
         reform(copy.deepcopy(model).double(), "packed", min_elements=1)
-    monkeypatch.setattr(quantize, "_is_available", lambda form, device: form == "fp32")
+    monkeypatch.setattr(quantize, "is_available", lambda form, device: form == "fp32")
     with pytest.raises(ValueError, match="form = 'int8': no kernels for it on this cpu; there are fp32"):
         reform(model, "int8", min_elements=1)
 
@@ -211,7 +211,7 @@ def test_measuring_takes_turns_and_counts_what_is_rare(monkeypatch: pytest.Monke
         lambda inner, x, y: tick(inner, x, y) if isinstance(inner, Linear | FormedLinear) else None
     )
     monkeypatch.setattr(autotune.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(quantize, "_is_available", lambda form, device: True)  # trying them would count
+    monkeypatch.setattr(quantize, "is_available", lambda form, device: True)  # trying them would count
     try:
         found = autotune.measure_forms(model, scorer, fitting, patch_bytes=4.0, repeats=2, min_elements=1)
     finally:

@@ -321,10 +321,11 @@ def parse_form(name: str) -> WeightForm:
 
 def available_forms(device: torch.device | str = "cpu") -> tuple[WeightForm, ...]:
     """The forms that this machine has kernels for: each is tried."""
-    return tuple(form for form in FORMS if _is_available(form, torch.device(device)))
+    return tuple(form for form in FORMS if is_available(form, torch.device(device)))
 
 
-def _is_available(form: WeightForm, device: torch.device) -> bool:
+def is_available(form: WeightForm, device: torch.device) -> bool:
+    """Whether this machine has kernels for a form, which is tried."""
     if form == "fp32" or form not in {"cpu": FORMS, "cuda": ("bf16",)}.get(device.type, ()):
         return form == "fp32"
     one = torch.ones(32, 32, device=device)
@@ -332,6 +333,21 @@ def _is_available(form: WeightForm, device: torch.device) -> bool:
         return bool((KINDS[form].of(Matrix.of(one))(one[:1]) == 32).all())
     except (RuntimeError, AttributeError):  # no such kernel on this machine, no such operator in this torch
         return False
+
+
+def require_kernels(form: WeightForm, device: torch.device) -> None:
+    """Raises ValueError for a form that the machine has no kernels for."""
+    if not is_available(form, device):
+        usable = ", ".join(available_forms(device))
+        raise ValueError(f"form = {form!r}: no kernels for it on this {device.type}; there are {usable}")
+
+
+def linears_of(module: nn.Module) -> Iterator[tuple[nn.Module, str, Linear]]:
+    """Every plain matrix with the module that owns it and its dotted path; do not replace any while iterating."""
+    for path, owner in module.named_modules():
+        for name, inner in owner.named_children():
+            if isinstance(inner, Linear):
+                yield owner, f"{path}.{name}" if path else name, inner
 
 
 @torch.no_grad()
@@ -344,23 +360,20 @@ def reform(module: AnyModule, form: WeightForm, *, min_elements: int = MIN_ELEME
     if form == "fp32":
         return module
     refuse_formed(module.modules())
-    large = [one for one in module.modules() if isinstance(one, Linear) and one.weight.numel() >= min_elements]
+    large = [linear.weight for _, _, linear in linears_of(module) if linear.weight.numel() >= min_elements]
     if not large:
         return module
-    device, dtype = large[0].weight.device, large[0].weight.dtype
+    device, dtype = large[0].device, large[0].dtype
     if dtype != torch.float32:
         raise ValueError(f"form = {form!r} is made of weights in torch.float32, not {dtype}; load the model in that")
-    if not _is_available(form, device):
-        known = ", ".join(available_forms(device))
-        raise ValueError(f"form = {form!r}: no kernels for it on this {device.type}; there are {known}")
+    require_kernels(form, device)
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, cast(dict[int, Any], tensors))
-    for owner in list(copied.modules()):
-        for name, inner in list(owner.named_children()):
-            if isinstance(inner, Linear) and inner.weight.numel() >= min_elements:
-                matrix = Matrix.of(inner.weight.detach())
-                if KINDS[form].fits(matrix):
-                    setattr(owner, name, KINDS[form].of(matrix))
+    for owner, path, linear in list(linears_of(copied)):
+        if linear.weight.numel() >= min_elements:
+            matrix = Matrix.of(linear.weight.detach())
+            if KINDS[form].fits(matrix):
+                setattr(owner, path.rpartition(".")[2], KINDS[form].of(matrix))
     return copied
 
 
