@@ -16,11 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import bltkit
 from bltkit import cli
 from bltkit.checkpoint import Bundle, DeviceMap, load_bundle, placement, save_bundle
+from bltkit.checkpoint.forms import weight_sizes
 from bltkit.checkpoint.placement import PartSizes, Placement, part_sizes, spread
 from bltkit.eval.score import score
 from bltkit.generate import Session
 from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, attention
+from bltkit.model.quantize import FormedLinear, parse_form, weight_bytes
 from bltkit.model.stages import StagedTransformer, TablesApart, put_seams
 from bltkit.patches import Patches
 from bltkit.patching import ThresholdRule
@@ -199,12 +201,13 @@ def test_a_map_of_the_cpu_alone_is_plain_loading(directory: Path) -> None:
 def test_sizes_are_those_of_the_tensors() -> None:
     whole = bundle()
     model, scorer = cast(Blt, whole.model), cast(nn.Module, whole.scorer)
-    sizes = part_sizes(model, scorer, 4)
+    sizes = part_sizes(weight_sizes(model, "fp32", 4), sum(weight_sizes(scorer, "fp32", 4).values()))
     assert sizes.total == sum(weight.nbytes for module in (model, scorer) for weight in module.parameters())
     assert sizes.tables == cast(Any, model.embed).ngrams.nbytes
     layers = cast(Any, model.latent.stack).layers
     assert sizes.layers == tuple(sum(weight.nbytes for weight in layer.parameters()) for layer in layers)
-    assert part_sizes(model, None, 2).total * 2 == sizes.total - sum(weight.nbytes for weight in scorer.parameters())
+    halved = part_sizes(weight_sizes(model, "fp32", 2), 0).total * 2
+    assert halved == sizes.total - sum(weight.nbytes for weight in scorer.parameters())
 
 
 @st.composite
@@ -316,6 +319,24 @@ def test_what_does_not_fit_is_one_line(directory: Path, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"auto: the model takes .* kB .* free are cpu 1 kB") as caught:
         bltkit.load(directory, device_map="auto")
     assert "\n" not in str(caught.value)
+
+
+def test_forms_of_weights_go_with_a_map(tmp_path: Path) -> None:
+    """Large matrices in the form that was asked for, counted so before anything is read."""
+    wide = CONFIG.replace(latent=StackConfig(width=256, layers=2, heads=4, ffn_width=512))
+    path = save_bundle(tmp_path / "wide", bundle(wide), dtype=torch.bfloat16)
+    with torch.device("meta"):
+        empty = Blt(wide)
+    tables = cast(Any, empty.embed).ngrams.numel()
+    for form in ("int8", "bf16"):
+        plain = load_bundle(path, weights=form)
+        placed = load_bundle(path, weights=form, device_map=DeviceMap(((0, 1, "cpu"),)))
+        model = cast(Blt, placed.model)
+        formed = [inner for inner in model.modules() if isinstance(inner, FormedLinear)]
+        assert len(formed) > 7 and {inner.form for inner in formed} == {form}
+        counted = sum(weight_sizes(empty, parse_form(form), 4).values())
+        assert counted == pytest.approx(weight_bytes(model) + 2 * tables, rel=0.02), "tables stay in their 16 bits"
+        assert score(plain, "some text to look at") == score(placed, "some text to look at")
 
 
 def test_verbs_take_a_map_and_say_what_lies_where(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

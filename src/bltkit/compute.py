@@ -27,9 +27,6 @@ SPINS = "1000"
 """Rounds that a thread of OpenMP waits actively for the next task. The library's 300,000 hold a core for a millisecond
 that other processes need, and these then hold up the thread that everybody waits for."""
 
-UNKNOWN_MEMORY = 2 * 2**30
-"""Bytes that are assumed to be free where the system does not say."""
-
 
 def available_cores() -> int:
     """Cores that this process may use: those of its affinity, no more than its control group's quota."""
@@ -66,39 +63,6 @@ def default_threads(num_weights: int, work: Work) -> int:
         return torch.get_num_threads()
     cores = available_cores()
     return cores if work == "rows" else max(1, min(cores, num_weights // WEIGHTS_PER_THREAD))
-
-
-def free_memory(device: "torch.device") -> int:
-    """Free memory of a device, in bytes."""
-    if device.type == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return UNKNOWN_MEMORY
-    return min(free, _left_of_group())
-
-
-def _left_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that the control group may still take; cached files do not count, as the system drops them first."""
-    for limit, used, stat in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        try:
-            left = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-        try:
-            rows = dict(line.split() for line in (root / stat).read_text(encoding="ascii").splitlines())
-            return left + sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
-        except (OSError, ValueError):
-            return left
-    return 2**62
 
 
 def share_cores() -> None:
@@ -161,3 +125,36 @@ def threads_used() -> str:
 
     count = torch.get_num_threads()
     return f"{count} thread{'s' * (count > 1)}"
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes of memory that are free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return min(free, _left_of_group())
+
+
+def _left_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the control group may still take; cached files do not count, as the system drops them first."""
+    for limit, used, stat in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:
+            left = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        try:
+            rows = dict(line.split() for line in (root / stat).read_text(encoding="ascii").splitlines())
+            return left + sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
+        except (OSError, ValueError):
+            return left
+    return 2**62

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from bltkit.checkpoint.forms import Forms, weight_sizes
+from bltkit.checkpoint.names import Room
 from bltkit.compute import device_of, free_memory
 from bltkit.files import read_json_object
 from bltkit.model import Blt
+from bltkit.model.quantize import require_kernels
 
 WHERE = "device_map"
 SYNTAX = "auto, a JSON file, or ranges of layers such as layers=0-11:cuda:0,12-24:cpu"
@@ -27,6 +29,8 @@ RESERVED_SHARE = 0.1
 RESERVED_BYTES = 512 * 2**20
 """Of free memory, what `auto` leaves for caches and for what a pass computes: this share, and at least so much."""
 
+_UNKNOWN = 2**62
+"""Free memory where the system does not say: nothing is refused then."""
 TABLES = "embed.ngrams"
 _LAYERS = "latent.stack.layers."
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -144,6 +148,13 @@ class DeviceMap:
         )
 
     @property
+    def first(self) -> torch.device:
+        """The device of local parts; with `auto` the one that is tried first."""
+        if not self.layers:
+            return usable_devices()[0]
+        return torch.device(self.layers[0][2] if self.local is None else self.local)
+
+    @property
     def on_cpu(self) -> bool:
         """Does everything that computes lie on the CPU."""
         if not self.layers:
@@ -155,7 +166,7 @@ class DeviceMap:
 
         Raises ValueError for layers that are missing, named twice or not there, and where memory does not suffice.
         """
-        memory = free_memory if memory is None else memory
+        memory = _free if memory is None else memory
         if not self.layers:
             return spread(sizes, usable_devices(), memory, torch.device(self.tables))
         devices: list[torch.device | None] = [None] * len(sizes.layers)
@@ -175,34 +186,38 @@ class DeviceMap:
         return placement
 
 
-def place_model(
-    device_map: DeviceMap, model: Blt | None, scorer: nn.Module | None, itemsize: int, tables_mapped: bool
-) -> Placement:
-    """The placement of a model whose modules need hold no data yet.
+def place(device_map: DeviceMap, rooms: Sequence[Room], forms: Forms, itemsize: int, tables_mapped: bool) -> Placement:
+    """The placement of modules that hold no data yet.
 
-    itemsize: bytes of a number in memory. tables_mapped: tables on the CPU are left in their file, where they are read
-    as they are used and given back when memory is short: they count nothing.
-    Raises ValueError where there is no BLT to place, and as `DeviceMap.place` does.
+    rooms: a BLT and its scorer. forms: of their large matrices. itemsize: bytes of any other number. tables_mapped:
+    tables on the CPU are left in their file, where they are read as they are used: they count nothing.
+    Raises ValueError where there is no BLT to place, for a form that a device has no kernels for, and as
+    `DeviceMap.place` does.
     """
-    if model is None:
+    model, *scorers = (room.module for room in rooms)
+    if not isinstance(model, Blt):
         raise ValueError(f"{WHERE}: the checkpoint holds no BLT, only a model that places patches; use device")
-    sizes = part_sizes(model, scorer, itemsize)
-    return device_map.place(replace(sizes, tables=0) if tables_mapped and device_map.tables == "cpu" else sizes)
+    scorer_sizes = [size for scorer in scorers for size in weight_sizes(scorer, forms.scorer, itemsize).values()]
+    sizes = part_sizes(weight_sizes(model, forms.model, itemsize), sum(scorer_sizes))
+    placement = device_map.place(replace(sizes, tables=0) if tables_mapped else sizes)
+    for device in (placement.local, *placement.layers):
+        if device.type != "meta":
+            require_kernels(forms.model, device)
+    return placement
 
 
-def part_sizes(model: Blt, scorer: nn.Module | None, itemsize: int) -> PartSizes:
-    """Sizes of the parts of modules that need hold no data. itemsize: bytes of a number in memory."""
-    tables, layers = 0, [0] * model.config.latent.layers
-    local = 0 if scorer is None else sum(weight.numel() for weight in scorer.parameters()) * itemsize
-    for name, weight in model.named_parameters():
-        size = weight.numel() * itemsize
+def part_sizes(weights: Mapping[str, int], scorer: int) -> PartSizes:
+    """Sizes of the parts. weights: bytes of a model's parameters by their names. scorer: bytes of the scorer."""
+    tables, local = 0, scorer
+    layers: dict[int, int] = defaultdict(int)
+    for name, size in weights.items():
         if name == TABLES:
             tables += size
         elif name.startswith(_LAYERS):
             layers[_layer(name)] += size
         else:
             local += size
-    return PartSizes(local, tables, tuple(layers))
+    return PartSizes(local, tables, tuple(layers[layer] for layer in range(len(layers))))
 
 
 def usable_devices() -> tuple[torch.device, ...]:
@@ -246,6 +261,11 @@ def spread(sizes: PartSizes, devices: Sequence[torch.device], memory: Memory, ta
         left[devices[at]] -= size
         layers.append(devices[at])
     return Placement(tuple(layers), local, tables)
+
+
+def _free(device: torch.device) -> int:
+    free = free_memory(device)
+    return _UNKNOWN if free is None else free
 
 
 def _unreserved(free: int, device: torch.device) -> int:

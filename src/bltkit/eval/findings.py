@@ -18,6 +18,7 @@ from bltkit.eval.ngram import ngram_nats
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
 from bltkit.eval.thresholds import PUBLISHED_PATCH_BYTES, tuned_to_record
 from bltkit.model import Blt, CnnEntropy, EntropyModel
+from bltkit.model.quantize import FormedLinear, weight_bytes
 from bltkit.patching.finite import finite
 
 NGRAM_BYTES = 2_000_000
@@ -55,13 +56,18 @@ class Sample:
 def weight_findings(bundle: Bundle, tell: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Finding]:
     """Is every weight a finite number. tell: told (bytes looked at, bytes in all)."""
     modules = [module for module in (bundle.model, bundle.scorer) if module is not None]
-    weights = [weight for module in modules for weight in module.parameters()]
-    total, done, broken = sum(weight.nbytes for weight in weights), 0, 0
-    for weight in weights:
-        for part in weight.detach().flatten().split(WEIGHTS_AT_ONCE):
-            broken += part.numel() - int(part.isfinite().sum())
-            done += part.nbytes
-            tell(done, total)
+    total, done, broken = sum(map(weight_bytes, modules)), 0, 0
+    for module in modules:
+        for weight in module.parameters():
+            for part in weight.detach().flatten().split(WEIGHTS_AT_ONCE):
+                broken += part.numel() - int(part.isfinite().sum())
+                done += part.nbytes
+                tell(done, total)
+        for matrix in module.modules():  # a matrix in another form is no parameter
+            if isinstance(matrix, FormedLinear):
+                broken += int((~matrix.weight.isfinite()).sum())
+                done += matrix.num_bytes
+                tell(done, total)
     yield Finding(
         "weights",
         "problem" if broken else "ok",

@@ -158,7 +158,7 @@ class TablesApart(NgramEmbedding):
         """The same tensors, shared."""
         with torch.device("meta"):
             apart = cls(embed.config, embed.bytes.weight.shape[1])
-        apart.scale, apart.bytes, apart.ngrams = embed.scale, embed.bytes, embed.ngrams
+        apart.scale, apart.bytes, apart.ngrams, apart.rows = embed.scale, embed.bytes, embed.ngrams, embed.rows
         apart.hash_weights, apart.table_offsets = embed.hash_weights, embed.table_offsets
         return apart
 

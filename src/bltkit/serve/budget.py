@@ -12,6 +12,10 @@ SHARE = 0.5
 """Of the memory that is free once the model is loaded. The rest is for what a pass computes, and for other programs."""
 
 
+FALLBACK = 2 * 2**30
+"""Bytes that count as free where the system does not say what is."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Bytes of keys and values that may be taken, and how many a sequence takes.
@@ -25,7 +29,10 @@ class Budget:
     @classmethod
     def of(cls, model: Blt, scorer: Scorer | None, memory: int | None, device: torch.device) -> "Budget":
         """memory: None takes `SHARE` of what is free on the device."""
-        return cls(int(SHARE * free_memory(device)) if memory is None else memory, SequenceMemory.of(model, scorer))
+        if memory is None:
+            free = free_memory(device)
+            memory = int(SHARE * (FALLBACK if free is None else free))
+        return cls(memory, SequenceMemory.of(model, scorer))
 
     def needed(self, ids: int, sequences: int, read: int = 0, patches: int = 0) -> int:
         """Bytes that sequences of up to `ids` ids may come to take, spare room included.
