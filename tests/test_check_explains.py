@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from bltkit import cli
 from bltkit.checkpoint import Bundle, load_bundle, save_bundle
-from bltkit.eval import findings
-from bltkit.eval.entropies import patch_sizes, score_pieces
-from bltkit.eval.finding import Finding
-from bltkit.eval.health import check, check_directory
-from bltkit.eval.thresholds import WantedSize
-from bltkit.eval.windows import Stretch, window_effect, with_window
+from bltkit.diagnostics import findings
+from bltkit.diagnostics.entropies import patch_sizes, score_pieces
+from bltkit.diagnostics.finding import Finding
+from bltkit.diagnostics.health import check, check_directory
+from bltkit.diagnostics.thresholds import WantedSize
+from bltkit.diagnostics.windows import Stretch, window_effect, with_window
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
 from bltkit.patching import ThresholdRule, parse_rule, patch
 from bltkit.vocab import encode

@@ -22,8 +22,8 @@ from bltkit.eval.score import score
 from bltkit.generate import Session
 from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, attention
+from bltkit.model.device_stages import StagedTransformer, TablesApart, put_seams
 from bltkit.model.quantize import FormedLinear, parse_form, weight_bytes
-from bltkit.model.stages import StagedTransformer, TablesApart, put_seams
 from bltkit.patches import Patches
 from bltkit.patching import ThresholdRule
 from tests import tiny

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from bltkit.checkpoint import Bundle, DeviceMap, ScorerModule, load_bundle, resolve_model, save_bundle
 from bltkit.compute import device_of, threads_used
+from bltkit.cost.formulas.parameters import count_parameters
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Noise, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
 from bltkit.eval.runner import evaluate as run_evaluation
 from bltkit.eval.score import Score, score
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
-    Batch,
     Chunk,
     Generation,
     Options,
     Prompt,
     Request,
+    SequenceBatch,
     Session,
     at_least_one,
     generate,
@@ -39,7 +40,6 @@ from bltkit.generate import (
     typed,
 )
 from bltkit.generate.autotune import best_form, measure_forms
-from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
@@ -215,10 +215,10 @@ class ByteLM:
         at_least_one("batch_size", batch_size)
         self._request(b"", options)
         self._needed_rule()
-        return self._continued(iter(several_prompts(prompts)), Batch(), batch_size, options)
+        return self._continued(iter(several_prompts(prompts)), SequenceBatch(), batch_size, options)
 
     def _continued(
-        self, prompts: Iterator[str | bytes | Prompt], batch: Batch, batch_size: int, options: Options
+        self, prompts: Iterator[str | bytes | Prompt], batch: SequenceBatch, batch_size: int, options: Options
     ) -> Iterator[tuple[int, Generation]]:
         """Rows that finish are replaced by waiting prompts. A row's key in the batch is its prompt's index."""
         chunks: dict[int, list[Chunk]] = {}

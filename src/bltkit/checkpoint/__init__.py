@@ -12,7 +12,7 @@ from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.names import stored_parts
 from bltkit.checkpoint.placement import DeviceMap
-from bltkit.checkpoint.token_model import (
+from bltkit.checkpoint.token_checkpoint import (
     TokenBundle,
     is_token_model,
     load_token_model,

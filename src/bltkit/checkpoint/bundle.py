@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import hf_config, token_model
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.forms import choose_forms
@@ -39,8 +40,8 @@ from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, w
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
+from bltkit.model.device_stages import put_seams
 from bltkit.model.quantize import WeightForm
-from bltkit.model.stages import put_seams
 from bltkit.patching import PatchingRule
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bltkit.checkpoint.mapped import FileRows, release
-from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
+from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.blt import Blt
 from bltkit.model.embed import NgramEmbedding
@@ -111,7 +111,12 @@ class Reader:
         return base if f"{base}.steps" in self.weights.names() else None
 
     def _formed(
-        self, rounded: str | None, parts: Sequence[Part], shape: torch.Size, form: WeightForm, device: torch.device
+        self,
+        rounded: str | None,
+        parts: Sequence[TensorPart],
+        shape: torch.Size,
+        form: WeightForm,
+        device: torch.device,
     ) -> FormedLinear | None:
         if rounded is not None:
             if form != self.stored:
@@ -155,7 +160,7 @@ class Reader:
         release(steps)
         return wide.to(device=device, dtype=dtype)
 
-    def _read(self, part: Part, device: torch.device) -> Tensor:
+    def _read(self, part: TensorPart, device: torch.device) -> Tensor:
         source = self._source(part.name)
         stored = self.weights.read(source, part.shape)
         kept = self.keep_tables and part.name == TABLES and stored.dtype in HALVES
@@ -165,7 +170,7 @@ class Reader:
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
 
-    def _join(self, parts: Sequence[Part], shape: torch.Size, device: torch.device) -> Tensor:
+    def _join(self, parts: Sequence[TensorPart], shape: torch.Size, device: torch.device) -> Tensor:
         """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
         stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
         whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=device)

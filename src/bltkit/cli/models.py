@@ -84,8 +84,8 @@ def check(
     place = run_on(model, device, threads, "rows")
     from bltkit.checkpoint import resolve_model
     from bltkit.data import read_texts
-    from bltkit.eval.health import check_directory
-    from bltkit.eval.thresholds import WantedSize
+    from bltkit.diagnostics.health import check_directory
+    from bltkit.diagnostics.thresholds import WantedSize
 
     wanted = None if patch_bytes is None else WantedSize(patch_bytes, files or (), model)
     documents = read_texts(files) if files else None

@@ -10,7 +10,7 @@ from bltkit.checkpoint.atomic import refuse_existing
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions, is_licence
-from bltkit.convert.source import Counter, Progress, Source, Writer
+from bltkit.convert.source_checkpoint import Counter, Progress, Source, Writer
 from bltkit.convert.stream import size_of
 from bltkit.files import needs_space
 

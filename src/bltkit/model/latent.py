@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import StackCache
 from bltkit.model.config import BltConfig
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layer_caches import LayerCaches, LayerSlots
 from bltkit.model.layers import Transformer, truncated_normal
-from bltkit.model.products import Linear
 
 
 class LatentTransformer(nn.Module):

@@ -1,4 +1,4 @@
-"""What decoding needs of the caches of a stack, on one device or on several (`stages.py`)."""
+"""What decoding needs of the caches of a stack, on one device or on several (`device_stages.py`)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from bltkit.model.cache import StackCache
 
 @runtime_checkable
 class LayerCaches(Protocol):
-    """The state of a stack whose rows lie apart: a `StackCache`, or one for each of several devices (`stages.py`)."""
+    """The state of a stack whose rows lie apart: a `StackCache`, or one for each of several devices."""
 
     @property
     def parts(self) -> tuple[StackCache, ...]:

@@ -17,8 +17,8 @@ from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor, nn
 
 from bltkit.config import nearest
+from bltkit.model.fused_linear import Linear
 from bltkit.model.int4_kernel import pack_int4, unpack_int4
-from bltkit.model.products import Linear
 from bltkit.model.rounding import (
     GROUP,
     SLICE_ELEMENTS,
