@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,9 @@ from bltkit import cli
 from bltkit.checkpoint import Bundle, DeviceMap, load_bundle, placement, save_bundle
 from bltkit.checkpoint.forms import weight_sizes
 from bltkit.checkpoint.placement import PartSizes, Placement, part_sizes, spread
+from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.score import score
 from bltkit.generate import Session
-from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, attention
 from bltkit.model.device_stages import StagedTransformer, TablesApart, put_seams
 from bltkit.model.quantize import FormedLinear, parse_form, weight_bytes
@@ -210,35 +210,46 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert halved == sizes.total - sum(weight.nbytes for weight in scorer.parameters())
 
 
-@st.composite
-def demands(draw: st.DrawFn) -> tuple[PartSizes, Mapping[torch.device, int]]:
-    size = st.integers(1, 10 * GB)
-    layers = draw(st.lists(size, min_size=1, max_size=12))
-    devices = [*GPUS[: draw(st.integers(0, 3))], CPU]
-    return PartSizes(draw(size), draw(size), tuple(layers)), {
-        device: draw(st.integers(1, 60 * GB)) for device in devices
-    }
+SIZE = st.integers(1, 10 * GB)
 
 
-@given(demands())
-def test_auto_fills_devices_in_their_order_and_never_beyond(
-    asked: tuple[PartSizes, Mapping[torch.device, int]],
-) -> None:
-    sizes, memory = asked
+def can_be_cut(layers: Sequence[int], room: Sequence[int]) -> bool:
+    """Whether neighbouring layers can go to devices in their order; tries every cut."""
+    if not layers:
+        return True
+    if not room:
+        return False
+    counts = [count for count in range(len(layers) + 1) if sum(layers[:count]) <= max(0, room[0])]
+    return any(can_be_cut(layers[count:], room[1:]) for count in counts)
+
+
+@given(
+    local=SIZE,
+    tables=SIZE,
+    layers=st.lists(SIZE, min_size=1, max_size=8),
+    free=st.lists(st.integers(1, 60 * GB), min_size=1, max_size=4),
+)
+def test_auto_fills_devices_in_their_order(local: int, tables: int, layers: list[int], free: list[int]) -> None:
+    """What can be placed is placed, within what is left of each device; anything else is refused."""
+    sizes = PartSizes(local, tables, tuple(layers))
+    memory = dict(zip([*GPUS[: len(free) - 1], CPU], free, strict=True))
     devices = list(memory)
-    try:
-        where = spread(sizes, devices, memory.__getitem__, CPU)
-    except ValueError as error:
-        assert "\n" not in str(error) and all(str(device) in str(error) for device in devices)
-        room = sum(memory.values()) - sum(sizes.layers) - sizes.local - sizes.tables
-        # Parts are not cut: what stays free on a device may be as large as the part that went on.
-        assert room < sum(memory.values()) * 0.1 + 3 * 512 * 2**20 + len(devices) * max(sizes.local, *sizes.layers)
+    room = [size - max(size // 10, 0 if device == CPU else 512 * 2**20) for device, size in memory.items()]
+    room[-1] -= tables
+    at = next((number for number, size in enumerate(room) if local <= size), None)
+    if at is not None:
+        room[at] -= local
+    if room[-1] < 0 or at is None or not can_be_cut(layers, room):
+        with pytest.raises(ValueError, match="device_map = auto: ") as caught:
+            spread(sizes, devices, memory.__getitem__, CPU)
+        assert "\n" not in str(caught.value) and all(str(device) in str(caught.value) for device in devices)
         return
+    where = spread(sizes, devices, memory.__getitem__, CPU)
     order = [devices.index(device) for device in where.layers]
-    assert order == sorted(order) and where.tables == CPU
+    assert order == sorted(order) and (where.tables, where.local) == (CPU, devices[at])
     for device, size in where.needed(sizes).items():
-        assert size <= 0.9 * memory[device] + 1
-    if sizes.total <= 0.9 * memory[devices[0]] - 512 * 2**20 and len(devices) == 1:
+        assert size <= memory[device] - memory[device] // 10
+    if len(devices) > 1 and sum(layers) <= room[0]:
         assert set(where.layers) == {devices[0]}
 
 

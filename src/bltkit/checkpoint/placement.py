@@ -238,8 +238,7 @@ def spread(sizes: PartSizes, devices: Sequence[torch.device], memory: Memory, ta
     Raises ValueError that names the sizes, what is free and what helps.
     """
     left = {device: _unreserved(memory(device), device) for device in devices}
-    if tables in left:
-        left[tables] -= sizes.tables
+    left[tables] = left.get(tables, _unreserved(memory(tables), tables)) - sizes.tables
 
     def refuse(part: str) -> ValueError:
         free = ", ".join(f"{device} {_gb(memory(device))}" for device in devices)
@@ -248,6 +247,8 @@ def spread(sizes: PartSizes, devices: Sequence[torch.device], memory: Memory, ta
             "caches); take smaller weights, or free memory"
         )
 
+    if sizes.tables and left[tables] < 0:
+        raise refuse("what the tables take")
     local = next((device for device in devices if sizes.local <= left[device]), None)
     if local is None:
         raise refuse("what runs for every byte")

@@ -168,6 +168,7 @@ def border_findings(bundle: Bundle, pieces: ScoredPieces, calibrate: str) -> Ite
     if rule.scores is not None:  # other rules are as frequent as they were asked to be
         wanted = PUBLISHED_PATCH_BYTES if tuned is None else tuned.patch_bytes
         advice = "" if tuned is None else f"{tuned.advice}; "
+        told = f"`{rule}` gives {sizes.mean:.2f} bytes per patch on this text; {advice}".removesuffix("; ")
         calibrate = f"{advice}`{calibrate} {wanted:.3g}` finds a threshold for this model and text, and stores it"
         numbers: dict[str, float | None] = {"patch_bytes": sizes.mean, "patch_bytes_without_maximum": sizes.natural}
         if tuned is not None:
@@ -180,7 +181,7 @@ def border_findings(bundle: Bundle, pieces: ScoredPieces, calibrate: str) -> Ite
             "the bounds of the next two findings",
             "the rule, its threshold and the text",
             "nothing is wrong; another threshold gives another size",
-            detail=() if tuned is None else (f"`{rule}` gives {sizes.mean:.2f} bytes per patch; {tuned.advice}",),
+            detail=(told,),
             numbers=numbers,
         )
         yield Finding(

@@ -106,8 +106,8 @@ class Tuned:
     def advice(self) -> str:
         """One clause for people."""
         if self.threshold is None:
-            return f"no {self.field} gives {self.patch_bytes:.3g} bytes per patch ({self.source}) on this text"
-        return f"{self.field} {self.threshold:g} would give {self.patch_bytes:.3g} ({self.source}) on this text"
+            return f"no {self.field} would give {self.patch_bytes:.3g} ({self.source})"
+        return f"{self.field} {self.threshold:g} would give {self.patch_bytes:.3g} ({self.source})"
 
 
 def tuned_to_record(bundle: Bundle, pieces: ScoredPieces) -> Tuned | None:

@@ -189,7 +189,7 @@ def _lines(effect: WindowEffect, window: int | None) -> Iterator[str]:
         yield f"{totals}; this checkpoint sets none, so bltkit and transformers cut without one"
     else:
         yield (
-            f"{totals}, as transformers of 2025 cuts; bltkit and transformers 5.23 apply the window. "
+            f"{totals}, which is how transformers of 2025 cuts them; bltkit and transformers 5.23 apply the window. "
             f"For equal patches update transformers, or keep rows within {border} bytes"
         )
 
