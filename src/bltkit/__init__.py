@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bltkit.api import ByteLM, Generation, evaluate, load
+    from bltkit.api import ByteLM, evaluate, load
     from bltkit.convert import convert
     from bltkit.generate.options import Prompt
+    from bltkit.generate.request import Generation
     from bltkit.patches import Patches
     from bltkit.share import pull, push
     from bltkit.train import TrainConfig, train
@@ -35,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "ByteLM": "bltkit.api",
-    "Generation": "bltkit.api",
+    "Generation": "bltkit.generate.request",
     "Patches": "bltkit.patches",
     "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",

@@ -1,7 +1,7 @@
 """ByteLM: a model, what scores its text and the rule that cuts it, as one object. Python's side of the verbs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle, warn_unreadable
+from bltkit.checkpoint import (
+    Bundle,
+    DeviceMap,
+    ScorerModule,
+    load_bundle,
+    resolve_model,
+    save_bundle,
+    warn_unreadable,
+)
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.dataset_source import Place
@@ -22,13 +30,12 @@ from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
     Chunk,
-    Finish,
+    Generation,
     Options,
     Prompt,
     Request,
     SequenceBatch,
     Session,
-    Stats,
     at_least_one,
     generate,
     generate_rows,
@@ -40,45 +47,15 @@ from bltkit.generate import (
     text_of,
     typed,
 )
+from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.model import Blt, BoundaryModel
-from bltkit.model.fastest import best_form, measure_forms
-from bltkit.model.forms import LOSSLESS, FormedLinear, parse_form, reform
+from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
 
 BATCH_SIZE = 16
 """Prompts side by side. On one CPU core 8 gave 4.2 times the throughput of one, 16 5.8 times, 32 6.7 times."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished continuation: its bytes (prompt and stop strings left out), why it ended, and what it cost."""
-
-    data: bytes
-    finish: Finish
-    stats: Stats
-    logprobs: tuple[float, ...] = ()
-    """Natural logarithm of each byte's probability, where asked for."""
-    opens: tuple[bool, ...] = ()
-    """Does each byte open a patch."""
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """The most probable ids in each byte's place, with their log-probabilities, where asked for."""
-
-    @classmethod
-    def of(cls, chunks: Sequence[Chunk]) -> Self:
-        """All of a generation's chunks together."""
-        finish, stats = chunks[-1].finish, chunks[-1].stats
-        assert finish is not None and stats is not None
-        logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
-        opens = tuple(value for chunk in chunks for value in chunk.opens)
-        tops = tuple(value for chunk in chunks for value in chunk.top_logprobs)
-        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs, opens, tops)
-
-    @property
-    def text(self) -> str:
-        """The bytes as text; what is not UTF-8 shows as U+FFFD."""
-        return self.data.decode("utf-8", "replace")
 
 
 class ByteLM:
@@ -101,9 +78,10 @@ class ByteLM:
         formed = {layer.form for layer in inner if isinstance(layer, FormedLinear)}
         weights = [weight for module in modules.values() for weight in module.parameters()]
         dtypes = sorted(formed) + sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
-        device = weights[0].device
-        threads = f", {threads_used()}" if device.type == "cpu" else ""
-        return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {'+'.join(dtypes)} on {device}{threads})"
+        devices = list(dict.fromkeys(str(weight.device) for weight in weights))
+        threads = f", {threads_used()}" if "cpu" in devices else ""
+        where = f"{'+'.join(dtypes)} on {'+'.join(devices)}"
+        return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {where}{threads})"
 
     @classmethod
     def load(
@@ -113,17 +91,24 @@ class ByteLM:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         verify: bool = False,
+        device_map: str | Path | DeviceMap | None = None,
     ) -> Self:
         """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`.
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
         their sizes alone are compared (`blt check` compares everything).
+        device_map: devices of a model's parts in place of `device`: "auto" fills GPUs and then the CPU, n-gram tables
+        stay on the CPU; or "layers=0-11:cuda:0,12-24:cpu", a JSON file, or a `DeviceMap`.
         Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
-        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), verify=verify))
+        if device_map is not None and str(device) != "cpu":
+            raise ValueError(f"device = {device} beside device_map; give one of them")
+        parts = None if device_map is None else DeviceMap.parse(device_map)
+        directory = resolve_model(str(model))
+        return cls(load_bundle(directory, dtype=dtype, device=device_of(device), verify=verify, device_map=parts))
 
     @property
     def model(self) -> Blt | None:
@@ -162,7 +147,7 @@ class ByteLM:
         return ByteLM(replace(self.bundle, rule=parsed))
 
     def with_weights(self, form: str) -> "ByteLM":
-        """The same model with its large matrices in another run-time form, for inference (`model/forms.py`).
+        """The same model with its large matrices in another run-time form, for inference (`model/quantize.py`).
 
         `packed` holds the very same numbers in another layout; fp16, bf16 and int8 round them. `auto` measures the
         forms that round nothing on this machine, about a second's work, and takes the faster.
@@ -394,7 +379,12 @@ def evaluate(
 
 
 def load(
-    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    device_map: str | Path | DeviceMap | None = None,
 ) -> ByteLM:
     """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`; all else as for `ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device, verify=verify)
+    return ByteLM.load(model, dtype=dtype, device=device, verify=verify, device_map=device_map)

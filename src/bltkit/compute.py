@@ -125,3 +125,36 @@ def threads_used() -> str:
 
     count = torch.get_num_threads()
     return f"{count} thread{'s' * (count > 1)}"
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes of memory that are free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return min(free, _left_of_group())
+
+
+def _left_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the control group may still take; cached files do not count, as the system drops them first."""
+    for limit, used, stat in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:
+            left = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        try:
+            rows = dict(line.split() for line in (root / stat).read_text(encoding="ascii").splitlines())
+            return left + sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
+        except (OSError, ValueError):
+            return left
+    return 2**62

@@ -11,6 +11,7 @@ from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.names import stored_parts
+from bltkit.checkpoint.placement import DeviceMap
 from bltkit.checkpoint.sealing import unreadable, warn_unreadable
 from bltkit.checkpoint.token_checkpoint import (
     TokenBundle,
@@ -24,6 +25,7 @@ from bltkit.checkpoint.token_checkpoint import (
 __all__ = [
     "MANIFEST",
     "Bundle",
+    "DeviceMap",
     "ScorerModule",
     "TokenBundle",
     "atomic_directory",

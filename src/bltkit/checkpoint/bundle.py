@@ -7,14 +7,14 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bltkit.checkpoint import hf_config
 from bltkit.checkpoint import token_checkpoint as token_model
@@ -22,6 +22,7 @@ from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.card import write_card
 from bltkit.checkpoint.card_mark import CARD
 from bltkit.checkpoint.checksums import POSITION, update_checksums
+from bltkit.checkpoint.forms import choose_forms
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.licences import read_licences
@@ -34,12 +35,16 @@ from bltkit.checkpoint.manifest import (
     build_scorer,
     refuse_coerced,
 )
-from bltkit.checkpoint.names import SCORER_PREFIX, TensorPart, blt_parts, scorer_parts, stored_parts
+from bltkit.checkpoint.names import rooms, stored_parts
+from bltkit.checkpoint.placement import DeviceMap, place
+from bltkit.checkpoint.reader import TABLES, Reader
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
+from bltkit.model.device_stages import put_seams
+from bltkit.model.quantize import WeightForm
 from bltkit.patching import PatchingRule
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -89,7 +94,14 @@ def write_bundle(
 
 
 def load_bundle(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    weights: str | None = None,
+    scorer_weights: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Bundle:
     """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
 
@@ -98,12 +110,21 @@ def load_bundle(
     read as they are used, and copied page by page when written to. So do, when `dtype` is absent, n-gram tables of 16
     bits, most of a large model: what is looked up of them is computed with in float32. To train the tables say
     torch.float32.
+    device_map: in place of `device`, one for each part of a BLT; inference only. When `dtype` is absent, weights are
+    float32 if all layers are on the CPU, else the files' own; n-gram tables of 16 bits on the CPU stay in the file.
     verify: compare every file with its sha256 in bltkit.json first, which reads the weights whole. Without it only the
     weights' sizes are compared, bltkit.json with its own digest and config.json with what bltkit.json describes: a bit
     that flips inside of the weights is found by `verify` or `blt check` alone.
+    weights: form of the large matrices (`model/quantize.py`), made of the file tensor by tensor; the model is then for
+    inference only. None: the form that is stored, else fp32; on the CPU, where fp32 takes more than 2 GiB and the file
+    holds 16 bits, these, which a line on stderr says. Not together with `dtype`.
+    scorer_weights: form of a BLT's scorer; None: as `weights` where that rounds nothing, else what the file holds.
 
-    Raises ValueError with one line that names the file or tensor, what was expected and what was found.
+    Raises ValueError with one line that names the file or tensor, what was expected and what was found; also for
+    weights that do not fit into memory, before they are read.
     """
+    if dtype is not None and (weights is not None or scorer_weights is not None):
+        raise ValueError(f"dtype = {dtype} and weights = {weights or scorer_weights!r}: give one of them")
     directory, device = Path(path), torch.device(device)
     if not directory.exists():
         raise ValueError(f"{directory} does not exist; expected a checkpoint directory")
@@ -113,25 +134,34 @@ def load_bundle(
     check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
     if verify:
         _verify(directory, found.files)
-    keep_tables = dtype is None and device.type == "cpu"
-    if keep_tables:
+    tables_on_cpu = device.type == "cpu" if device_map is None else device_map.tables == "cpu"
+    keep_tables, by_default = dtype is None and tables_on_cpu, dtype is None and device.type == "cpu"
+    if device_map is not None:
+        device = device_map.first
+        by_default = by_default and device_map.on_cpu
+    if by_default or weights is not None:
         dtype = torch.float32
-    prefix = SCORER_PREFIX if found.model is not None else ""
-    with Weights(directory, found.files) as weights:
+    with Weights(directory, found.files) as files:
         model, scorer = build_modules(
             directory / CONFIG,
             found.model,
             found.scorer,
-            num_tensors=len(weights.names()),
-            table_rows=weights.rows(_TABLES),
+            num_tensors=len(files.names()),
+            table_rows=files.rows(TABLES),
         )
-        expected = {part.name for _, parts in stored_parts(model, scorer) for part in parts}
-        reader = _Reader(weights, found, expected, dtype, device, keep_tables)
-        reader.refuse_unexpected()
-        if model is not None:
-            reader.fill(model, blt_parts)
-        if scorer is not None:
-            reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
+        several = list(rooms(model, scorer))
+        reader = Reader(files, found.encoder_cross, found.tied, found.weights, dtype, device, keep_tables)
+        reader.refuse_unexpected(several)
+        free = None if device_map is None else 2**62  # placing compares with what is free on each device
+        forms = choose_forms(directory, reader, several, weights, scorer_weights, by_default=by_default, free=free)
+        placement = None
+        if device_map is not None:
+            placement = place(device_map, several, forms, dtype.itemsize if dtype else files.itemsize, keep_tables)
+            reader = replace(reader, device=placement.local, device_of=placement.device_of)
+        for room in several:
+            reader.fill(room, forms.scorer if room.module is scorer and model is not None else forms.model)
+    if placement is not None and model is not None:
+        put_seams(model, placement.layers)
     return Bundle(model, scorer, found.rule, found.record, read_licences(directory))
 
 
@@ -193,7 +223,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
             "load it and save it elsewhere first"
         )
     changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
-    manifest = manifest_of(changed)
+    manifest = manifest_of(changed, found.weights)
     config = json_bytes(config_of(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
     # Weights that nobody has listed are listed as they are now.
     weights = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
@@ -218,6 +248,7 @@ class _Found:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     encoder_cross: int = 0
     tied: bool = False
+    weights: WeightForm | None = None
 
 
 def _describe(directory: Path) -> _Found:
@@ -226,6 +257,11 @@ def _describe(directory: Path) -> _Found:
         raise ValueError(
             f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
             "its end by `blt train ... --resume`, or lower trainer.max_steps to where it is to have the model of now"
+        )
+    if not os.path.lexists(path) and (params := _meta_file(directory)) is not None:
+        raise ValueError(
+            f"{directory} is in Meta's layout, as {params.relative_to(directory)} shows: `blt convert {directory} DIR` "
+            "makes a checkpoint of it (name the model's folder, not the entropy model's)"
         )
     config = read_json(path)
     model_type = config.get("model_type")
@@ -246,6 +282,11 @@ def _describe(directory: Path) -> _Found:
         encoder_cross=described.encoder_cross,
         tied=described.tied,
     )
+
+
+def _meta_file(directory: Path) -> Path | None:
+    """A params.json of Meta's, in the directory or in a folder of it."""
+    return next((path for place in ("params.json", "*/params.json") for path in directory.glob(place)), None)
 
 
 def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
@@ -276,7 +317,9 @@ def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
                 f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
                 "the directory as Hugging Face's"
             )
-    return _Found(manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files)
+    return _Found(
+        manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files, weights=manifest.weights
+    )
 
 
 def _token_model(directory: Path) -> str:
@@ -286,70 +329,10 @@ def _token_model(directory: Path) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Puts the file's tensors together into modules."""
-
-    weights: Weights
-    found: _Found
-    expected: set[str]
-    dtype: torch.dtype | None
-    device: torch.device
-    keep_tables: bool
-    """Leave n-gram tables of 16 bits as they are."""
-
-    def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[TensorPart, ...]]) -> None:
-        """Assign every parameter of a module that was built on the meta device, then move its buffers."""
-        state = {}
-        for name, parameter in module.state_dict().items():
-            parts = parts_of(name, parameter.shape)
-            state[name] = self._read(*parts) if len(parts) == 1 else self._join(parts, parameter.shape)
-        module.load_state_dict(state, assign=True)
-        module.to(self.device)
-
-    def refuse_unexpected(self) -> None:
-        """A tensor that nobody reads means that the weights are another model's."""
-        sources = {self._source(name) for name in self.expected}
-        left = sorted(name for name in self.weights.names() - sources if not self._is_dead(name))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise ValueError(
-                f"{self.weights.origin}: unexpected tensor {left[0]}{more}; config.json describes a model without it"
-            )
-
-    def _read(self, part: TensorPart) -> Tensor:
-        source = self._source(part.name)
-        stored = self.weights.read(source, part.shape)
-        kept = self.keep_tables and part.name == _TABLES and stored.dtype in (torch.bfloat16, torch.float16)
-        tensor = stored.to(device=self.device, dtype=stored.dtype if kept else self.dtype)
-        # A tied head must not share memory with the embedding: they would be trained as one.
-        return tensor.clone() if source == _EMBEDDING != part.name else tensor
-
-    def _join(self, parts: Sequence[TensorPart], shape: torch.Size) -> Tensor:
-        """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
-        stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
-        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)
-        for target, tensor in zip(whole.split([part.shape[0] for part in parts]), stored, strict=True):
-            target.copy_(tensor)
-        return whole
-
-    def _source(self, name: str) -> str:
-        """The tensor of the file that stands for tensor `name`."""
-        if name == "lm_head.weight" and self.found.tied and name not in self.weights.names():
-            return _EMBEDDING
-        return name.replace(f"{_ENCODER_CROSS}0.", f"{_ENCODER_CROSS}{self.found.encoder_cross}.")
-
-    def _is_dead(self, name: str) -> bool:
-        return any(name.startswith(f"{_ENCODER_CROSS}{i}.") for i in range(self.found.encoder_cross))
-
-
 _POSITIONS = (POSITION, f"latest/{POSITION}")
 """What a run is resumed from, in one of its checkpoints or in its directory."""
-_EMBEDDING = "model.local_encoder.embed_tokens.weight"
-_TABLES = "model.encoder_hash_tok_embedding.weight"
 _LONGEST_NGRAM = 1024
 """Bytes; the paper's are 8 at most."""
-_ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 
 def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from bltkit.checkpoint.manifest import ScorerModule
 from bltkit.model import Blt
 from bltkit.patching import PatchingRule
@@ -21,6 +23,13 @@ class Bundle:
     """The training record: plain values that JSON can hold."""
     licences: Mapping[str, bytes] = field(default_factory=dict)
     """Files with terms of use that came with the weights, by name: they are saved along."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits come out; other parts may lie elsewhere (`DeviceMap`)."""
+        if self.model is not None:
+            return self.model.embed.bytes.weight.device
+        return torch.device("cpu") if self.scorer is None else next(self.scorer.parameters()).device
 
     @property
     def mean_patch_bytes(self) -> tuple[float, str] | None:

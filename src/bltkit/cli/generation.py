@@ -10,6 +10,7 @@ import typer
 
 from bltkit.cli.terminal import (
     Device,
+    DeviceMapOption,
     File,
     Json,
     Model,
@@ -20,11 +21,12 @@ from bltkit.cli.terminal import (
     read_text,
     run_on,
     say,
+    say_placement,
     threads_used,
 )
 
 if TYPE_CHECKING:
-    from bltkit.api import Generation
+    from bltkit.generate import Generation
 
 
 def generate(
@@ -84,6 +86,7 @@ def generate(
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
     show_patches: Annotated[
@@ -130,17 +133,19 @@ def generate(
         "valid_utf8": valid_utf8,
         "logprobs": logprobs,
     }
-    place = run_on(model, device, threads, "sequence" if prompts is None else "rows")
-    from bltkit.api import ByteLM, Generation
+    place = run_on(model, device, threads, "sequence" if prompts is None else "rows", device_map)
+    from bltkit.api import ByteLM
     from bltkit.cli.writer import Writer
+    from bltkit.generate import Generation
 
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, place, weights, batch, options, as_json)
+        continue_prompts(prompts, out, model, place, weights, batch, options, as_json, device_map)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, device=place).with_weights(weights)
+    lm = ByteLM.load(model, device=place, device_map=device_map).with_weights(weights)
+    say_placement(device_map, lm)
     first_byte: float | None = None
     held_back = 0
     if num is not None:

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bltkit.cli.terminal import print_json, progress_bar, say
+from bltkit.cli.terminal import print_json, progress_bar, say, say_placement
 
 if TYPE_CHECKING:
-    from bltkit.api import Generation
+    from bltkit.generate import Generation
     from bltkit.generate.prompt_file import NamedPrompt
 
 
@@ -20,6 +20,7 @@ def continue_prompts(
     batch_size: int | None,
     options: dict[str, Any],
     as_json: bool,
+    device_map: str | None = None,
 ) -> None:
     """Continue every prompt that has no result yet. What has finished stays, whatever ends the run.
 
@@ -63,7 +64,8 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model, device=device).with_weights(weights)
+                lm = ByteLM.load(model, device=device, device_map=device_map).with_weights(weights)
+                say_placement(device_map, lm)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)
                     for index, result in lm.generate_iter(left(), batch_size=batch_size or BATCH_SIZE, **options):

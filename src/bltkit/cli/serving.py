@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Model, Threads
+from bltkit.cli.terminal import Device, DeviceMapOption, Json, Model, Threads
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -43,6 +43,7 @@ def serve(
     ] = 30,
     threads: Threads = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
@@ -76,8 +77,10 @@ def serve(
         prefixes=None if prefix_memory is None else size_of(prefix_memory, "--prefix-memory"),
         waiting=max_waiting,
     )
+    if device_map is not None and device != "auto":
+        raise ValueError(f"--device {device} beside --device-map {device_map}: give one of them")
     settings = ServerSettings(
-        EngineSettings(model, name, device, threads, weights, dtype, limits),
+        EngineSettings(model, name, device, device_map, threads, weights, dtype, limits),
         host,
         port,
         Access(read_keys(api_key_file), allowed_origins(cors or [])),

@@ -18,7 +18,7 @@ from bltkit.generate.options import (
     typed,
 )
 from bltkit.generate.pass_counts import Passes
-from bltkit.generate.request import Chunk, Finish, Request
+from bltkit.generate.request import Chunk, Finish, Generation, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
@@ -50,6 +50,7 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Generation",
     "Group",
     "Options",
     "Parked",

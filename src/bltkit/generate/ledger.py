@@ -17,7 +17,7 @@ from bltkit.model import Blt, EntropyTable, Scorer
 from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.embed import NgramEmbedding
-from bltkit.model.forms import weight_bytes
+from bltkit.model.quantize import weight_bytes
 
 
 @dataclass(frozen=True)

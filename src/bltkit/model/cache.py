@@ -55,6 +55,11 @@ class StackCache:
         return cls(num_layers, window, zeros, zeros, zeros)
 
     @property
+    def parts(self) -> tuple["StackCache", ...]:
+        """The caches that it consists of: itself."""
+        return (self,)
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Positions kept of each row."""
         return tuple(stop - start for start, stop in zip(self.starts, self.stops, strict=True))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from bltkit.checkpoint import Bundle, load_bundle, resolve_model
+from bltkit.checkpoint import Bundle, DeviceMap, load_bundle, resolve_model
 from bltkit.compute import SMALL, default_threads, device_of, share_cores
 from bltkit.config import nearest
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.generate import STRATEGIES, strategy_of
-from bltkit.model.fastest import best_form, measure_forms
-from bltkit.model.forms import LOSSLESS, parse_form, reform
+from bltkit.generate.autotune import best_form, measure_forms
+from bltkit.model.quantize import LOSSLESS, parse_form, reform
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings
@@ -33,8 +33,10 @@ def load(settings: EngineSettings) -> Bundle:
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors") if file.is_file()) // 4 or SMALL
     torch.set_num_threads(settings.threads or default_threads(size, "sequence"))
     device = device_of(settings.device, "--device", small=size < SMALL)
+    parts = None if settings.device_map is None else DeviceMap.parse(settings.device_map)
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
-    return _formed(servable(load_bundle(directory, dtype=dtype, device=device), settings.model), settings.weights)
+    bundle = load_bundle(directory, dtype=dtype, device=device, device_map=parts)
+    return _formed(servable(bundle, settings.model), settings.weights)
 
 
 def servable(bundle: Bundle, name: str) -> Bundle:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bltkit.model.forms import FormedLinear
+from bltkit.model.quantize import FormedLinear
 
 
 def count_parameters(module: nn.Module) -> int:
