@@ -28,6 +28,7 @@ TENSOR_PACKAGES = [
     "train",
     "annotate",
     "eval",
+    "diagnostics",
     "api",
 ]
 install_import_hook([f"bltkit.{name}" for name in TENSOR_PACKAGES], "tests.typecheck.check")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
-from bltkit.train.guard import GuardSection, GuardState, judge
+from bltkit.train.loss_guard import GuardSection, GuardState, judge
 
 SKIP = GuardSection(spike_factor=2.0, window=3, after=2, on_spike="skip", max_skips=2)
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle
-from bltkit.eval import health
-from bltkit.eval.alignment import probe_alignment
-from bltkit.eval.health import Health, check, default_documents
-from bltkit.eval.ngram import ngram_nats
+from bltkit.diagnostics import health
+from bltkit.diagnostics.alignment import probe_alignment
+from bltkit.diagnostics.health import Health, check, default_documents
+from bltkit.diagnostics.ngram import ngram_nats
 from bltkit.model import (
     Blt,
     BltConfig,

@@ -24,7 +24,7 @@ from bltkit.data import Corpus, Loader
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
 from bltkit.train import read_metrics
-from bltkit.train import run as run_module
+from bltkit.train import run_directory as run_module
 from tests.tiny_training import Workplace, same
 
 FIVE, TEN = "trainer.max_steps=5", "trainer.max_steps=10"

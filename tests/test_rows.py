@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bltkit.train import rows as rows_module
-from bltkit.train.rows import RowAdamW
+from bltkit.train import sparse_adamw as rows_module
+from bltkit.train.sparse_adamw import RowAdamW
 
 LR, BETAS, EPS, DECAY = 0.05, (0.9, 0.95), 1e-8, 0.1
 Named = Sequence[tuple[int, list[float]]]

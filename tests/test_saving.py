@@ -20,7 +20,7 @@ from bltkit.checkpoint import load_bundle
 from bltkit.config import dump_toml
 from bltkit.train import read_metrics
 from bltkit.train import trainer as trainer_module
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from bltkit.train.state import Saver
 from tests.processes import port
 from tests.tiny_training import Workplace, same, state_of

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
-from bltkit.eval.json_lines import read_lines
-from bltkit.model.flops import forward_flops, scorer_flops
+from bltkit.cost.formulas.operations import forward_flops, scorer_flops
+from bltkit.files.json_lines import read_lines
 from bltkit.study.row_file import ROWS
-from bltkit.study.scaling import Plan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
+from bltkit.study.scaling import ScalingPlan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
 from bltkit.study.scaling.batches import Seen
-from bltkit.study.scaling.families import BltFamily, grown, parse_family
+from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import config_hash
 from bltkit.study.scaling.runs import Branch, nearest_step, trunk_config, whole_config
@@ -31,7 +31,7 @@ __all__ = ["blt"]
 AROUND = {"commit": "c", "machine": {"cpu": "test"}, "command": "blt study scaling"}
 
 
-def measured(own: Plan, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
+def measured(own: ScalingPlan, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
     return run(own, out, AROUND, tools=(counting or Counting()).tools(), **options)
 
 

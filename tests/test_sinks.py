@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bltkit.train.sinks import WANDB, Sink, check_reports, named_figures, open_sinks
+from bltkit.train.loggers import WANDB, Sink, check_reports, named_figures, open_sinks
 
 CONFIG = {"optim": {"lr": 0.5}, "model": {"kind": "cnn"}}
 

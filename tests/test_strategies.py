@@ -18,10 +18,10 @@ from bltkit import vocab
 from bltkit.generate import (
     STRATEGIES,
     Autoregressive,
-    Batch,
     Chunk,
     Request,
     Sampling,
+    SequenceBatch,
     Session,
     Strategy,
     Utf8,
@@ -210,7 +210,7 @@ def test_the_ledger_counts_what_happens(kind: str, case: Case, data: st.DataObje
     prompts = [case.ids[:9], case.ids[:4]]
     request = Request(Sampling(temperature=data.draw(st.sampled_from([0, 1]))), 14)
     session = start(case, 2).extend(prompts)
-    batch, stats, rounds = Batch().admit(session, [by(strategy, request)] * 2), {}, 0
+    batch, stats, rounds = SequenceBatch().admit(session, [by(strategy, request)] * 2), {}, 0
     with counted(session) as calls:
         while batch.rows:
             before = calls.copy()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bltkit.cost.ledger import ledger_of
 from bltkit.data.sources import Texts, read_texts
-from bltkit.eval import health
-from bltkit.eval.findings import NGRAM_BYTES
+from bltkit.diagnostics import health
+from bltkit.diagnostics.findings import NGRAM_BYTES
 from bltkit.generate.prompt_file import read_prompts
-from bltkit.study.calibration import PIECE_BYTES, SAMPLE_BYTES, _stretches, sample_documents
-from bltkit.study.flops import ledger_of
+from bltkit.views.calibration import PIECE_BYTES, SAMPLE_BYTES, _stretches, sample_documents
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import bltkit
 from bltkit.checkpoint import listed_files, store_rule
-from bltkit.checkpoint.tokenizer import SPECIAL
+from bltkit.checkpoint.byte_tokenizer import SPECIAL
 from bltkit.patching import ThresholdRule
 from bltkit.vocab import BOS, EOS, MASK, OFFSET, PAD, encode
 

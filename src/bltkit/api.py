@@ -12,20 +12,21 @@ from torch import Tensor
 
 from bltkit.checkpoint import Bundle, ScorerModule, resolve_model, save_bundle
 from bltkit.compute import device_of, threads_used
+from bltkit.cost.formulas.parameters import count_parameters
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Noise, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.runner import Evaluation, Settings
 from bltkit.eval.runner import evaluate as run_evaluation
 from bltkit.eval.score import Score, score
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
-    Batch,
     Chunk,
     Finish,
     Options,
     Prompt,
     Request,
+    SequenceBatch,
     Session,
     Stats,
     at_least_one,
@@ -40,8 +41,7 @@ from bltkit.generate import (
     typed,
 )
 from bltkit.generate.autotune import best_form, measure_forms
-from bltkit.generate.ledger import count_parameters
-from bltkit.generate.loading import open_bundle
+from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
@@ -121,9 +121,7 @@ class ByteLM:
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
-        their sizes alone are compared (`blt check` compares everything).
-        weights: form of the large matrices, in place of `dtype`, as for `with_weights`; by default as stored, fp32 up
-        to 2 GiB, beyond that the file's 16 bits. scorer_weights: the scorer's, by default as the file has it.
+        their sizes alone are compared. weights, scorer_weights: forms of the large matrices (see `open_bundle`).
         Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
         if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -152,8 +150,7 @@ class ByteLM:
         return self.bundle.record
 
     def save(self, directory: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> None:
-        """Write a checkpoint; `directory` must not exist. dtype: of all weights; weights: form of the large matrices.
-        Raises ValueError where it does, OSError on a full disk."""
+        """Write a checkpoint, as `save_bundle` does; `directory` must not exist. Raises ValueError, OSError."""
         save_bundle(directory, self.bundle, dtype=dtype, weights=weights)
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
@@ -171,9 +168,8 @@ class ByteLM:
     def with_weights(self, form: str, scorer: str | None = None) -> "ByteLM":
         """The same model with its large matrices in another run-time form, for inference (`model/quantize.py`).
 
-        form: `packed` holds the very same numbers in another layout; fp16, bf16, int8 and int4 round them; `auto` is
-        the faster of those that round nothing. scorer: form of the scorer's; None: as the model's where that rounds
-        nothing, else as they are. `load(weights=)` gives the same in less memory.
+        form: `packed` holds the very same numbers; fp16, bf16, int8 and int4 round them; `auto` is the faster of those
+        that round nothing. scorer: the scorer's; None: as `form` where that rounds nothing, else as it is.
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
         model, size = self._needed_model(), (self.bundle.mean_patch_bytes or (4.5,))[0]
@@ -222,8 +218,8 @@ class ByteLM:
         several = list(several_prompts(prompts))
         for prompt in several:
             self._request(prompt, options)
-        results = dict(self.generate_iter(several, batch_size=batch_size, **options))
-        return [results[index] for index in range(len(several))]
+        results = sorted(self.generate_iter(several, batch_size=batch_size, **options), key=lambda item: item[0])
+        return [result for _, result in results]
 
     @spelled_out
     def generate_iter(
@@ -246,10 +242,10 @@ class ByteLM:
         at_least_one("batch_size", batch_size)
         self._request(b"", options)
         self._needed_rule()
-        return self._continued(iter(several_prompts(prompts)), Batch(), batch_size, options)
+        return self._continued(iter(several_prompts(prompts)), SequenceBatch(), batch_size, options)
 
     def _continued(
-        self, prompts: Iterator[str | bytes | Prompt], batch: Batch, batch_size: int, options: Options
+        self, prompts: Iterator[str | bytes | Prompt], batch: SequenceBatch, batch_size: int, options: Options
     ) -> Iterator[tuple[int, Generation]]:
         """Rows that finish are replaced by waiting prompts. A row's key in the batch is its prompt's index."""
         chunks: dict[int, list[Chunk]] = {}

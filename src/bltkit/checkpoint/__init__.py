@@ -19,7 +19,7 @@ from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.names import stored_parts
-from bltkit.checkpoint.token_model import (
+from bltkit.checkpoint.token_checkpoint import (
     TokenBundle,
     is_token_model,
     load_token_model,

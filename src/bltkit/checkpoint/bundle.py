@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import hf_config, token_model
+from bltkit.checkpoint import hf_config
+from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.checksums import POSITION, update_checksums
-from bltkit.checkpoint.forms import choose_forms, needed_bytes
+from bltkit.checkpoint.chosen_forms import choose_forms, needed_bytes
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
@@ -40,7 +41,7 @@ from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, w
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import KINDS, Matrix, WeightForm
 from bltkit.patching import PatchingRule
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bltkit.checkpoint.mapped import FileRows, release
-from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
+from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.formed import KINDS, FormedLinear, Int4Linear, Int8Linear, WeightForm
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import MIN_ELEMENTS, linears_of
 from bltkit.model.rounding import GROUP, Matrix, from_nibbles, widen_int4
 
@@ -114,7 +114,7 @@ class Reader:
         return base if f"{base}.steps" in self.weights.names() else None
 
     def _formed(
-        self, rounded: str | None, parts: Sequence[Part], shape: torch.Size, form: WeightForm
+        self, rounded: str | None, parts: Sequence[TensorPart], shape: torch.Size, form: WeightForm
     ) -> FormedLinear | None:
         if rounded is not None:
             if form != self.stored:
@@ -158,7 +158,7 @@ class Reader:
         release(steps)
         return wide.to(device=self.device, dtype=dtype)
 
-    def _read(self, part: Part) -> Tensor:
+    def _read(self, part: TensorPart) -> Tensor:
         source = self._source(part.name)
         stored = self.weights.read(source, part.shape)
         kept = self.keep_tables and part.name == TABLES and stored.dtype in HALVES
@@ -168,7 +168,7 @@ class Reader:
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
 
-    def _join(self, parts: Sequence[Part], shape: torch.Size) -> Tensor:
+    def _join(self, parts: Sequence[TensorPart], shape: torch.Size) -> Tensor:
         """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
         stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
         whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)

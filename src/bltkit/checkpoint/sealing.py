@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from bltkit.checkpoint import hf_config
+from bltkit.checkpoint.byte_tokenizer import tokenizer_files
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry, Manifest, ScorerModule, scorer_config
 from bltkit.checkpoint.names import ROUNDED, is_hugging_face
-from bltkit.checkpoint.tokenizer import tokenizer_files
 from bltkit.files import sealed
 from bltkit.model.quantize import WeightForm
 

@@ -208,7 +208,7 @@ def _unfinished(num_bytes: int) -> str:
 
 def _stats(generations: "Sequence[Generation]", first_byte: float | None, device: Any) -> list[str]:
     """What it cost, and the memory traffic beside what this machine does at best (measured here, about a second)."""
-    from bltkit.bench.rates import machine_rates
+    from bltkit.bench.machine_rates import machine_rates
 
     # Samples run side by side: the one that ran longest was there for every pass.
     longest = max((generation.stats for generation in generations), key=lambda each: each.seconds)

@@ -84,7 +84,7 @@ def check(
     place = run_on(model, device, threads, "rows")
     from bltkit.checkpoint import resolve_model
     from bltkit.data import read_texts
-    from bltkit.eval.health import check_directory
+    from bltkit.diagnostics.health import check_directory
 
     documents = read_texts(files) if files else None
     with progress_bar("check") as progress:

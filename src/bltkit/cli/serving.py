@@ -57,8 +57,8 @@ def serve(
     A line on stderr says where it listens, once the model is loaded; with --json also an object on stdout.
     """
     try:
-        from bltkit.serve.run import ServerSettings
-        from bltkit.serve.run import serve as run
+        from bltkit.serve.program import ServerSettings
+        from bltkit.serve.program import serve as run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("bltkit"):
             raise

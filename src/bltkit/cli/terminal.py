@@ -58,7 +58,7 @@ def workers_option(count: int | None) -> int | None:
 
 
 _LISTED = {
-    "rules": "bltkit.patching.registry:RULES",
+    "rules": "bltkit.patching.rules:RULES",
     "strategies": "bltkit.generate.strategies:STRATEGIES",
     "tasks": "bltkit.eval.tasks:TASKS",
     "noises": "bltkit.eval.noise:NOISES",

@@ -67,9 +67,9 @@ def patch(
     data = read_text(text, file)
     place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
-    from bltkit.study.compare import compare_bundle
-    from bltkit.study.pictures import write_picture
-    from bltkit.study.terminal import MAX_LINES, render
+    from bltkit.views.ansi import MAX_LINES, render
+    from bltkit.views.compare import compare_bundle
+    from bltkit.views.pictures import write_picture
 
     lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
     lm = lm if rule is None else lm.with_patching(rule)
@@ -90,7 +90,7 @@ def _count_lengths(
 ) -> None:
     """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
     from bltkit.api import ByteLM
-    from bltkit.study.patch_lengths import lengths_of, measure_lengths
+    from bltkit.views.patch_lengths import lengths_of, measure_lengths
 
     with contextlib.ExitStack() as stack:
         if file is not None and text is None and file.is_file():

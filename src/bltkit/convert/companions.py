@@ -10,7 +10,7 @@ from bltkit.checkpoint import MANIFEST
 from bltkit.checkpoint.checksums import CHECKSUMS, POSITION
 from bltkit.checkpoint.sealing import CONFIG
 from bltkit.checkpoint.weights import INDEX, PICKLES
-from bltkit.convert.source import Source
+from bltkit.convert.source_checkpoint import Source
 from bltkit.files import LOCK_FILES
 
 _LICENCE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)

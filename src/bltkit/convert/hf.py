@@ -18,7 +18,7 @@ from bltkit.checkpoint.names import ROUNDED
 from bltkit.checkpoint.sealing import CONFIG, described, manifest_of, seal
 from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
-from bltkit.convert.source import Counter, Source, Writer, stack_of
+from bltkit.convert.source_checkpoint import Counter, Source, Writer, stack_of
 from bltkit.convert.stream import Stack, dtype_of, write_shards
 from bltkit.files import parse_json
 

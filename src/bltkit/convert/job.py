@@ -11,8 +11,8 @@ from bltkit.checkpoint.stored import parse_stored
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions, is_licence
-from bltkit.convert.forms import in_form
-from bltkit.convert.source import Counter, Progress, Source, Writer
+from bltkit.convert.source_checkpoint import Counter, Progress, Source, Writer
+from bltkit.convert.stored_forms import in_form
 from bltkit.convert.stream import size_of
 from bltkit.files import needs_space
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 from bltkit.generate.constraint import Constraint
 from bltkit.generate.ledger import Stats
-from bltkit.generate.sampling import Sampling, Tops
+from bltkit.generate.sampling import Sampling
 from bltkit.generate.strategies import Autoregressive, Strategy
+from bltkit.generate.top_logprobs import Tops
 
 Finish = Literal["eos", "stop", "length"]
 """Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""

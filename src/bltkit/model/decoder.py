@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from bltkit.model.block_attention import BlockAttention
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.diffusion import BlockRowAttention, BlockRows
-from bltkit.model.drafting import BlockAttention
+from bltkit.model.fused_linear import Linear, RMSNorm, normed_product
 from bltkit.model.layers import Before, Embedding, Transformer, truncated_normal
+from bltkit.model.masked_blocks import BlockRowAttention, BlockRows
 from bltkit.model.pooling import AddedLatent
-from bltkit.model.products import Linear, RMSNorm, normed_product
-from bltkit.model.segments import Latents, RowsOfLatents
+from bltkit.model.segment_ops import Latents, RowsOfLatents
 from bltkit.vocab import VOCAB_SIZE
 
 PatchKV = tuple[tuple[Tensor, ...], ...]

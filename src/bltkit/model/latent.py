@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer, truncated_normal
-from bltkit.model.products import Linear
 
 
 class LatentTransformer(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from bltkit.checkpoint import Bundle, resolve_model
 from bltkit.compute import SMALL, default_threads, device_of, share_cores
 from bltkit.config import nearest
+from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.generate import STRATEGIES, strategy_of
-from bltkit.generate.ledger import count_parameters
-from bltkit.generate.loading import open_bundle
+from bltkit.generate.open_bundle import open_bundle
 from bltkit.model.quantize import form_of
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler

@@ -6,7 +6,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.files.json_lines import append_lines, read_lines
 
 ROWS = "rows.jsonl"
 

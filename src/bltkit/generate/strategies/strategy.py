@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from bltkit.config import Config
 from bltkit.generate.constraint import Constraint
-from bltkit.generate.ledger import Passes
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
 from bltkit.model import Blt

@@ -3,7 +3,7 @@
 For every model, text and temperature all ways of decoding continue the same prompts, in turn prompt by prompt and in
 an order that rotates, so that a machine that changes its pace does so for all of them. A turn is kept in turns.jsonl as
 soon as it is over, and a study that was broken off goes on behind the last one; rows.jsonl has what follows from
-the turns (`rows.py`), one row for each way of decoding.
+the turns (`decoding_rows.py`), one row for each way of decoding.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
-from bltkit.generate import Batch, Request, Sampling, Session, Stats
+from bltkit.files.json_lines import append_lines, read_lines
+from bltkit.generate import Request, Sampling, SequenceBatch, Session, Stats
+from bltkit.study.fast_decoding.decoding_rows import MadeText, Turn, TurnGroup, heldout_row, setting_rows
+from bltkit.study.fast_decoding.decoding_settings import AR, Setting, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of
-from bltkit.study.fast_decoding.rows import Group, Made, Turn, heldout_row, setting_rows
-from bltkit.study.fast_decoding.settings import AR, Setting, setting_of, settings_of
 from bltkit.study.row_file import ROWS
 from bltkit.vocab import encode
 
@@ -33,7 +33,7 @@ WARM_UP = 16
 Row = dict[str, Any]
 
 
-class Plan(Config):
+class FastDecodingPlan(Config):
     """What is measured of each model and text."""
 
     prompts: PositiveInt = 32
@@ -58,7 +58,7 @@ class Plan(Config):
 
 
 @dataclass(frozen=True)
-class Tools:
+class FastDecodingTools:
     """What this study is handed in from its neighbours, which it may not import."""
 
     nats: Callable[[Bundle, bytes], Sequence[float]]
@@ -106,11 +106,11 @@ class _Subject:
 
 
 def run(
-    plan: Plan,
+    plan: FastDecodingPlan,
     models: Mapping[str, str],
     texts: Mapping[str, str],
     out: Path,
-    tools: Tools,
+    tools: FastDecodingTools,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
@@ -133,7 +133,7 @@ def run(
         if all(name in subject.left_out for subject in subjects):
             raise ValueError(f"setting {name!r} suits none of the models: {subjects[0].left_out[name]}")
     out.mkdir(parents=True, exist_ok=True)
-    study = _Study(plan, out, tools)
+    study = _FastDecodingStudy(plan, out, tools)
     work = [
         _Part(subject, text, temperature)
         for subject in subjects
@@ -167,10 +167,10 @@ class _Part:
         return {"model": self.subject.name, "text": self.text.name, "temperature": self.temperature}
 
 
-class _Study:
+class _FastDecodingStudy:
     """What a directory holds, and what comes to it."""
 
-    def __init__(self, plan: Plan, out: Path, tools: Tools) -> None:
+    def __init__(self, plan: FastDecodingPlan, out: Path, tools: FastDecodingTools) -> None:
         self.plan, self.out, self.tools = plan, out, tools
         self.rows = read_lines(out / ROWS)
 
@@ -223,7 +223,7 @@ class _Study:
                 append_lines(self.out / TURNS, [line])
                 turns[prompt, seed] = turn
             yield
-        group = Group(part.text, [turns[key] for key in self._turns(part)], [key[0] for key in self._turns(part)])
+        group = TurnGroup(part.text, [turns[key] for key in self._turns(part)], [key[0] for key in self._turns(part)])
         made = setting_rows(group, missing, self.tools.repeated_share)
         common = {"what": "fast-decoding", "kind": "setting", **part.names}
         self._add([common | row | self._stamp(part) for row in made])
@@ -234,7 +234,7 @@ class _Study:
         made = {}
         for setting in order:
             data, stats, rounds = _continue(session.fork(), setting, request)
-            made[setting.name] = Made.of(data, stats, rounds, nats_of(session, data))
+            made[setting.name] = MadeText.of(data, stats, rounds, nats_of(session, data))
         return Turn(made)
 
     def _request(self, part: _Part, seed: int, at_most: int | None = None) -> Request:
@@ -285,7 +285,7 @@ class _Study:
 
 def _continue(session: Session, setting: Setting, request: Request) -> tuple[bytes, Stats, int]:
     """What one way of decoding makes, what it cost, and its rounds (the first choice is none)."""
-    batch, data, rounds = Batch().admit(session, [replace(request, strategy=setting.strategy)]), b"", -1
+    batch, data, rounds = SequenceBatch().admit(session, [replace(request, strategy=setting.strategy)]), b"", -1
     stats: Stats | None = None
     while batch.rows:
         batch, chunks = batch.step()
@@ -300,7 +300,7 @@ def _name_of(setting: str) -> str:
     return setting_of(setting).name
 
 
-def _passages(plan: Plan, name: str, source: str) -> Passages:
+def _passages(plan: FastDecodingPlan, name: str, source: str) -> Passages:
     return passages_of(
         name,
         read_text(name, source),

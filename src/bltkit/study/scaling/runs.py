@@ -24,13 +24,13 @@ from bltkit.model import CnnConfig, EntropyConfig
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling import batches
 from bltkit.study.scaling.batches import Heldout, Seen
-from bltkit.study.scaling.families import Cost
-from bltkit.study.scaling.plan import Plan, Unit
+from bltkit.study.scaling.family_configs import ForwardCost
+from bltkit.study.scaling.plan import ScalingPlan, Unit
 from bltkit.study.scaling.prepare import CORPUS, Prepared, prepare
 from bltkit.study.scaling.rows import WHAT, Row, known_rows, make_row
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 RUNS = "runs"
 PROBE = 48
@@ -39,7 +39,7 @@ _POINTS = "points.json"
 
 
 @dataclass(frozen=True)
-class Tools:
+class ScalingTools:
     """What trains and counts; tests put something quick in its place."""
 
     train: Callable[..., Result] = train_run
@@ -63,19 +63,19 @@ class Stopped(Exception):
 
 
 def run(
-    plan: Plan,
+    plan: ScalingPlan,
     out: Path,
     circumstances: Mapping[str, Any],
     *,
     only: Sequence[str] = (),
     minutes: float | None = None,
-    tools: Tools = Tools(),
+    tools: ScalingTools = ScalingTools(),
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Make the rows of a plan that `out` does not hold yet; returns all that it holds.
 
-    only: units, see `Plan.chosen`. minutes: begin nothing further after so long. circumstances: kept in each row.
+    only: units, see `ScalingPlan.chosen`. minutes: begin nothing further after them. circumstances: kept in each row.
     Units that another process works on are left to it. Raises ValueError for what does not fit, KeyboardInterrupt
     after a signal, when what was being trained is saved.
     """
@@ -91,7 +91,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     known_rows(rows, plan, units)
     prepared = prepare(plan, units, out, tools.train, say)
-    study = _Study(plan, out, prepared, rows, circumstances, tools, deadline, say)
+    study = _ScalingStudy(plan, out, prepared, rows, circumstances, tools, deadline, say)
     total = len(units) * len(plan.budgets)
     try:
         for unit in units:
@@ -104,7 +104,7 @@ def run(
     return rows.read()
 
 
-def whole_config(plan: Plan, unit: Unit, prepared: Prepared, out: Path, branch: Branch) -> TrainConfig:
+def whole_config(plan: ScalingPlan, unit: Unit, prepared: Prepared, out: Path, branch: Branch) -> TrainConfig:
     """The config of a budget's run as one: at the full rate to `begin`, then the decay."""
     patch = getattr(unit.family, "patch_bytes", None) if unit.family.needs_scorer else None
     fields = unit.family.sections(unit.size, prepared.rule(patch), prepared.scorer) | {
@@ -151,19 +151,19 @@ def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], 
     return last if abs(budget - cost_of(last)) < cost_of(one) - budget else one
 
 
-def _done(study: "_Study", plan: Plan, units: Sequence[Unit]) -> int:
+def _done(study: "_ScalingStudy", plan: ScalingPlan, units: Sequence[Unit]) -> int:
     known = known_rows(study.rows, plan, units)
     return sum((*unit.name, budget) in known for unit in units for budget in plan.budgets)
 
 
 @dataclass(frozen=True)
-class _Study:
-    plan: Plan
+class _ScalingStudy:
+    plan: ScalingPlan
     out: Path
     prepared: Prepared
     rows: RowFile
     circumstances: Mapping[str, Any]
-    tools: Tools
+    tools: ScalingTools
     deadline: float | None
     say: Callable[[str], None]
 
@@ -188,7 +188,7 @@ class _Study:
         except Timeout:
             self.say(f"{unit.key}: another process is at it")
 
-    def cost(self, unit: Unit, seen: Seen) -> Cost:
+    def cost(self, unit: Unit, seen: Seen) -> ForwardCost:
         """Of a byte, at the mean patch that a run has seen."""
         return unit.family.cost(unit.size, seen.unit_bytes, self.plan.row_bytes, self._scorer(unit))
 
