@@ -10,15 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.checkpoint import (
-    Bundle,
-    DeviceMap,
-    ScorerModule,
-    load_bundle,
-    resolve_model,
-    save_bundle,
-    warn_unreadable,
-)
+from bltkit.checkpoint import Bundle, DeviceMap, ScorerModule, resolve_model, save_bundle, warn_unreadable
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.dataset_source import Place
@@ -48,6 +40,7 @@ from bltkit.generate import (
     typed,
 )
 from bltkit.generate.autotune import best_form, measure_forms
+from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
@@ -91,13 +84,15 @@ class ByteLM:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         verify: bool = False,
+        weights: str | None = None,
+        scorer_weights: str | None = None,
         device_map: str | Path | DeviceMap | None = None,
     ) -> Self:
         """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`.
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
-        their sizes alone are compared (`blt check` compares everything).
+        their sizes alone are compared. weights, scorer_weights: forms of the large matrices (see `open_bundle`).
         device_map: devices of a model's parts in place of `device`: "auto" fills GPUs and then the CPU, n-gram tables
         stay on the CPU; or "layers=0-11:cuda:0,12-24:cpu", a JSON file, or a `DeviceMap`.
         Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
@@ -106,9 +101,9 @@ class ByteLM:
             raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
         if device_map is not None and str(device) != "cpu":
             raise ValueError(f"device = {device} beside device_map; give one of them")
-        parts = None if device_map is None else DeviceMap.parse(device_map)
-        directory = resolve_model(str(model))
-        return cls(load_bundle(directory, dtype=dtype, device=device_of(device), verify=verify, device_map=parts))
+        options: dict[str, Any] = {"verify": verify, "weights": weights, "scorer_weights": scorer_weights}
+        options["device_map"] = None if device_map is None else DeviceMap.parse(device_map)
+        return cls(open_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), **options))
 
     @property
     def model(self) -> Blt | None:
@@ -130,9 +125,10 @@ class ByteLM:
         """The training record."""
         return self.bundle.record
 
-    def save(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint to a new `directory`. Raises ValueError where it exists, OSError on a full disk."""
-        warn_unreadable(save_bundle(directory, self.bundle, dtype=dtype), self.bundle)
+    def save(self, directory: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> None:
+        """Write a checkpoint, as `save_bundle` does; `directory` must not exist. Raises ValueError, OSError."""
+        save_bundle(directory, self.bundle, dtype=dtype, weights=weights)
+        warn_unreadable(directory, self.bundle, weights)
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
@@ -146,19 +142,19 @@ class ByteLM:
             raise ValueError(f"rule {parsed.kind!r} reads {parsed.scores} scores, but this model gives {given}")
         return ByteLM(replace(self.bundle, rule=parsed))
 
-    def with_weights(self, form: str) -> "ByteLM":
+    def with_weights(self, form: str, scorer: str | None = None) -> "ByteLM":
         """The same model with its large matrices in another run-time form, for inference (`model/quantize.py`).
 
-        `packed` holds the very same numbers in another layout; fp16, bf16 and int8 round them. `auto` measures the
-        forms that round nothing on this machine, about a second's work, and takes the faster.
+        form: `packed` holds the very same numbers; fp16, bf16, int8 and int4 round them; `auto` is the faster of those
+        that round nothing. scorer: the scorer's; None: as `form` where that rounds nothing, else as it is.
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
-        model, form = self._needed_model(), typed("form", form, str)
-        size, _ = self.bundle.mean_patch_bytes or (4.5, "assumed")
-        measured = measure_forms(model, self.scorer, LOSSLESS, patch_bytes=size) if form == "auto" else None
-        chosen = parse_form(form) if measured is None else best_form(measured)
-        scorer = None if self.scorer is None else reform(self.scorer, chosen)
-        return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
+        model, size = self._needed_model(), (self.bundle.mean_patch_bytes or (4.5,))[0]
+        auto = typed("form", form, str) == "auto"
+        chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, patch_bytes=size)) if auto else parse_form(form)
+        scorer_form = parse_form(scorer) if scorer is not None else chosen if chosen in LOSSLESS else "fp32"
+        reformed = None if self.scorer is None else reform(self.scorer, scorer_form)
+        return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=reformed))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
@@ -199,8 +195,8 @@ class ByteLM:
         several = list(several_prompts(prompts))
         for prompt in several:
             self._request(prompt, options)
-        results = dict(self.generate_iter(several, batch_size=batch_size, **options))
-        return [results[index] for index in range(len(several))]
+        results = sorted(self.generate_iter(several, batch_size=batch_size, **options), key=lambda item: item[0])
+        return [result for _, result in results]
 
     @spelled_out
     def generate_iter(
@@ -378,13 +374,4 @@ def evaluate(
     )
 
 
-def load(
-    model: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    verify: bool = False,
-    device_map: str | Path | DeviceMap | None = None,
-) -> ByteLM:
-    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`; all else as for `ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device, verify=verify, device_map=device_map)
+load = ByteLM.load

@@ -25,24 +25,28 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHOWN_SOURCES = 20
 
 
-def model_card(bundle: Bundle, licences: Sequence[Path] = ()) -> str:
-    """The text of a card. licences: the checkpoint's files with terms of use."""
-    return marked("\n".join([*_metadata(bundle, licences), "", *_body(bundle, licences), ""]))
+def model_card(bundle: Bundle, licences: Sequence[Path] = (), weights: str | None = None) -> str:
+    """The text of a card.
+
+    licences: the checkpoint's files with terms of use. weights: the form in which its large matrices are stored.
+    """
+    reason = unreadable(bundle, weights)
+    return marked("\n".join([*_metadata(bundle, licences, reason), "", *_body(bundle, licences, reason), ""]))
 
 
-def write_card(directory: Path, bundle: Bundle) -> bool:
+def write_card(directory: Path, bundle: Bundle, weights: str | None = None) -> bool:
     """Write the card of a checkpoint, unless there is the same one or one that was edited; returns whether it did.
 
-    Raises OSError.
+    weights: as for `model_card`. Raises OSError.
     """
-    path, content = directory / CARD, model_card(bundle, licence_files(directory)).encode()
+    path, content = directory / CARD, model_card(bundle, licence_files(directory), weights).encode()
     if path.exists() and (path.read_bytes() == content or not is_generated(path)):
         return False
     write_atomic(path, content)
     return True
 
 
-def _metadata(bundle: Bundle, licences: Sequence[Path]) -> Iterator[str]:
+def _metadata(bundle: Bundle, licences: Sequence[Path], reason: str | None) -> Iterator[str]:
     """The YAML block, keys in the hub's usual order. Strings are JSON's, which YAML contains."""
     identifier = licence_identifier([*licences])
     fields: dict[str, Any] = {"library_name": "bltkit"}
@@ -54,7 +58,7 @@ def _metadata(bundle: Bundle, licences: Sequence[Path]) -> Iterator[str]:
     if bundle.model is not None:
         fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["bltkit", "blt", "byte-level", "tokenizer-free"]
-    if unreadable(bundle) is None:
+    if reason is None:
         fields["tags"].append("transformers")
     if names := _hub_datasets(bundle.record):
         fields["datasets"] = names
@@ -68,8 +72,8 @@ def _metadata(bundle: Bundle, licences: Sequence[Path]) -> Iterator[str]:
     yield "---"
 
 
-def _body(bundle: Bundle, licences: Sequence[Path]) -> Iterator[str]:
-    record, reason = bundle.record, unreadable(bundle)
+def _body(bundle: Bundle, licences: Sequence[Path], reason: str | None) -> Iterator[str]:
+    record = bundle.record
     kind = "Byte Latent Transformer" if bundle.model is not None else "Model that places patches"
     yield f"# {kind}, {_parameters(bundle)} parameters"
     yield ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bltkit.checkpoint.forms import Forms, weight_sizes
+from bltkit.checkpoint.chosen_forms import Forms, weight_sizes
 from bltkit.checkpoint.names import Room
 from bltkit.compute import device_of, free_memory
 from bltkit.files import read_json_object

@@ -94,7 +94,7 @@ def config_of(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
     return _refused_config(OWN_TYPE if bundle.model is not None else f"{OWN_TYPE}-{manifest.kind}", reason)
 
 
-def unreadable(bundle: Bundle, weights: WeightForm | None = None) -> str | None:
+def unreadable(bundle: Bundle, weights: str | None = None) -> str | None:
     """The part of a bundle that keeps transformers from loading it, as a noun; None where transformers can.
 
     weights: the form in which the large matrices are stored.
@@ -109,9 +109,12 @@ def unreadable(bundle: Bundle, weights: WeightForm | None = None) -> str | None:
     return reason or next((f"tensor {name}" for name in names if not is_hugging_face(name)), None)
 
 
-def warn_unreadable(directory: str | Path, bundle: Bundle) -> None:
-    """Log one line where transformers cannot load a BLT that was saved in `directory`, with the reason."""
-    reason = None if bundle.model is None else unreadable(bundle)
+def warn_unreadable(directory: str | Path, bundle: Bundle, weights: str | None = None) -> None:
+    """Log one line where transformers cannot load a BLT that was saved in `directory`, with the reason.
+
+    weights: the form in which the large matrices are stored.
+    """
+    reason = None if bundle.model is None else unreadable(bundle, weights)
     if reason is not None:
         logging.getLogger(__name__).warning(
             "%s: transformers cannot load this checkpoint: %s has no place in its format; bltkit loads it",

@@ -14,7 +14,9 @@ from bltkit.cli.terminal import (
     File,
     Json,
     Model,
+    ScorerWeights,
     Threads,
+    Weights,
     is_terminal,
     lists,
     print_json,
@@ -82,9 +84,8 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End at this string (repeatable).")] = None,
     valid_utf8: Annotated[bool, typer.Option("--valid-utf8", help="Only bytes that make valid UTF-8.")] = False,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
-    weights: Annotated[
-        str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
-    ] = "fp32",
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     device_map: DeviceMapOption = None,
     threads: Threads = None,
@@ -134,6 +135,8 @@ def generate(
         "logprobs": logprobs,
     }
     place = run_on(model, device, threads, "sequence" if prompts is None else "rows", device_map)
+    loading: dict[str, Any] = {"weights": weights, "scorer_weights": scorer_weights}
+    loading |= {"device": place, "device_map": device_map}
     from bltkit.api import ByteLM
     from bltkit.cli.writer import Writer
     from bltkit.generate import Generation
@@ -141,10 +144,10 @@ def generate(
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, place, weights, batch, options, as_json, device_map)
+        continue_prompts(prompts, out, model, loading, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, device=place, device_map=device_map).with_weights(weights)
+    lm = ByteLM.load(model, **loading)
     say_placement(device_map, lm)
     first_byte: float | None = None
     held_back = 0

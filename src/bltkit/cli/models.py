@@ -9,7 +9,9 @@ import typer
 from bltkit.cli.terminal import (
     Device,
     Json,
+    ScorerWeights,
     Threads,
+    Weights,
     print_json,
     print_text,
     progress_bar,
@@ -76,6 +78,8 @@ def check(
         float | None,
         typer.Option(help="Also find the threshold for this mean patch size, as `blt calibrate` does; store nothing."),
     ] = None,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -99,6 +103,8 @@ def check(
             files=files or (),
             device=place,
             progress=progress.stage,
+            weights=weights,
+            scorer_weights=scorer_weights,
         )
     show(report, as_json)
     if not report.healthy:

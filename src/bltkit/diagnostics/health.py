@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
+from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_token_model
 from bltkit.data.sources import StdlibSource, Texts
 from bltkit.diagnostics.entropies import score_pieces
 from bltkit.diagnostics.finding import Finding
@@ -33,6 +33,7 @@ from bltkit.diagnostics.sound_files import checkpoint_finding, data_findings, tr
 from bltkit.diagnostics.thresholds import DEFAULT_FILES, WantedSize, calibrate_command, wanted_size_finding
 from bltkit.diagnostics.windows import window_effect_findings, window_field_finding
 from bltkit.eval.score import window_shape
+from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import CnnEntropy, EntropyModel
 from bltkit.views.calibration import tunable_rule
 
@@ -145,12 +146,15 @@ def check_directory(
     files: Sequence[str] = (),
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
+    weights: str | None = None,
+    scorer_weights: str | None = None,
 ) -> Health:
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
     directory: a checkpoint, or a training run, of which all complete checkpoints are compared; or annotated shards or a
     mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. Other arguments:
-    as for `check`; model is the directory where it is not named otherwise.
+    as for `check`; model is the directory where it is not named otherwise. weights, scorer_weights: forms of a BLT's
+    weights, as for `open_bundle`.
 
     Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
     files are those that were written.
@@ -175,7 +179,8 @@ def check_directory(
     if is_token_model(directory):
         load_token_model(directory)
         return Health(first)
-    bundle, name = load_bundle(directory, device=device), str(directory) if model is None else model
+    bundle = open_bundle(directory, device=device, weights=weights, scorer_weights=scorer_weights)
+    name = str(directory) if model is None else model
     field = window_field_finding(directory)
     rest = check(bundle, documents, wanted=wanted, model=name, files=files, progress=progress)
     return Health((*first, *(() if field is None else (field,)), *rest.findings))

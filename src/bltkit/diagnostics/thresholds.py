@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bltkit.checkpoint import Bundle
-from bltkit.checkpoint.locate import EMBEDDED, HUB
+from bltkit.checkpoint.fetch import HUB
+from bltkit.checkpoint.locate import EMBEDDED
 from bltkit.data.samples import sample_documents
 from bltkit.diagnostics.entropies import ScoredPieces, patch_sizes
 from bltkit.diagnostics.finding import Finding

@@ -141,7 +141,7 @@ def shared_contents(directory: Path) -> dict[str, Path | bytes]:
     else:
         bundle = load_bundle(directory, device="meta")
         if not (directory / CARD).is_file():
-            card = model_card(bundle, licence_files(directory)).encode()
+            card = model_card(bundle, licence_files(directory), _stored_form(directory)).encode()
     weights = {path.name for path in weight_files(directory)}
     names = sorted(
         path.name
@@ -220,6 +220,11 @@ class _Upload:
 
 def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _stored_form(directory: Path) -> str | None:
+    """The form of weights that bltkit.json names."""
+    return read_json_object(directory / MANIFEST).get("weights") if (directory / MANIFEST).exists() else None
 
 
 def _remarks(directory: Path) -> list[str]:
