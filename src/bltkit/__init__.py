@@ -14,11 +14,23 @@ if TYPE_CHECKING:
     from bltkit.api import ByteLM, Generation, evaluate, load
     from bltkit.convert import convert
     from bltkit.generate.options import Prompt
+    from bltkit.hf.accelerate import accelerate
     from bltkit.patches import Patches
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "convert", "evaluate", "load", "train"]
+__all__ = [
+    "ByteLM",
+    "Generation",
+    "Patches",
+    "Prompt",
+    "TrainConfig",
+    "accelerate",
+    "convert",
+    "evaluate",
+    "load",
+    "train",
+]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
@@ -26,6 +38,7 @@ _HOMES = {
     "Patches": "bltkit.patches",
     "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",
+    "accelerate": "bltkit.hf.accelerate",
     "convert": "bltkit.convert",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",
