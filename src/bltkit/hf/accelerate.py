@@ -31,8 +31,9 @@ class Engine:
         config = self.theirs.config.to_dict()
         if config != self.config:
             self._describe(config)
+        modules = dict(self.theirs.named_modules())
         for binding in self.bindings:
-            binding.refresh()
+            binding.refresh(modules)
 
     def session(self, rows: int) -> Session:
         """A session of `rows` empty rows."""
@@ -55,7 +56,7 @@ class Engine:
         layers = sum(1 for _ in self.theirs.modules())
         model, scorer = build_modules(path, described.model, described.scorer, num_tensors=layers, table_rows=tables)
         assert model is not None and scorer is not None
-        self.bindings = bindings(self.theirs, model, scorer, described.encoder_cross)
+        self.bindings = bindings(model, scorer, described.encoder_cross)
         self.model, self.scorer, self.rule, self.config = model.eval(), scorer.eval(), described.rule, config
 
 

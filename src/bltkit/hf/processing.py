@@ -1,5 +1,6 @@
 """From raw logits to ids as transformers' loop does it: processors, then the most probable id or a draw."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +29,11 @@ class Processors:
     def __init__(self, processors: Any, real: Bool[Tensor, "B T"] | None) -> None:
         import transformers
 
-        self.processors, self.real = processors, real
+        self.real = real
         self.readers = tuple(getattr(transformers, name) for name in _READERS if hasattr(transformers, name))
+        self.processors = processors
+        if real is not None:
+            self.processors = [self._of_single_rows(processor) for processor in processors]
 
     def __bool__(self) -> bool:
         return len(self.processors) > 0
@@ -49,6 +53,15 @@ class Processors:
                 scores = processor(ids, scores)
         return scores
 
+    def _of_single_rows(self, processor: Any) -> Any:
+        """A reader that left out the padding of each row of the batch, by which it counted, has none to leave out."""
+        if isinstance(processor, self.readers) and isinstance(
+            getattr(processor, "prompt_ignore_length", None), torch.Tensor
+        ):
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = None
+        return processor
+
     def _unpadded(self, row: int, ids: Int64[Tensor, " L"]) -> Int64[Tensor, "1 N"]:
         assert self.real is not None
         columns = self.real.shape[1]
@@ -63,8 +76,8 @@ class Noise:
     gives the same ids.
     """
 
-    def __init__(self, rows: int, like: Tensor) -> None:
-        self.rows, self.like, self.first = rows, like, 0
+    def __init__(self, rows: int) -> None:
+        self.rows, self.first = rows, 0
         self.steps: list[Float[Tensor, "B V"]] = []
 
     def draw(self, row: int, step: int, scores: Float[Tensor, "1 V"]) -> int:

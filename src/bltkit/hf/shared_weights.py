@@ -6,9 +6,8 @@ transformers become views of consecutive rows of it. They stay contiguous leaf p
 `state_dict` and `save_pretrained` work as before, and an update in place is seen by both models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +21,22 @@ from bltkit.model import Blt
 class Binding:
     """One tensor of ours and the parameters of transformers that hold its rows.
 
-    owner, name: the module of ours and its parameter's name. parts: for each part the module of transformers, and the
-    parameter's full name for messages.
+    owner, name: the module of ours and its parameter's name. parts: full names of their parameters. shapes: of each.
     """
 
     owner: nn.Module
     name: str
-    parts: Sequence[tuple[nn.Module, str]]
+    parts: Sequence[str]
     shapes: Sequence[tuple[int, ...]]
 
-    def refresh(self) -> None:
+    def refresh(self, modules: Mapping[str, nn.Module]) -> None:
         """Make the tensor of ours the memory of the parts, wherever they lie now.
 
-        Nothing moves where it is so already. After `model.to(...)` or an assignment of new tensors the parts are
-        copied into a joined matrix once more, one matrix at a time. Raises ValueError for a part that is no plain
-        parameter.
+        modules: of the model of transformers as it is now, by name. Nothing moves where it is so already. After
+        `model.to(...)` or an assignment of new tensors the parts are copied into a joined matrix once more, one matrix
+        at a time. Raises ValueError for a part that is no plain parameter.
         """
-        sources = [
-            self._source(module, name, shape) for (module, name), shape in zip(self.parts, self.shapes, strict=True)
-        ]
+        sources = [_source(modules, name, shape) for name, shape in zip(self.parts, self.shapes, strict=True)]
         mine = self.owner._parameters[self.name]
         if len(sources) == 1:
             if mine is not sources[0]:
@@ -55,20 +51,26 @@ class Binding:
             )
         self.owner._parameters[self.name] = nn.Parameter(_joined(sources), requires_grad=False)
 
-    def _source(self, module: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Parameter:
-        source = module._parameters.get(name.rpartition(".")[2])
-        if type(module) not in (nn.Linear, nn.Embedding) and len(shape) > 1:
-            raise ValueError(
-                f"{name.rpartition('.')[0]} is a {type(module).__name__}, not a plain torch module; merge adapters "
-                "(peft: merge_and_unload) and load the model without quantisation"
-            )
-        if type(source) is not nn.Parameter or type(source.data) is not Tensor or not source.is_floating_point():
-            raise ValueError(f"{name} is no plain floating-point parameter; load the model unquantised and unsharded")
-        if source.device.type == "meta":
-            raise ValueError(f"{name} is on the meta device: it has no numbers; load the weights before accelerating")
-        if tuple(source.shape) != shape:
-            raise ValueError(f"{name} has shape {list(source.shape)}; the model's config says {list(shape)}")
-        return source
+
+def _source(modules: Mapping[str, nn.Module], name: str, shape: tuple[int, ...]) -> nn.Parameter:
+    """The parameter called `name`. Raises ValueError where the engine cannot take it in place of what it computes."""
+    path, _, leaf = name.rpartition(".")
+    module = modules.get(path)
+    if module is None:
+        raise ValueError(f"the model has no module {path}, which its config describes")
+    if type(module) not in (nn.Linear, nn.Embedding) and len(shape) > 1 and leaf == "weight":
+        raise ValueError(
+            f"{path} is a {type(module).__name__}, not a plain torch module; merge adapters "
+            "(peft: merge_and_unload) and load the model without quantisation"
+        )
+    source = module._parameters.get(leaf)
+    if type(source) is not nn.Parameter or type(source.data) is not Tensor or not source.is_floating_point():
+        raise ValueError(f"{name} is no plain floating-point parameter; load the model unquantised and unsharded")
+    if source.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device: it has no numbers; load the weights before accelerating")
+    if tuple(source.shape) != shape:
+        raise ValueError(f"{name} has shape {list(source.shape)}; the model's config says {list(shape)}")
+    return source
 
 
 def _holds(joined: Tensor, sources: Sequence[Tensor]) -> bool:
@@ -94,25 +96,15 @@ def _joined(sources: Sequence[nn.Parameter]) -> Tensor:
     return joined
 
 
-def bindings(theirs: Any, model: Blt, scorer: ScorerModule, encoder_cross: int) -> list[Binding]:
+def bindings(model: Blt, scorer: ScorerModule, encoder_cross: int) -> list[Binding]:
     """A binding for every parameter of `model` and `scorer`, which are on the meta device.
 
-    theirs: the `BltForCausalLM`. encoder_cross: see `hf_config.Described`. Raises ValueError for a module that is
-    missing.
+    encoder_cross: see `hf_config.Described`.
     """
-    modules = dict(theirs.named_modules())
     result = []
     for owner, name, parts in _parameters(model, scorer):
-        places = []
-        for part in parts:
-            source = part.name.replace(f"{_ENCODER_CROSS}0.", f"{_ENCODER_CROSS}{encoder_cross}.")
-            module = modules.get(source.rpartition(".")[0])
-            if module is None:
-                raise ValueError(
-                    f"the model has no module {source.rpartition('.')[0]}; its config describes another model"
-                )
-            places.append((module, source))
-        result.append(Binding(owner, name, places, [part.shape for part in parts]))
+        names = [part.name.replace(f"{_ENCODER_CROSS}0.", f"{_ENCODER_CROSS}{encoder_cross}.") for part in parts]
+        result.append(Binding(owner, name, names, [part.shape for part in parts]))
     return result
 
 
