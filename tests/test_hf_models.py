@@ -138,7 +138,7 @@ def test_saving_into_new_and_existing_directories(checkpoint: Path, tmp_path: Pa
     model.save_pretrained(target, max_shard_size="100KB")
     assert len(list(target.glob("*.safetensors"))) > 1
     (target / "optimizer.pt").write_bytes(b"something")
-    model.generation_config.top_k = 7
+    model.generation_config.do_sample, model.generation_config.top_k = True, 7
     model.save_pretrained(target)
     assert [file.name for file in target.glob("*.safetensors*")] == ["model.safetensors"]
     assert (target / "optimizer.pt").exists()
@@ -256,10 +256,10 @@ def test_model_of_the_harness_by_its_directory(checkpoint: Path) -> None:
     import bltkit.hf
 
     lm = HFLM(pretrained=str(checkpoint), batch_size=1, device="cpu")
-    ((logprob, _),) = lm.loglikelihood([Instance("loglikelihood", {}, ("def ", "main()"), 0)])
+    ((logprob, _),) = lm.loglikelihood([Instance("loglikelihood", {}, ("def", " main()"), 0)])
     each = bltkit.load(checkpoint).logits(encode("def main()")).log_softmax(-1)
     ids = encode("def main()")
-    expected = sum(float(each[at - 1, ids[at]]) for at in range(5, len(ids)))
+    expected = sum(float(each[at - 1, ids[at]]) for at in range(4, len(ids)))
     assert logprob == pytest.approx(expected, abs=1e-4)
 
 
@@ -268,7 +268,7 @@ def test_model_of_the_harness_by_its_directory(checkpoint: Path) -> None:
     [
         ({"revision": "v2"}, "revision = 'v2'"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantization_config"),
-        ({"dtype": "int4"}, "dtype = 'int4'"),
+        ({"dtype": "int4"}, r"dtype = .*int4"),
         ({"device_map": {"a": 0, "b": "cpu"}}, "lies on one device"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation"),
     ],

@@ -84,6 +84,10 @@ class BltkitEntropyConfig(BltkitConfig):
 
     model_type = f"{OWN_TYPE}-entropy"
 
+    def __init__(self, description: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        # transformers makes a dataclass of a config without a constructor of its own.
+        super().__init__(description, **kwargs)
+
 
 def described_in(directory: Path) -> dict[str, Any]:
     """What bltkit.json of a checkpoint says, but for its files. Raises ValueError where it is missing or damaged."""

@@ -164,6 +164,8 @@ class _Speculation:
             ):
                 self._emit()
             if self.columns.ended:
+                if self.noise is not None:
+                    self.noise.rewind()
                 return
             session, order = _without_ended(session, order, self.columns)
             session = self._round(session.with_room(ROOM), [self.rows[index] for index in order])

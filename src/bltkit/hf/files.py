@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 
-from bltkit.checkpoint import MANIFEST, Bundle, load_bundle, save_bundle, write_bundle
-from bltkit.checkpoint.sealing import CONFIG
+from bltkit.checkpoint import MANIFEST, Bundle, atomic_directory, load_bundle, write_bundle
+from bltkit.checkpoint.intact import read_manifest
+from bltkit.checkpoint.manifest import Manifest
+from bltkit.checkpoint.sealing import CONFIG, json_bytes
+from bltkit.checkpoint.tokenizer import SETTINGS, TOKENIZER
 from bltkit.checkpoint.weights import INDEX, read_json, weight_files
 from bltkit.compute import device_of
+from bltkit.config import parse
 from bltkit.hf.config import checkpoint_directory
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -24,6 +28,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "local_files_only": (True, False),
 }
 """Arguments of `from_pretrained` that change nothing here, and the values that do not."""
+
+_TOKENIZER = (TOKENIZER, SETTINGS)
 
 _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -41,8 +47,8 @@ def load(name: Any, arguments: dict[str, Any]) -> Bundle:
         dtype = read_json(directory / CONFIG).get("dtype")
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype, dtype)
-    if not isinstance(dtype, torch.dtype | None):
-        raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, its name or 'auto'")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype = {dtype!r}: must be a floating-point torch.dtype, its name or 'auto'")
     device = _device(arguments.pop("device_map", None))
     for key in ("adapter_kwargs", "_from_auto"):  # of the Auto classes, which have used them
         arguments.pop(key, None)
@@ -59,20 +65,31 @@ def save(directory: str | Path, bundle: Bundle, max_shard_size: int | str) -> No
     """
     target, size = Path(directory), _bytes(max_shard_size)
     if not target.exists():
-        save_bundle(target, bundle, max_shard_bytes=size)
+        with atomic_directory(target) as written:
+            _write(written, bundle, size)
         return
     if not target.is_dir():
         raise ValueError(f"{target} is a file; give a directory to save to")
     with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as folder:
         written = Path(folder)
-        write_bundle(written, bundle, max_shard_bytes=size)
+        _write(written, bundle, size)
         stale = {file.name for file in weight_files(target)} if (target / CONFIG).exists() else set()
         stale |= {INDEX} & {file.name for file in target.iterdir()}
-        new = sorted(written.iterdir(), key=lambda file: file.name in (CONFIG, MANIFEST))
+        kept = {name for name in _TOKENIZER if (target / name).exists()}
+        new = [file for file in written.iterdir() if file.name not in kept]
+        new.sort(key=lambda file: file.name in (CONFIG, MANIFEST))
         for file in new:
             file.replace(target / file.name)
         for name in stale - {file.name for file in new}:
             (target / name).unlink(missing_ok=True)
+
+
+def _write(directory: Path, bundle: Bundle, max_shard_bytes: int) -> None:
+    """The files of a checkpoint. bltkit.json does not answer for the tokenizer, which Trainer writes once more."""
+    write_bundle(directory, bundle, max_shard_bytes=max_shard_bytes)
+    manifest: Manifest = parse(Manifest, read_manifest(directory), MANIFEST)
+    listed = {name: entry for name, entry in manifest.files.items() if name not in _TOKENIZER}
+    (directory / MANIFEST).write_bytes(json_bytes(manifest.replace(files=listed)))
 
 
 def _device(value: Any) -> torch.device:

@@ -60,8 +60,6 @@ class EngineGeneration:
             logits_processor: Any = None,
             stopping_criteria: Any = None,
             generation_config: Any = None,
-            synced_gpus: bool = False,
-            streamer: Any = None,
             **model_inputs: Any,
         ) -> Any:
             # Were the mask a parameter of its own, transformers would take it for an option of this loop.
@@ -76,6 +74,10 @@ class EngineGeneration:
                 streamer,
             )
 
+        ids, mask = kwargs.get("input_ids", inputs), kwargs.get("attention_mask")
+        if ids is not None and mask is not None and ids.shape != mask.shape:
+            shapes = f"{list(mask.shape)}, input_ids {list(ids.shape)}"
+            raise ValueError(f"attention_mask has shape {shapes}; the two must agree")
         kwargs["use_cache"] = False  # transformers would prepare a cache that nobody reads
         return super().generate(  # type: ignore[misc]
             inputs,

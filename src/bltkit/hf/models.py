@@ -10,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from bltkit.checkpoint import Bundle, ScorerModule
 from bltkit.checkpoint.bundle import MAX_SHARD_BYTES
-from bltkit.checkpoint.manifest import build_scorer
-from bltkit.checkpoint.names import blt_parts, scorer_parts
+from bltkit.checkpoint.manifest import Manifest, build_scorer
+from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts
 from bltkit.generate import Session
 from bltkit.hf import files
 from bltkit.hf.config import BltkitConfig, BltkitEntropyConfig, checkpoint_directory, described_in
@@ -129,10 +129,8 @@ class BltkitPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         module: Any = self.scorer if self.blt is None else self.blt.decoder
         return cast(nn.Module, module.head)
 
-    def outputs(
-        self, input_ids: Int64[Tensor, "B T"], attention_mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> Float[Tensor, "B T V"]:
-        """What the model computes of every id; zeros at padding, which may lie anywhere in a row.
+    def outputs(self, input_ids: Any, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> Float[Tensor, "B T V"]:
+        """What the model computes of every id [B, T]; zeros at padding, which may lie anywhere in a row.
 
         Raises ValueError for ids outside the vocabulary and for inputs of a cache or of embeddings.
         """
@@ -261,21 +259,25 @@ class BltkitEntropyForCausalLM(BltkitPreTrainedModel):
 
 def _join_parts(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let a state that is named as in the checkpoint's files be loaded, too: their parts become our matrices."""
-    for name, ours, parts in _parts(module):
+    own = {prefix + name for name in module.state_dict()}
+    if all(name in own for name in state if name.startswith(prefix)):
+        return
+    for name, parts in _file_parts(module.manifest):
         sources = [prefix + part.name for part in parts]
         if prefix + name not in state and all(source in state for source in sources):
             values = [state.pop(source) for source in sources]
             state[prefix + name] = values[0] if len(values) == 1 else torch.cat(values)
-            assert state[prefix + name].shape == ours.shape, name
 
 
-def _parts(module: Any) -> list[tuple[str, Tensor, Any]]:
-    """Every tensor of a model's modules: its name, itself, and the file's tensors that it is made of."""
-    blt, scorer = module.blt, module.scorer
+def _file_parts(manifest: Manifest) -> list[tuple[str, tuple[Part, ...]]]:
+    """Every tensor of a model of this description: its name, and the file's tensors that it is made of."""
+    with torch.device("meta"):
+        blt = None if manifest.model is None else Blt(manifest.model)
+        scorer = None if manifest.scorer is None else build_scorer(manifest.scorer)
     rows = []
     if blt is not None:
-        rows += [(f"blt.{name}", x, blt_parts(name, x.shape)) for name, x in blt.state_dict().items()]
+        rows += [(f"blt.{name}", blt_parts(name, x.shape)) for name, x in blt.state_dict().items()]
     if scorer is not None:
-        of = "model.patcher." if blt is not None else ""
-        rows += [(f"scorer.{name}", x, scorer_parts(name, x.shape, of)) for name, x in scorer.state_dict().items()]
+        of = "" if blt is None else SCORER_PREFIX
+        rows += [(f"scorer.{name}", scorer_parts(name, x.shape, of)) for name, x in scorer.state_dict().items()]
     return rows

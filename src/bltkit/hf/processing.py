@@ -73,21 +73,40 @@ class Noise:
 
     A draw of one id is a race: the id with the largest p / q wins, for q from the exponential distribution. Step s of a
     batch takes q[B, V] from torch's generator, in the order of the steps, as a loop without drafts does: the same seed
-    gives the same ids.
+    gives the same ids, and what is drawn afterwards is the same as well.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows, self.first = rows, 0
         self.steps: list[Float[Tensor, "B V"]] = []
+        self.states: list[Tensor | None] = []
+        """Of the generator in front of each step."""
+        self.device = torch.device("cpu")
 
     def draw(self, row: int, step: int, scores: Float[Tensor, "1 V"]) -> int:
         """The id of one row at one step."""
         while self.first + len(self.steps) <= step:
-            shape = (self.rows, scores.shape[-1])
+            shape, self.device = (self.rows, scores.shape[-1]), scores.device
+            generator = _generator(self.device)
+            self.states.append(None if generator is None else generator.get_state())
             self.steps.append(torch.empty(shape, dtype=scores.dtype, device=scores.device).exponential_(1))
         return int((scores.softmax(-1)[0] / self.steps[step - self.first][row]).argmax())
 
     def forget(self, step: int) -> None:
         """Drop what belongs to steps before this one."""
         del self.steps[: step - self.first]
+        del self.states[: step - self.first]
         self.first = max(self.first, step)
+
+    def rewind(self) -> None:
+        """Give back what was drawn for steps that nobody came to."""
+        generator = _generator(self.device)
+        if generator is not None and self.states and self.states[0] is not None:
+            generator.set_state(self.states[0])
+
+
+def _generator(device: torch.device) -> torch.Generator | None:
+    """torch's own generator of a device; None where its state cannot be set."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator if device.type == "cpu" else None

@@ -22,7 +22,7 @@ class PromptRows:
     def of(cls, input_ids: Int64[Tensor, "B T"], attention_mask: Tensor | None) -> "PromptRows":
         """The prompts of a batch that is padded on the left, on the right or on both sides.
 
-        Raises ValueError for ids outside the vocabulary, a mask of another shape, an empty row, and a mask with a gap.
+        Raises ValueError for ids outside the vocabulary, an empty row, and a mask with a gap.
         """
         if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < VOCAB_SIZE:
             low, high = int(input_ids.min()), int(input_ids.max())
@@ -31,9 +31,6 @@ class PromptRows:
             )
         real = None
         if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                shapes = f"{list(attention_mask.shape)}, input_ids {list(input_ids.shape)}"
-                raise ValueError(f"attention_mask has shape {shapes}; the two must agree")
             real = attention_mask.to(input_ids.device) != 0
             real = None if bool(real.all()) else real
         columns: list[list[int]] = input_ids.tolist()
