@@ -25,6 +25,7 @@ TENSOR_PACKAGES = [
     "data",
     "checkpoint",
     "generate",
+    "hf",
     "train",
     "annotate",
     "eval",

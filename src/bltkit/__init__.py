@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bltkit.convert import convert
     from bltkit.generate.options import Prompt
     from bltkit.generate.request import Generation
+    from bltkit.hf.accelerate import accelerate
     from bltkit.patches import Patches
     from bltkit.share import pull, push
     from bltkit.train import TrainConfig, train
@@ -26,6 +27,7 @@ __all__ = [
     "Patches",
     "Prompt",
     "TrainConfig",
+    "accelerate",
     "convert",
     "evaluate",
     "load",
@@ -40,6 +42,7 @@ _HOMES = {
     "Patches": "bltkit.patches",
     "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",
+    "accelerate": "bltkit.hf.accelerate",
     "convert": "bltkit.convert",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",
