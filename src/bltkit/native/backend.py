@@ -1,0 +1,85 @@
+"""Which parts of a model the native backend takes, and a copy of the model in which it does."""
+
+import copy
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from torch import nn
+
+from bltkit.config import nearest
+from bltkit.model.cross import CrossAttention
+from bltkit.model.decoder import LocalDecoder
+from bltkit.model.forms import FormedLinear
+from bltkit.model.layers import Transformer
+from bltkit.native.linear import NativeLinear, native_linear
+from bltkit.native.stack import NativeTransformer
+
+Backend = Literal["auto", "eager", "native"]
+"""eager: torch, operation by operation. native: compiled code. auto: native where the machine and the model allow it."""
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def parse_backend(name: str) -> Backend:
+    """A backend by its name. Raises ValueError that names the nearest one."""
+    if name not in BACKENDS:
+        raise ValueError(f"no backend {name!r}{nearest(name, BACKENDS)}")
+    return cast(Backend, name)
+
+
+def backend_of(*modules: nn.Module | None) -> str:
+    """`native`, `eager`, or `native, eager NAMES` where some stacks are native and those named are not."""
+    stacks = {
+        name: stack
+        for module in modules
+        if module is not None
+        for name, stack in module.named_modules()
+        if isinstance(stack, Transformer) and len(stack.layers)
+    }
+    eager = [name for name, stack in stacks.items() if not isinstance(stack, NativeTransformer)]
+    if len(eager) == len(stacks):
+        return "eager"
+    return f"native, eager {', '.join(eager)}" if eager else "native"
+
+
+@torch.no_grad()
+def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
+    """A copy of a loaded model or scorer whose stacks are native, and which of them are not, each with the reason.
+
+    It shares norms, embeddings and tables with `module`; the weights of the products are laid out anew, in the
+    precision that they have (`reform` comes first). Raises Unavailable where there is no library.
+    """
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    copied = copy.deepcopy(module, cast(dict[int, Any], tensors))
+    reasons = []
+    readers = {id(part.stack): part.readers for part in copied.modules() if isinstance(part, LocalDecoder)}
+    for owner_name, owner in list(copied.named_modules()):
+        for name, stack in list(owner.named_children()):
+            if type(stack) is not Transformer or not len(stack.layers):
+                continue
+            reading = tuple(each for each in readers.get(id(stack), ()) if isinstance(each, CrossAttention))
+            refused = _lay_out(stack) or next(filter(None, map(_lay_out, reading)), None)
+            if refused is None:
+                setattr(owner, name, NativeTransformer(stack, reading))
+            else:
+                reasons.append(f"{f'{owner_name}.' if owner_name else ''}{name}: {refused}")
+    if not reasons:
+        _lay_out(copied)
+    return copied, reasons
+
+
+def _lay_out(module: nn.Module) -> str | None:
+    """Put the weights of all linear maps inside into panels; or why one of them cannot be."""
+    laid: list[tuple[nn.Module, str, NativeLinear]] = []
+    for owner in module.modules():
+        for name, inner in owner.named_children():
+            if isinstance(inner, nn.Linear | FormedLinear) and not isinstance(inner, NativeLinear):
+                made = native_linear(inner)
+                if isinstance(made, str):
+                    return made
+                laid.append((owner, name, made))
+    for owner, name, made in laid:
+        setattr(owner, name, made)
+    return None

@@ -1,0 +1,185 @@
+"""The compiled kernels: built once per machine with the C++ compiler at hand, kept in the user's cache, called by ctypes.
+
+There is no other dependency, and nothing of torch in the interface: a new torch needs no new library.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-fno-math-errno", "-fno-trapping-math")
+"""Of any compiler that knows GCC's options; sums keep their order, and numbers that are not finite stay so."""
+
+THREADED = ("-fopenmp",)
+UNTHREADED = ("-fopenmp-simd",)
+"""For compilers that come without OpenMP's library: one thread."""
+
+COMPILERS = ("c++", "g++", "clang++")
+
+PLAIN, FP16, BF16, INT8 = range(4)
+"""How a `Matrix` holds its numbers: in the type of the activations, in 16 bits, or in 8 with a scale per output."""
+
+
+class Unavailable(RuntimeError):
+    """There is no native library on this machine; the message says why and what helps."""
+
+
+class Matrix(ctypes.Structure):
+    """A weight in panels of 64 outputs."""
+
+    _fields_: ClassVar = [
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("form", c_int64),
+        ("limit", c_double),
+    ]
+
+
+class LayerWeights(ctypes.Structure):
+    """One transformer layer."""
+
+    _fields_: ClassVar = [
+        ("attention_norm", c_void_p),
+        ("qkv", Matrix),
+        ("out", Matrix),
+        ("ffn_norm", c_void_p),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+    ]
+
+
+class ReaderWeights(ctypes.Structure):
+    """The query side of one cross-attention block."""
+
+    _fields_: ClassVar = [
+        ("norm", c_void_p),
+        ("q", Matrix),
+        ("out", Matrix),
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("eps", c_double),
+        ("gain", c_double),
+    ]
+
+
+class StackWeights(ctypes.Structure):
+    """A stack of layers, and the cross-attention in front of its first ones."""
+
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "window")),
+        ("eps", c_double),
+        ("frequencies", c_void_p),
+        ("layer", POINTER(LayerWeights)),
+        ("readers", c_int64),
+        ("reader", POINTER(ReaderWeights)),
+    ]
+
+
+class Kernels:
+    """The library's functions, by the dtype of the activations."""
+
+    def __init__(self, path: Path) -> None:
+        loaded = ctypes.CDLL(str(path))
+        names = {torch.float32: "f32", torch.float64: "f64"}
+        self.stack = {dtype: getattr(loaded, f"stack_{name}") for dtype, name in names.items()}
+        self.linear = {dtype: getattr(loaded, f"linear_{name}") for dtype, name in names.items()}
+        for function in self.stack.values():
+            function.restype = None
+            function.argtypes = [
+                POINTER(StackWeights),
+                c_void_p,
+                c_int64,
+                c_int64,
+                c_void_p,
+                c_void_p,
+                c_void_p,
+                c_int64,
+            ]
+        for function in self.linear.values():
+            function.restype = None
+            function.argtypes = [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64]
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Kernels:
+    """The library, compiled where it is not in the cache yet (some seconds). Raises Unavailable."""
+    compiler = _compiler()
+    directory = cache_directory()
+    path = directory / f"kernels-{_key(compiler)}.so"
+    if not path.exists():
+        _build(compiler, path)
+    try:
+        return Kernels(path)
+    except (OSError, AttributeError) as error:
+        raise Unavailable(f"{path} cannot be loaded ({error}); delete it to have it compiled again") from None
+
+
+def is_compiled() -> bool:
+    """Is the library in the cache already. Raises Unavailable where it can be neither found nor made."""
+    return (cache_directory() / f"kernels-{_key(_compiler())}.so").exists()
+
+
+def cache_directory() -> Path:
+    """Directory of compiled libraries: `bltkit` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "bltkit"
+
+
+def _compiler() -> Path:
+    named = os.environ.get("CXX")
+    paths = [path for name in ([named] if named else COMPILERS) if (path := shutil.which(name))]
+    if not paths:
+        looked = named or ", ".join(COMPILERS)
+        raise Unavailable(f"no C++ compiler ({looked}); install one, such as g++, or name it in CXX")
+    return Path(paths[0]).resolve()
+
+
+def _key(compiler: Path) -> str:
+    """A hash of all that the library depends on: source, options, compiler and the CPU's instructions."""
+    state = compiler.stat()
+    parts = [SOURCE.read_bytes(), repr((FLAGS, THREADED, str(compiler), state.st_size, state.st_mtime_ns)).encode()]
+    parts.append(_instructions().encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _instructions() -> str:
+    """Of the CPU; `-march=native` means another code on another one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {platform.processor()} {flags}"
+
+
+def _build(compiler: Path, path: Path) -> None:
+    """Compile to a file of its own, then move it to its place: another process never sees half a library."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            made = Path(work) / path.name
+            errors = ""
+            for threading in (THREADED, UNTHREADED):
+                command = [str(compiler), *FLAGS, *threading, "-o", str(made), str(SOURCE)]
+                result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+                if result.returncode == 0:
+                    made.replace(path)
+                    return
+                errors = errors or result.stderr
+    except OSError as error:
+        raise Unavailable(f"{path.parent}: {error.strerror or error}; name another place in XDG_CACHE_HOME") from None
+    first = next((line for line in errors.splitlines() if "error" in line), "no message")
+    raise Unavailable(f"{compiler.name} does not compile the kernels ({first}); name another compiler in CXX")
