@@ -13,6 +13,7 @@ from bltkit.model.forms import FormedLinear
 from bltkit.model.layers import Transformer
 from bltkit.native.linear import NativeLinear, native_linear
 from bltkit.native.stack import NativeTransformer
+from bltkit.native.steps import native_step
 
 Backend = Literal["auto", "eager", "native"]
 """eager: torch, operation by operation. native: compiled code. auto: native where the machine and the model allow it."""
@@ -67,7 +68,11 @@ def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
                 reasons.append(f"{f'{owner_name}.' if owner_name else ''}{name}: {refused}")
     if not reasons:
         _lay_out(copied)
-    return copied, reasons
+    for owner in list(copied.modules()):
+        for name, inner in list(owner.named_children()):
+            if (native := native_step(inner)) is not None:
+                setattr(owner, name, native)
+    return cast(AnyModule, native_step(copied) or copied), reasons
 
 
 def _lay_out(module: nn.Module) -> str | None:

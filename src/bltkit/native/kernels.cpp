@@ -71,6 +71,12 @@ struct Sequence {  // where a sequence's keys and values lie: [layers][2 kv_head
     T* base;
     int64_t layer_stride, head_stride, start, stop, position;
 };
+struct Ngrams {
+    const void *bytes, *tables;      // [260, width], [rows of all tables, width]
+    const int64_t *factors, *first;  // [tables, longest], [tables]: what ids are multiplied with, a table's first row
+    int64_t number, longest, buckets, width;
+    double scale;
+};
 template <class T>
 struct PatchVectors {  // keys and values [R, 1 or S, k, heads, head_dim] that a reader attends to
     const T *keys, *values;
@@ -470,21 +476,67 @@ void run_linear(const Matrix& m, const T* input, int64_t columns, T* output, int
     product(m, x, output);
 }
 
+// Entropies in nats of softmax(logits).
+template <class T>
+void run_entropy(const T* logits, int64_t columns, int64_t ids, T* entropies) {
+    for (int64_t c = 0; c < columns; c++, logits += ids) {
+        T largest = -std::numeric_limits<T>::infinity(), total = 0, weighted = 0;
+#pragma omp simd reduction(max : largest)
+        for (int64_t i = 0; i < ids; i++) largest = std::max(largest, logits[i]);
+#pragma omp simd reduction(+ : total, weighted)
+        for (int64_t i = 0; i < ids; i++) {
+            const T below = logits[i] - largest, weight = exponential(below);
+            total += weight;
+            weighted += weight * below;
+        }
+        entropies[c] = std::log(total) - weighted / total;
+    }
+}
+
+// Of each window's last `size` ids: the byte's vector and those of the n-grams that end there.
+template <class T>
+void run_embed(const Ngrams& n, const int64_t* window, int64_t rows, int64_t size, T* x) {
+    const T *bytes = static_cast<const T*>(n.bytes), *tables = static_cast<const T*>(n.tables);
+    for (int64_t c = 0; c < rows * size; c++, x += n.width) {
+        const int64_t* ids = window + c / size * (size + n.longest - 1) + c % size;
+        std::fill(x, x + n.width, T(0));
+        for (int64_t t = 0; t < n.number; t++) {
+            uint64_t hash = 0;
+            for (int64_t i = 0; i < n.longest; i++)
+                hash += static_cast<uint64_t>(n.factors[t * n.longest + i]) * static_cast<uint64_t>(ids[i]);
+            int64_t bucket = static_cast<int64_t>(hash) % n.buckets;
+            bucket += bucket < 0 ? n.buckets : 0;
+            const T* row = tables + (n.first[t] + bucket) * n.width;
+#pragma omp simd
+            for (int64_t i = 0; i < n.width; i++) x[i] += row[i];
+        }
+        const T* own = bytes + ids[n.longest - 1] * n.width;
+#pragma omp simd
+        for (int64_t i = 0; i < n.width; i++) x[i] = (x[i] + own[i]) * static_cast<T>(n.scale);
+    }
+}
+
 }  // namespace
 
+#define ENTRY_POINTS(T, NAME)                                                                                        \
+    void stack_##NAME(const Stack<T>* stack, const Sequence<T>* sequences, int64_t rows, int64_t size, const T* x,   \
+                      T* outputs, const PatchVectors<T>* patches, int64_t threads) {                                 \
+        run_stack(*stack, sequences, rows, size, x, outputs, patches, threads);                                      \
+    }                                                                                                                \
+    void linear_##NAME(const Matrix* matrix, const T* x, int64_t columns, T* y, int64_t threads) {                   \
+        run_linear(*matrix, x, columns, y, threads);                                                                 \
+    }                                                                                                                \
+    void norm_##NAME(const T* x, const T* gain, int64_t columns, int64_t width, double eps, T* y) {                  \
+        for (int64_t c = 0; c < columns; c++) norm(x + c * width, gain, width, static_cast<T>(eps), y + c * width);  \
+    }                                                                                                                \
+    void entropy_##NAME(const T* logits, int64_t columns, int64_t ids, T* entropies) {                               \
+        run_entropy(logits, columns, ids, entropies);                                                                \
+    }                                                                                                                \
+    void embed_##NAME(const Ngrams* ngrams, const int64_t* window, int64_t rows, int64_t size, T* x) {               \
+        run_embed(*ngrams, window, rows, size, x);                                                                   \
+    }
+
 extern "C" {
-void stack_f32(const Stack<float>* stack, const Sequence<float>* sequences, int64_t rows, int64_t size, const float* x,
-               float* outputs, const PatchVectors<float>* patches, int64_t threads) {
-    run_stack(*stack, sequences, rows, size, x, outputs, patches, threads);
-}
-void stack_f64(const Stack<double>* stack, const Sequence<double>* sequences, int64_t rows, int64_t size,
-               const double* x, double* outputs, const PatchVectors<double>* patches, int64_t threads) {
-    run_stack(*stack, sequences, rows, size, x, outputs, patches, threads);
-}
-void linear_f32(const Matrix* matrix, const float* x, int64_t columns, float* y, int64_t threads) {
-    run_linear(*matrix, x, columns, y, threads);
-}
-void linear_f64(const Matrix* matrix, const double* x, int64_t columns, double* y, int64_t threads) {
-    run_linear(*matrix, x, columns, y, threads);
-}
+ENTRY_POINTS(float, f32)
+ENTRY_POINTS(double, f64)
 }

@@ -10,10 +10,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from ctypes import POINTER, c_double, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -89,41 +90,56 @@ class StackWeights(ctypes.Structure):
     ]
 
 
+class NgramTables(ctypes.Structure):
+    """Embeddings of bytes and hashed n-grams."""
+
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("bytes", "tables", "factors", "first")),
+        *((name, c_int64) for name in ("number", "longest", "buckets", "width")),
+        ("scale", c_double),
+    ]
+
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "stack": [POINTER(StackWeights), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64],
+    "linear": [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64],
+    "norm": [c_void_p, c_void_p, c_int64, c_int64, c_double, c_void_p],
+    "entropy": [c_void_p, c_int64, c_int64, c_void_p],
+    "embed": [POINTER(NgramTables), c_void_p, c_int64, c_int64, c_void_p],
+}
+"""The library's functions, each of them for every dtype."""
+
+_SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
+
+
 class Kernels:
-    """The library's functions, by the dtype of the activations."""
+    """The library's functions for activations of one dtype."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
         loaded = ctypes.CDLL(str(path))
-        names = {torch.float32: "f32", torch.float64: "f64"}
-        self.stack = {dtype: getattr(loaded, f"stack_{name}") for dtype, name in names.items()}
-        self.linear = {dtype: getattr(loaded, f"linear_{name}") for dtype, name in names.items()}
-        for function in self.stack.values():
-            function.restype = None
-            function.argtypes = [
-                POINTER(StackWeights),
-                c_void_p,
-                c_int64,
-                c_int64,
-                c_void_p,
-                c_void_p,
-                c_void_p,
-                c_int64,
-            ]
-        for function in self.linear.values():
-            function.restype = None
-            function.argtypes = [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64]
+
+        def function(name: str) -> Callable[..., None]:
+            exported: Any = getattr(loaded, f"{name}_{_SUFFIXES[dtype]}")
+            exported.restype, exported.argtypes = None, _ARGUMENTS[name]
+            return cast(Callable[..., None], exported)
+
+        self.stack, self.linear = function("stack"), function("linear")
+        self.norm, self.entropy, self.embed = function("norm"), function("entropy"), function("embed")
 
 
-@lru_cache(maxsize=1)
-def kernels() -> Kernels:
-    """The library, compiled where it is not in the cache yet (some seconds). Raises Unavailable."""
+@lru_cache(maxsize=2)
+def kernels(dtype: torch.dtype = torch.float32) -> Kernels:
+    """The functions for float32 or float64, compiled where they are not in the cache yet (some seconds).
+
+    Raises Unavailable.
+    """
     compiler = _compiler()
     directory = cache_directory()
     path = directory / f"kernels-{_key(compiler)}.so"
     if not path.exists():
         _build(compiler, path)
     try:
-        return Kernels(path)
+        return Kernels(path, dtype)
     except (OSError, AttributeError) as error:
         raise Unavailable(f"{path} cannot be loaded ({error}); delete it to have it compiled again") from None
 

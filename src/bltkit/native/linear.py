@@ -38,7 +38,7 @@ class NativeLinear(FormedLinear):
         self.num_bytes = panels.nbytes
         self.matrix = Matrix(panels.data_ptr(), None, outputs, inputs, self.code, 0.0)
         self._reference = ctypes.byref(self.matrix)
-        self._product = kernels().linear[dtype]
+        self._product = kernels(dtype).linear
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

@@ -37,7 +37,7 @@ class NativeTransformer(Transformer):
         self._dtype = _linear(cast(Layer, self.layers[0]).attention.out).dtype
         self._weights, self._held = _described(stack, self._readers, self._dtype)
         self._reference = ctypes.byref(self._weights)
-        self._extend = kernels().stack[self._dtype]
+        self._extend = kernels(self._dtype).stack
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # nothing changes it, and its description holds addresses
