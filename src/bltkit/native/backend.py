@@ -11,7 +11,7 @@ from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.forms import FormedLinear
 from bltkit.model.layers import Transformer
-from bltkit.native.linear import NativeLinear, native_linear
+from bltkit.native.linear import NativeLinear, in_huge_pages, native_linear
 from bltkit.native.stack import NativeTransformer
 from bltkit.native.steps import native_step
 
@@ -54,24 +54,28 @@ def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
     """
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, cast(dict[int, Any], tensors))
-    reasons = []
     readers = {id(part.stack): part.readers for part in copied.modules() if isinstance(part, LocalDecoder)}
+    reasons: list[str] = []
+    native: list[tuple[nn.Module, str, Transformer, list[CrossAttention]]] = []
     for owner_name, owner in list(copied.named_modules()):
         for name, stack in list(owner.named_children()):
             if type(stack) is not Transformer or not len(stack.layers):
                 continue
-            reading = tuple(each for each in readers.get(id(stack), ()) if isinstance(each, CrossAttention))
-            refused = _lay_out(stack) or next(filter(None, map(_lay_out, reading)), None)
+            reading = [each for each in readers.get(id(stack), ()) if isinstance(each, CrossAttention)]
+            refused = next(filter(None, map(_lay_out, (stack, *reading))), None)
             if refused is None:
-                setattr(owner, name, NativeTransformer(stack, reading))
+                native.append((owner, name, stack, reading))
             else:
                 reasons.append(f"{f'{owner_name}.' if owner_name else ''}{name}: {refused}")
     if not reasons:
         _lay_out(copied)
+    in_huge_pages([inner for inner in copied.modules() if isinstance(inner, NativeLinear)])
+    for owner, name, stack, reading in native:
+        setattr(owner, name, NativeTransformer(stack, reading))
     for owner in list(copied.modules()):
         for name, inner in list(owner.named_children()):
-            if (native := native_step(inner)) is not None:
-                setattr(owner, name, native)
+            if (step := native_step(inner)) is not None:
+                setattr(owner, name, step)
     return cast(AnyModule, native_step(copied) or copied), reasons
 
 

@@ -149,7 +149,6 @@ template <class T, class W, int N>
 void tile(const typename W::element* w, int64_t inputs, const T* x, int64_t stride, T* sums) {
     Vector<T> sum[N][VECTORS] = {};
     for (int64_t k = 0; k < inputs; k++, w += PANEL) {
-        __builtin_prefetch(w + 16 * PANEL);
         Vector<T> weight[VECTORS];
         for (int v = 0; v < VECTORS; v++) weight[v] = W::read(w + v * LANES);
         for (int c = 0; c < N; c++)
@@ -166,7 +165,6 @@ void tile_int8(const int8_t* w, int64_t pairs, const int16_t* x, int64_t stride,
     for (int c = 0; c < N; c++)
         for (int v = 0; v < VECTORS; v++) sum[c][v] = _mm512_setzero_si512();
     for (int64_t k = 0; k < pairs; k++, w += 2 * PANEL) {
-        __builtin_prefetch(w + 32 * PANEL);
         __m512i weight[VECTORS];
         for (int v = 0; v < VECTORS; v++)
             weight[v] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 2 * LANES * v)));

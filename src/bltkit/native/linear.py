@@ -5,6 +5,10 @@ the precision of the `Linear` or of the form (`model/forms.py`) that they are ma
 """
 
 import ctypes
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +26,10 @@ PANEL = 64
 MOST_POSITIONS = 64
 """For more, one large product by torch with the weight laid out anew costs less."""
 
+HUGE_PAGE = 2**21
+LINE = 64
+"""Bytes of a large page, and of a line of the caches."""
+
 LARGEST_SUM = 2**31 - 1
 
 
@@ -37,6 +45,7 @@ class NativeLinear(FormedLinear):
         self.panels = panels
         self.num_bytes = panels.nbytes
         self.matrix = Matrix(panels.data_ptr(), None, outputs, inputs, self.code, 0.0)
+        """Describes the weight to the kernels; who copies it does so after `in_huge_pages`."""
         self._reference = ctypes.byref(self.matrix)
         self._product = kernels(dtype).linear
 
@@ -104,6 +113,28 @@ class NativeInt8(NativeLinear):
         rows = self.panels.transpose(1, 2).reshape(-1, self.in_features + self.in_features % 2)
         steps = rows[: self.out_features, : self.in_features]
         return steps.to(self.dtype) * self.scales.to(self.dtype)[:, None]
+
+
+def in_huge_pages(linears: Sequence[NativeLinear]) -> None:
+    """Move the weights into one stretch of memory, in this order, with large pages where the system has them.
+
+    A step reads all of it in a row; with pages of 4 KiB a core reads half as fast.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    offsets = [0, *accumulate(-(-linear.panels.nbytes // LINE) * LINE for linear in linears)]
+    if offsets[-1] < HUGE_PAGE:
+        return
+    memory = mmap.mmap(-1, offsets[-1] + HUGE_PAGE)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    block = torch.frombuffer(memory, dtype=torch.uint8)
+    skipped = -block.data_ptr() % HUGE_PAGE
+    for linear, offset in zip(linears, offsets, strict=False):  # the last offset is the end
+        old = linear.panels
+        new = block[skipped + offset : skipped + offset + old.nbytes].view(old.dtype).view(old.shape)
+        linear.panels = new.copy_(old)
+        linear.matrix.panels = new.data_ptr()
 
 
 def panels_of(weight: Float[Tensor, "out in"]) -> Tensor:
