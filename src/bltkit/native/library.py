@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).with_name("kernels")
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-fno-math-errno", "-fno-trapping-math")
 """Of any compiler that knows GCC's options; sums keep their order, and numbers that are not finite stay so."""
@@ -166,7 +166,8 @@ def _compiler() -> Path:
 def _key(compiler: Path) -> str:
     """A hash of all that the library depends on: source, options, compiler and the CPU's instructions."""
     state = compiler.stat()
-    parts = [SOURCE.read_bytes(), repr((FLAGS, THREADED, str(compiler), state.st_size, state.st_mtime_ns)).encode()]
+    parts = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file()]
+    parts.append(repr((FLAGS, THREADED, str(compiler), state.st_size, state.st_mtime_ns)).encode())
     parts.append(_instructions().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -189,7 +190,7 @@ def _build(compiler: Path, path: Path) -> None:
             made = Path(work) / path.name
             errors = ""
             for threading in (THREADED, UNTHREADED):
-                command = [str(compiler), *FLAGS, *threading, "-o", str(made), str(SOURCE)]
+                command = [str(compiler), *FLAGS, *threading, "-o", str(made), str(SOURCES / "kernels.cpp")]
                 result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
                 if result.returncode == 0:
                     made.replace(path)
