@@ -43,6 +43,7 @@ from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.fastest import best_form, measure_forms
 from bltkit.model.forms import LOSSLESS, FormedLinear, parse_form, reform
+from bltkit.native import on_backend
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
@@ -174,6 +175,16 @@ class ByteLM:
         chosen = parse_form(form) if measured is None else best_form(measured)
         scorer = None if self.scorer is None else reform(self.scorer, chosen)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
+
+    def with_backend(self, backend: str) -> "ByteLM":
+        """The same model with the steps of decoding run by `eager` torch or by `native` compiled code, for inference.
+
+        `auto` is native on a CPU with a C++ compiler. Weights keep their form: `with_weights` comes first. What the
+        backend cannot run stays eager, and a warning says so once.
+        Raises ValueError for an unknown backend, and for `native` where there is no compiler.
+        """
+        model, scorer = on_backend(typed("backend", backend, str), self.model, self.scorer)
+        return ByteLM(replace(self.bundle, model=model, scorer=scorer))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""

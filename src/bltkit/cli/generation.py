@@ -83,6 +83,9 @@ def generate(
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     device: Device = "auto",
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
@@ -137,10 +140,10 @@ def generate(
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, place, weights, batch, options, as_json)
+        continue_prompts(prompts, out, model, place, weights, backend, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, device=place).with_weights(weights)
+    lm = ByteLM.load(model, device=place).with_weights(weights).with_backend(backend)
     first_byte: float | None = None
     held_back = 0
     if num is not None:
@@ -217,6 +220,7 @@ def _stats(generations: "Sequence[Generation]", first_byte: float | None, device
     lines.append(f"speed: {speed:.0f} bytes/s, {num_bytes} bytes in {longest.seconds:.2f} s")
     if patches:
         lines.append(f"patches: {patches}, {num_bytes / patches:.2f} bytes each")
+    lines.append(f"backend: {longest.backend}")
     lines.append(
         f"passes: {longest.decoder_passes} decoder, {longest.encoder_passes} encoder, "
         f"{longest.global_passes} global, {longest.entropy_passes} entropy model"

@@ -17,6 +17,7 @@ def continue_prompts(
     model: str,
     device: Any,
     weights: str,
+    backend: str,
     batch_size: int | None,
     options: dict[str, Any],
     as_json: bool,
@@ -63,7 +64,7 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model, device=device).with_weights(weights)
+                lm = ByteLM.load(model, device=device).with_weights(weights).with_backend(backend)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)
                     for index, result in lm.generate_iter(left(), batch_size=batch_size or BATCH_SIZE, **options):

@@ -46,6 +46,9 @@ def serve(
     weights: Annotated[
         str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
     ] = "fp32",
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help="Of the weights in memory: float64, float32, bfloat16, float16.")
     ] = None,
@@ -77,7 +80,7 @@ def serve(
         waiting=max_waiting,
     )
     settings = ServerSettings(
-        EngineSettings(model, name, device, threads, weights, dtype, limits),
+        EngineSettings(model, name, device, threads, weights, dtype, limits, backend),
         host,
         port,
         Access(read_keys(api_key_file), allowed_origins(cors or [])),

@@ -4,7 +4,7 @@ Eager torch stays the reference. The second form of the layers is small (`kernel
 first over all shapes.
 """
 
-from bltkit.native.backend import BACKENDS, Backend, accelerated, backend_of, parse_backend
+from bltkit.native.backend import BACKENDS, Backend, accelerated, backend_of, on_backend, parse_backend
 from bltkit.native.library import Unavailable
 
-__all__ = ["BACKENDS", "Backend", "Unavailable", "accelerated", "backend_of", "parse_backend"]
+__all__ = ["BACKENDS", "Backend", "Unavailable", "accelerated", "backend_of", "on_backend", "parse_backend"]

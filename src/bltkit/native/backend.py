@@ -1,6 +1,8 @@
 """Which parts of a model the native backend takes, and a copy of the model in which it does."""
 
 import copy
+import logging
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
@@ -11,16 +13,20 @@ from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.forms import FormedLinear
 from bltkit.model.layers import Transformer
+from bltkit.native.library import Unavailable
 from bltkit.native.linear import NativeLinear, in_huge_pages, native_linear
 from bltkit.native.stack import NativeTransformer
 from bltkit.native.steps import native_step
 
 Backend = Literal["auto", "eager", "native"]
-"""eager: torch, operation by operation. native: compiled code. auto: native where the machine and the model allow it."""
+"""eager: torch, one operation after another. native: compiled code. auto: native where machine and model allow it."""
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+OtherModule = TypeVar("OtherModule", bound=nn.Module)
+
+logger = logging.getLogger(__name__)
 
 
 def parse_backend(name: str) -> Backend:
@@ -77,6 +83,36 @@ def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
             if (step := native_step(inner)) is not None:
                 setattr(owner, name, step)
     return cast(AnyModule, native_step(copied) or copied), reasons
+
+
+def on_backend(
+    backend: str, model: AnyModule | None, scorer: OtherModule | None
+) -> tuple[AnyModule | None, OtherModule | None]:
+    """Model and scorer as `backend` runs them; the same where that is eager. A warning, once, says what stays eager.
+
+    Raises ValueError for an unknown backend, and for `native` on a machine without a library: `auto` does without.
+    """
+    chosen = parse_backend(backend)
+    modules = [module for module in (model, scorer) if module is not None]
+    on_cpu = all(weight.device.type == "cpu" for module in modules for weight in module.parameters())
+    if chosen == "eager" or backend_of(*modules) != "eager" or (chosen == "auto" and not on_cpu):
+        return model, scorer
+    try:
+        native_model, reasons = (None, []) if model is None else accelerated(model)
+        native_scorer, others = (None, []) if scorer is None else accelerated(scorer)
+    except Unavailable as error:
+        if chosen == "native":
+            raise ValueError(f"backend = 'native': {error}; or use backend 'eager'") from None
+        _warn_once(f"decoding without the native backend: {error}")
+        return model, scorer
+    for reason in (*reasons, *(f"scorer {other}" for other in others)):
+        _warn_once(f"not in the native backend: {reason}")
+    return native_model, native_scorer
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _lay_out(module: nn.Module) -> str | None:

@@ -1,10 +1,11 @@
-"""The compiled kernels: built once per machine with the C++ compiler at hand, kept in the user's cache, called by ctypes.
+"""The compiled kernels: built once per machine with its C++ compiler, kept in the user's cache, called by ctypes.
 
 There is no other dependency, and nothing of torch in the interface: a new torch needs no new library.
 """
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -31,6 +32,9 @@ COMPILERS = ("c++", "g++", "clang++")
 
 PLAIN, FP16, BF16, INT8 = range(4)
 """How a `Matrix` holds its numbers: in the type of the activations, in 16 bits, or in 8 with a scale per output."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Unavailable(RuntimeError):
@@ -137,16 +141,12 @@ def kernels(dtype: torch.dtype = torch.float32) -> Kernels:
     directory = cache_directory()
     path = directory / f"kernels-{_key(compiler)}.so"
     if not path.exists():
+        logger.warning("compiling the native kernels for this machine, once; some seconds")
         _build(compiler, path)
     try:
         return Kernels(path, dtype)
     except (OSError, AttributeError) as error:
         raise Unavailable(f"{path} cannot be loaded ({error}); delete it to have it compiled again") from None
-
-
-def is_compiled() -> bool:
-    """Is the library in the cache already. Raises Unavailable where it can be neither found nor made."""
-    return (cache_directory() / f"kernels-{_key(_compiler())}.so").exists()
 
 
 def cache_directory() -> Path:

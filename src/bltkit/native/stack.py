@@ -24,7 +24,7 @@ from bltkit.native.linear import MOST_POSITIONS, NativeLinear
 
 
 class NativeTransformer(Transformer):
-    """`Transformer` with a native `extend`; for inference. It shares all modules with the stack that it is made from."""
+    """`Transformer` with a native `extend`; for inference. It shares all modules with the stack it is made from."""
 
     def __init__(self, stack: Transformer, readers: Sequence[CrossAttention] = ()) -> None:
         """stack: its linear maps, and those of the readers' query side, are `NativeLinear`s.

@@ -12,6 +12,7 @@ from bltkit.generate import STRATEGIES, strategy_of
 from bltkit.generate.ledger import count_parameters
 from bltkit.model.fastest import best_form, measure_forms
 from bltkit.model.forms import LOSSLESS, parse_form, reform
+from bltkit.native import on_backend
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings
@@ -34,7 +35,10 @@ def load(settings: EngineSettings) -> Bundle:
     torch.set_num_threads(settings.threads or default_threads(size, "sequence"))
     device = device_of(settings.device, "--device", small=size < SMALL)
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
-    return _formed(servable(load_bundle(directory, dtype=dtype, device=device), settings.model), settings.weights)
+    bundle = servable(load_bundle(directory, dtype=dtype, device=device), settings.model)
+    bundle = _formed(bundle, settings.weights)
+    model, scorer = on_backend(settings.backend, bundle.model, bundle.scorer)
+    return replace(bundle, model=model, scorer=scorer)
 
 
 def servable(bundle: Bundle, name: str) -> Bundle:
