@@ -2,8 +2,8 @@
 
     python -m scripts.native_steps OLD_CHECKOUT docs/native.jsonl [CASE ...]
 
-A process for each side, on one thread, CPU seconds; both read the same bytes with the same weights. A case is run `TURNS`
-times by one side after the other; the row has the medians and their quotient.
+A process for each side, on one thread, CPU seconds; both read the same bytes with the same weights. One side
+after the other runs a case, `TURNS` times; the row has the medians and their quotient.
 """
 
 import json
@@ -74,7 +74,10 @@ def work() -> None:
             ids = encode(text)[None, :context] if sampled else decoding_rows(context, count, rows)[:, :context]
             sessions[key] = Session.start(subject.model, subject.scorer, subject.rule, rows).extend(ids)
         if sampled:
-            requests = [Request(Sampling(temperature=0.8, seed=1), count, strategy=parse_strategy(strategy))]
+            named = (
+                {} if strategy == "ar" else {"strategy": parse_strategy(strategy)}
+            )  # older requests have no such field
+            requests = [Request(Sampling(temperature=0.8, seed=1), count, **named)]
         else:
             fed = decoding_rows(context, count, rows)[:, context:].tolist()
             greedy = Sampling(temperature=0.0)
@@ -98,7 +101,11 @@ class Side:
         self.commit = subprocess.check_output(["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], text=True)
         environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, "--work"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def run(self, case: tuple[Any, ...], strategy: str) -> tuple[float, str]:

@@ -24,7 +24,7 @@ Backend = Literal["auto", "eager", "native"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-OtherModule = TypeVar("OtherModule", bound=nn.Module)
+AnyScorer = TypeVar("AnyScorer", bound=nn.Module | None)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def parse_backend(name: str) -> Backend:
     """A backend by its name. Raises ValueError that names the nearest one."""
     if name not in BACKENDS:
         raise ValueError(f"no backend {name!r}{nearest(name, BACKENDS)}")
-    return cast(Backend, name)
+    return name
 
 
 def backend_of(*modules: nn.Module | None) -> str:
@@ -85,9 +85,7 @@ def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
     return cast(AnyModule, native_step(copied) or copied), reasons
 
 
-def on_backend(
-    backend: str, model: AnyModule | None, scorer: OtherModule | None
-) -> tuple[AnyModule | None, OtherModule | None]:
+def on_backend(backend: str, model: AnyModule | None, scorer: AnyScorer) -> tuple[AnyModule | None, AnyScorer]:
     """Model and scorer as `backend` runs them; the same where that is eager. A warning, once, says what stays eager.
 
     Raises ValueError for an unknown backend, and for `native` on a machine without a library: `auto` does without.
@@ -99,7 +97,7 @@ def on_backend(
         return model, scorer
     try:
         native_model, reasons = (None, []) if model is None else accelerated(model)
-        native_scorer, others = (None, []) if scorer is None else accelerated(scorer)
+        native_scorer, others = (scorer, []) if scorer is None else accelerated(scorer)
     except Unavailable as error:
         if chosen == "native":
             raise ValueError(f"backend = 'native': {error}; or use backend 'eager'") from None
@@ -107,7 +105,7 @@ def on_backend(
         return model, scorer
     for reason in (*reasons, *(f"scorer {other}" for other in others)):
         _warn_once(f"not in the native backend: {reason}")
-    return native_model, native_scorer
+    return native_model, cast(AnyScorer, native_scorer)
 
 
 @lru_cache(maxsize=64)

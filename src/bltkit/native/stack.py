@@ -37,6 +37,12 @@ class NativeTransformer(Transformer):
         self._dtype = _linear(cast(Layer, self.layers[0]).attention.out).dtype
         self._weights, self._held = _described(stack, self._readers, self._dtype)
         self._reference = ctypes.byref(self._weights)
+        # Plain attributes: a module looks up everything else in Python, and a step asks in every stack.
+        self._num_layers, self._heads, self._head_dim = (
+            len(self.layers),
+            2 * self.config.num_kv_heads,
+            self.config.head_dim,
+        )
         self._extend = kernels(self._dtype).stack
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -59,11 +65,10 @@ class NativeTransformer(Transformer):
             else:  # what is no cross-attention only adds to the stream
                 x = before(0, x)
         x = x.contiguous()
-        heads, head_dim = 2 * self.config.num_kv_heads, self.config.head_dim
         parts = StackCache.apart(caches) if len(caches) > 1 else caches
-        slots = tuple([cache.slot(size, heads, head_dim, x) for cache in parts])
+        slots = tuple([cache.slot(size, self._heads, self._head_dim, x) for cache in parts])
         places = array("q", [number for slot in slots for number in slot.places()])
-        outputs = x.new_empty(len(self.layers), rows, size, width)
+        outputs = x.new_empty(self._num_layers, rows, size, width)
         self._extend(
             self._reference,
             places.buffer_info()[0],
