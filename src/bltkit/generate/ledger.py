@@ -225,7 +225,7 @@ class Stats:
             accepted=accepted,
             weight_gb_read=WeightReads.of(model, scorer).total(passes) / GB,
             kv_gb_read=passes.kv_bytes / GB,
-            backend=backend_of(model, scorer if isinstance(scorer, nn.Module) else None),
+            backend=backend_of(*(module for module in (model, scorer) if isinstance(module, nn.Module))),
             paper_gb=paper_gb(passes.decoder, passes.latent, *paper_params(model)),
         )
 
