@@ -152,7 +152,6 @@ class ByteLM:
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
-
         Raises ValueError for a rule that reads scores which this model does not give.
         """
         typed("rule", rule, str | PatchingRule)
@@ -177,12 +176,7 @@ class ByteLM:
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
 
     def with_backend(self, backend: str) -> "ByteLM":
-        """The same model with the steps of decoding run by `eager` torch or by `native` compiled code, for inference.
-
-        `auto` is native on a CPU with a C++ compiler. Weights keep their form: `with_weights` comes first. What the
-        backend cannot run stays eager, and a warning says so once.
-        Raises ValueError for an unknown backend, and for `native` where there is no compiler.
-        """
+        """The same model with steps run as `native.on_backend` says, which raises ValueError; after `with_weights`."""
         model, scorer = on_backend(typed("backend", backend, str), self.model, self.scorer)
         return ByteLM(replace(self.bundle, model=model, scorer=scorer))
 
@@ -287,7 +281,6 @@ class ByteLM:
         logit_bias: what is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100.
         stop: strings that end the text and are not part of it.
         valid_utf8: make only valid UTF-8. logprobs: hand out log-probabilities; top_logprobs: also of the k best ids.
-
         Raises ValueError for options unknown, of the wrong type or out of range, before the first pass.
         """
         request = self._request(prompt, options)
@@ -367,7 +360,6 @@ def evaluate(
 
     model: as users name it (`token:DIR` is a Hugging Face token model), or a `Subject`. tasks: `hellaswag,cute:spell`,
     or a sequence of names and `Task` values. data: directories of the tasks' files; without, the hub's data sets.
-
     Raises ValueError for what is unknown, missing or malformed, before anything is asked.
     """
     several = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Sequence) else tasks
@@ -404,8 +396,5 @@ def evaluate(
     )
 
 
-def load(
-    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
-) -> ByteLM:
-    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME`; options and errors as for `ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device, verify=verify)
+load = ByteLM.load
+"""Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME`; options and errors as for `ByteLM.load`."""
