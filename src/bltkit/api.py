@@ -43,6 +43,7 @@ from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
+from bltkit.native import on_backend
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
@@ -132,7 +133,6 @@ class ByteLM:
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
-
         Raises ValueError for a rule that reads scores which this model does not give.
         """
         typed("rule", rule, str | PatchingRule)
@@ -155,6 +155,11 @@ class ByteLM:
         scorer_form = parse_form(scorer) if scorer is not None else chosen if chosen in LOSSLESS else "fp32"
         reformed = None if self.scorer is None else reform(self.scorer, scorer_form)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=reformed))
+
+    def with_backend(self, backend: str) -> "ByteLM":
+        """The same model with steps run as `native.on_backend` says, which raises ValueError; after `with_weights`."""
+        model, scorer = on_backend(typed("backend", backend, str), self.model, self.scorer)
+        return ByteLM(replace(self.bundle, model=model, scorer=scorer))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
@@ -257,7 +262,6 @@ class ByteLM:
         logit_bias: what is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100.
         stop: strings that end the text and are not part of it.
         valid_utf8: make only valid UTF-8. logprobs: hand out log-probabilities; top_logprobs: also of the k best ids.
-
         Raises ValueError for options unknown, of the wrong type or out of range, before the first pass.
         """
         request = self._request(prompt, options)
@@ -337,7 +341,6 @@ def evaluate(
 
     model: as users name it (`token:DIR` is a Hugging Face token model), or a `Subject`. tasks: `hellaswag,cute:spell`,
     or a sequence of names and `Task` values. data: directories of the tasks' files; without, the hub's data sets.
-
     Raises ValueError for what is unknown, missing or malformed, before anything is asked.
     """
     several = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Sequence) else tasks
@@ -375,3 +378,4 @@ def evaluate(
 
 
 load = ByteLM.load
+"""Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`; options and errors as for `ByteLM.load`."""

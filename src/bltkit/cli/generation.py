@@ -86,6 +86,9 @@ def generate(
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     device: Device = "auto",
     device_map: DeviceMapOption = None,
     threads: Threads = None,
@@ -144,10 +147,10 @@ def generate(
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, loading, batch, options, as_json)
+        continue_prompts(prompts, out, model, loading, backend, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, **loading)
+    lm = ByteLM.load(model, **loading).with_backend(backend)
     say_placement(device_map, lm)
     first_byte: float | None = None
     held_back = 0
@@ -225,6 +228,7 @@ def _stats(generations: "Sequence[Generation]", first_byte: float | None, device
     lines.append(f"speed: {speed:.0f} bytes/s, {num_bytes} bytes in {longest.seconds:.2f} s")
     if patches:
         lines.append(f"patches: {patches}, {num_bytes / patches:.2f} bytes each")
+    lines.append(f"backend: {longest.backend}")
     lines.append(
         f"passes: {longest.decoder_passes} decoder, {longest.encoder_passes} encoder, "
         f"{longest.global_passes} global, {longest.entropy_passes} entropy model"

@@ -16,6 +16,7 @@ def continue_prompts(
     out: Path,
     model: str,
     loading: dict[str, Any],
+    backend: str,
     batch_size: int | None,
     options: dict[str, Any],
     as_json: bool,
@@ -66,7 +67,7 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model, **loading)
+                lm = ByteLM.load(model, **loading).with_backend(backend)
                 say_placement(loading["device_map"], lm)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)

@@ -46,6 +46,9 @@ def serve(
     device_map: DeviceMapOption = None,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the weights in memory, in place of --weights: float64, float32, bfloat16, float16."),
@@ -80,7 +83,7 @@ def serve(
     if device_map is not None and device != "auto":
         raise ValueError(f"--device {device} beside --device-map {device_map}: give one of them")
     settings = ServerSettings(
-        EngineSettings(model, name, device, device_map, threads, weights, scorer_weights, dtype, limits),
+        EngineSettings(model, name, device, device_map, threads, weights, scorer_weights, dtype, limits, backend),
         host,
         port,
         Access(read_keys(api_key_file), allowed_origins(cors or [])),

@@ -12,6 +12,7 @@ from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.generate import STRATEGIES, strategy_of
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.model.quantize import form_of
+from bltkit.native import on_backend
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings
@@ -43,7 +44,9 @@ def load(settings: EngineSettings) -> Bundle:
         scorer_weights=settings.scorer_weights,
         device_map=parts,
     )
-    return servable(bundle, settings.model)
+    bundle = servable(bundle, settings.model)
+    model, scorer = on_backend(settings.backend, bundle.model, bundle.scorer)
+    return replace(bundle, model=model, scorer=scorer)
 
 
 def servable(bundle: Bundle, name: str) -> Bundle:

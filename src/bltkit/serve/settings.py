@@ -24,3 +24,5 @@ class EngineSettings:
     dtype: str | None = None
     """Of the weights in memory: `float64`, `float32`, `bfloat16`, `float16`; None: as `load_bundle` does."""
     limits: Limits = field(default_factory=Limits)
+    backend: str = "eager"
+    """What runs a step (`native/`): `eager`, `native` or `auto`."""
