@@ -32,6 +32,7 @@ import torch
 from bltkit import bench
 from bltkit.bench.generate import generate, strategies_of
 from bltkit.bench.process import STATUS
+from bltkit.bench.prompts import prompts_of
 from bltkit.bench.rates import Size, machine_rates
 from bltkit.bench.record import commit, machine
 from bltkit.bench.subject import PATCH_BYTES, Subject, benchmark_text, clear_threshold, subject_of
@@ -46,8 +47,6 @@ NUM_BYTES = 2**28
 """Of weights and of the copied buffer: eight times the largest cache of the machine."""
 READ, WRITTEN = 256, 64
 """Bytes of `resident`."""
-SAMPLES, SAMPLE_BYTES = 2, 128
-"""What a threshold is calibrated on."""
 PREFILL = 2000
 SECONDS_BETWEEN = 0.02
 
@@ -180,12 +179,14 @@ def resident(options: argparse.Namespace) -> Iterator[Row]:
         yield row | {"all_load_seconds": [run["load_seconds"] for run in runs]}
 
 
-def calibrated(subject: Subject, prompts: Sequence[bytes], temperature: float) -> Subject:
-    """With a threshold at which the model's own samples have patches of 4.5 bytes."""
-    by_stride = StrideRule(k=PATCH_BYTES)
-    session = Session.start(subject.model, None, by_stride, len(prompts))
+def calibrated(subject: Subject, prompts: Sequence[bytes], max_bytes: int, temperature: float) -> Subject:
+    """With a threshold at which the model's own continuations of `prompts` have patches of 4.5 bytes.
+
+    They have the seeds of those that are measured. Where patches hardly matter to the bytes, they are the same bytes.
+    """
+    session = Session.start(subject.model, None, StrideRule(k=PATCH_BYTES), len(prompts))
     session = session.extend([encode(prompt).tolist() for prompt in prompts])
-    requests = [Request(Sampling(temperature=temperature, seed=10**6 + i), SAMPLE_BYTES) for i in range(len(prompts))]
+    requests = [Request(Sampling(temperature=temperature, seed=seed), max_bytes) for seed in range(len(prompts))]
     batch, made = Batch().admit(session, requests), [b""] * len(prompts)
     while batch.rows:
         batch, chunks = batch.step()
@@ -209,13 +210,12 @@ def cross_scaled(subject: Subject, factor: float) -> Subject:
 def decode(options: argparse.Namespace) -> Iterator[Row]:
     """Rows of `blt bench decode`, for each form and factor: `ar`, then the strategies."""
     text = benchmark_text(100_000)
-    strategies = strategies_of(options.strategies)
+    strategies, prompts = strategies_of(options.strategies), prompts_of([text], options.prompts, options.context)
     for form in options.forms:
         subject = loaded(options.model, form)
         for factor in options.cross_scale:
             scaled = cross_scaled(subject, factor)
-            starts = [text[i * 9973 : i * 9973 + options.context] for i in range(SAMPLES)]
-            ready = calibrated(scaled, starts, options.temperature)
+            ready = calibrated(scaled, prompts, options.max_bytes, options.temperature)
             settings: Row = {"cross_scale": factor, "rule": str(ready.rule)}
             for row in generate(
                 ready,
