@@ -9,6 +9,7 @@ The rule has the released threshold, at which random entropies make every byte a
 """
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -24,7 +25,7 @@ from bltkit.convert.hf import hf_writer, ours_writer
 from bltkit.convert.meta import write_entropy, write_texts
 from bltkit.convert.meta_names import TABLES, meta_names, of_entropy_model
 from bltkit.convert.source import Counter, Source, Writer
-from bltkit.convert.stream import Stack, size_of, write_stream
+from bltkit.convert.stream import Stack, write_stream
 from bltkit.files import needs_space
 from bltkit.model import BltConfig, EntropyConfig, blt_preset, entropy_preset
 from bltkit.model.presets import RELEASED_THRESHOLD
@@ -127,9 +128,14 @@ def hub_writer(source: Source) -> Writer:
 LAYOUTS: dict[str, Callable[[Source], Writer]] = {"ours": ours_writer, "hf": hf_writer, "hub": hub_writer}
 
 
+def shape_of(stack: Stack) -> tuple[int, ...]:
+    """Shape of a tensor of `drawn_source`."""
+    return stack.shape if isinstance(stack, Drawn) else tuple(stack[0].shape)
+
+
 def write(source: Source, out: Path, layout: str) -> int:
     """Write a checkpoint, whole or not at all; returns the bytes of its tensors. Raises ValueError or OSError."""
-    num_bytes = sum(map(size_of, source.tensors.values()))
+    num_bytes = sum(torch.bfloat16.itemsize * math.prod(shape_of(stack)) for stack in source.tensors.values())
     out.parent.mkdir(parents=True, exist_ok=True)
     with needs_space(out, num_bytes), atomic_directory(out) as directory:
         LAYOUTS[layout](source)(directory, Counter())
