@@ -55,8 +55,7 @@ Row = dict[str, Any]
 
 def loaded(model: str, form: str) -> Subject:
     """A checkpoint with its weights in a form."""
-    bundle = load_bundle(model)
-    return subject_of(Path(model).name, bundle).reformed(cast(Any, form))
+    return subject_of(Path(model).name, load_bundle(model, weights=form))
 
 
 def stamp(command: Sequence[str]) -> Row:

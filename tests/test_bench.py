@@ -24,7 +24,7 @@ from bltkit.checkpoint import Bundle
 from bltkit.cli import main
 from bltkit.generate.ledger import Stats
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
-from bltkit.model.forms import available_forms
+from bltkit.model.quantize import available_forms
 from bltkit.patching import SpaceRule, ThresholdRule
 from bltkit.vocab import BOS, decode
 from tests.test_cli import Blt_, blt

@@ -13,7 +13,7 @@ from bltkit import bench
 from bltkit.bench.peer import BYTES_PER_TOKEN
 from bltkit.bench.rates import MachineRates, Size, machine_rates
 from bltkit.generate import Autoregressive, Batch, Request, Sampling, Session, Speculative
-from bltkit.model.forms import available_forms, reform
+from bltkit.model.quantize import available_forms, reform
 from bltkit.vocab import BOS, decode, encode
 from tests import tiny
 from tests.test_bench import QUICK, needs_transformers, small

@@ -39,10 +39,10 @@ from bltkit.generate import (
     text_of,
     typed,
 )
+from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.ledger import count_parameters
 from bltkit.model import Blt, BoundaryModel
-from bltkit.model.fastest import best_form, measure_forms
-from bltkit.model.forms import LOSSLESS, FormedLinear, parse_form, reform
+from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
@@ -162,7 +162,7 @@ class ByteLM:
         return ByteLM(replace(self.bundle, rule=parsed))
 
     def with_weights(self, form: str) -> "ByteLM":
-        """The same model with its large matrices in another run-time form, for inference (`model/forms.py`).
+        """The same model with its large matrices in another run-time form, for inference (`model/quantize.py`).
 
         `packed` holds the very same numbers in another layout; fp16, bf16 and int8 round them. `auto` measures the
         forms that round nothing on this machine, about a second's work, and takes the faster.

@@ -125,3 +125,33 @@ def threads_used() -> str:
 
     count = torch.get_num_threads()
     return f"{count} thread{'s' * (count > 1)}"
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes of memory that are free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return min(free, _left_of_group())
+
+
+def _left_of_group() -> int:
+    """Bytes that the control group (version 2, then 1) may still take. What it holds of files can be given back."""
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, taken = (int(Path(folder, name).read_text(encoding="ascii")) for name in (limit, used))
+            lines = Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        return most - taken + sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return 2**62

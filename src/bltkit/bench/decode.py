@@ -22,7 +22,7 @@ from bltkit.bench.timing import Limits, Progress, Side, Timing, check_batch, in_
 from bltkit.config import parse
 from bltkit.generate import Batch, Passes, Request, Sampling, Session, Stats
 from bltkit.generate.sampling import choose
-from bltkit.model.forms import LOSSLESS, WeightForm
+from bltkit.model.quantize import LOSSLESS, WeightForm
 from bltkit.vocab import VOCAB_SIZE, encode
 
 NUM_BYTES = 128

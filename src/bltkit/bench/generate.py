@@ -30,7 +30,7 @@ from bltkit.generate import (
     parse_strategy,
     strategy_kind,
 )
-from bltkit.model.forms import WeightForm
+from bltkit.model.quantize import WeightForm
 from bltkit.vocab import encode
 
 WARM_UP = 16

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from bltkit.bench.timing import timed
-from bltkit.model.forms import WeightForm, reform, weight_bytes
 from bltkit.model.products import Linear
+from bltkit.model.quantize import WeightForm, reform, weight_bytes
 
 RUNS = 5
 

@@ -26,7 +26,7 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.compute import check_threads
 from bltkit.config import parse
 from bltkit.generate import Batch, Request, Sampling, Session
-from bltkit.model.forms import WeightForm, parse_form, reform
+from bltkit.model.quantize import WeightForm, parse_form, reform
 from bltkit.vocab import EOS, OFFSET, encode
 
 CLIENTS = 16
@@ -55,7 +55,7 @@ class ServingRow:
     """In a run of many clients."""
     threads: int
     weights: str
-    """Form of the weights (`model/forms.py`) on both sides."""
+    """Form of the weights (`model/quantize.py`) on both sides."""
     batch: Timing
     """`Batch` alone, `clients` rows side by side, prompts read as rows become free."""
     many: Timing

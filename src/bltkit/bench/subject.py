@@ -12,7 +12,7 @@ from bltkit import patching
 from bltkit.checkpoint import Bundle, ScorerModule
 from bltkit.config import nearest
 from bltkit.model import Blt, EntropyModel, blt_preset, entropy_preset
-from bltkit.model.forms import FORMS, FormedLinear, WeightForm, reform
+from bltkit.model.quantize import FORMS, FormedLinear, WeightForm, reform
 from bltkit.patches import Patches
 from bltkit.patching import PatchingRule, ThresholdRule
 from bltkit.vocab import encode

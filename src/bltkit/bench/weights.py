@@ -11,9 +11,9 @@ from bltkit.bench.record import commit, machine
 from bltkit.bench.subject import PATCH_BYTES, Subject
 from bltkit.bench.timing import MAX_REPEATS, Progress, check_batch, silent, threads_of
 from bltkit.checkpoint import ScorerModule
+from bltkit.generate.autotune import measure_forms
 from bltkit.model import Blt
-from bltkit.model.fastest import measure_forms
-from bltkit.model.forms import WeightForm, available_forms, reform, weight_bytes
+from bltkit.model.quantize import WeightForm, available_forms, reform, weight_bytes
 
 BitsPerByte = Callable[[Blt, ScorerModule, bytes], float]
 """(model, what places its patches, text) -> bits per byte of the text."""

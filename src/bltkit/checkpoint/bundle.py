@@ -7,18 +7,19 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.checksums import POSITION, update_checksums
+from bltkit.checkpoint.forms import choose_forms
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
@@ -30,12 +31,14 @@ from bltkit.checkpoint.manifest import (
     build_scorer,
     refuse_coerced,
 )
-from bltkit.checkpoint.names import SCORER_PREFIX, Part, blt_parts, scorer_parts, stored_parts
+from bltkit.checkpoint.names import rooms, stored_parts
+from bltkit.checkpoint.reader import TABLES, Reader
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
+from bltkit.model.quantize import WeightForm
 from bltkit.patching import PatchingRule
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -82,7 +85,13 @@ def write_bundle(
 
 
 def load_bundle(
-    path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    weights: str | None = None,
+    scorer_weights: str | None = None,
 ) -> Bundle:
     """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
 
@@ -94,9 +103,16 @@ def load_bundle(
     verify: compare every file with its sha256 in bltkit.json first, which reads the weights whole. Without it only the
     weights' sizes are compared, bltkit.json with its own digest and config.json with what bltkit.json describes: a bit
     that flips inside of the weights is found by `verify` or `blt check` alone.
+    weights: form of the large matrices (`model/quantize.py`), made of the file tensor by tensor; the model is then for
+    inference only. None: the form that is stored, else fp32; on the CPU, where fp32 takes more than 2 GiB and the file
+    holds 16 bits, these, which a line on stderr says. Not together with `dtype`.
+    scorer_weights: form of a BLT's scorer; None: as `weights` where that rounds nothing, else what the file holds.
 
-    Raises ValueError with one line that names the file or tensor, what was expected and what was found.
+    Raises ValueError with one line that names the file or tensor, what was expected and what was found; also for
+    weights that do not fit into memory, before they are read.
     """
+    if dtype is not None and (weights is not None or scorer_weights is not None):
+        raise ValueError(f"dtype = {dtype} and weights = {weights or scorer_weights!r}: give one of them")
     directory, device = Path(path), torch.device(device)
     if not directory.exists():
         raise ValueError(f"{directory} does not exist; expected a checkpoint directory")
@@ -107,24 +123,22 @@ def load_bundle(
     if verify:
         _verify(directory, found.files)
     keep_tables = dtype is None and device.type == "cpu"
-    if keep_tables:
+    if keep_tables or weights is not None:
         dtype = torch.float32
-    prefix = SCORER_PREFIX if found.model is not None else ""
-    with Weights(directory, found.files) as weights:
+    with Weights(directory, found.files) as files:
         model, scorer = build_modules(
             directory / CONFIG,
             found.model,
             found.scorer,
-            num_tensors=len(weights.names()),
-            table_rows=weights.rows(_TABLES),
+            num_tensors=len(files.names()),
+            table_rows=files.rows(TABLES),
         )
-        expected = {part.name for _, parts in stored_parts(model, scorer) for part in parts}
-        reader = _Reader(weights, found, expected, dtype, device, keep_tables)
-        reader.refuse_unexpected()
-        if model is not None:
-            reader.fill(model, blt_parts)
-        if scorer is not None:
-            reader.fill(scorer, lambda name, shape: scorer_parts(name, shape, prefix))
+        several = list(rooms(model, scorer))
+        reader = Reader(files, found.encoder_cross, found.tied, found.weights, dtype, device, keep_tables)
+        reader.refuse_unexpected(several)
+        forms = choose_forms(directory, reader, several, weights, scorer_weights, by_default=keep_tables)
+        for room in several:
+            reader.fill(room, forms.scorer if room.module is scorer and model is not None else forms.model)
     return Bundle(model, scorer, found.rule, found.record)
 
 
@@ -186,7 +200,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
             "load it and save it elsewhere first"
         )
     changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
-    manifest = manifest_of(changed)
+    manifest = manifest_of(changed, found.weights)
     config = json_bytes(config_of(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
     # Weights that nobody has listed are listed as they are now.
     weights = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
@@ -208,6 +222,7 @@ class _Found:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     encoder_cross: int = 0
     tied: bool = False
+    weights: WeightForm | None = None
 
 
 def _describe(directory: Path) -> _Found:
@@ -266,7 +281,9 @@ def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
                 f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
                 "the directory as Hugging Face's"
             )
-    return _Found(manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files)
+    return _Found(
+        manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files, weights=manifest.weights
+    )
 
 
 def _token_model(directory: Path) -> str:
@@ -276,70 +293,10 @@ def _token_model(directory: Path) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Puts the file's tensors together into modules."""
-
-    weights: Weights
-    found: _Found
-    expected: set[str]
-    dtype: torch.dtype | None
-    device: torch.device
-    keep_tables: bool
-    """Leave n-gram tables of 16 bits as they are."""
-
-    def fill(self, module: nn.Module, parts_of: Callable[[str, torch.Size], tuple[Part, ...]]) -> None:
-        """Assign every parameter of a module that was built on the meta device, then move its buffers."""
-        state = {}
-        for name, parameter in module.state_dict().items():
-            parts = parts_of(name, parameter.shape)
-            state[name] = self._read(*parts) if len(parts) == 1 else self._join(parts, parameter.shape)
-        module.load_state_dict(state, assign=True)
-        module.to(self.device)
-
-    def refuse_unexpected(self) -> None:
-        """A tensor that nobody reads means that the weights are another model's."""
-        sources = {self._source(name) for name in self.expected}
-        left = sorted(name for name in self.weights.names() - sources if not self._is_dead(name))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise ValueError(
-                f"{self.weights.origin}: unexpected tensor {left[0]}{more}; config.json describes a model without it"
-            )
-
-    def _read(self, part: Part) -> Tensor:
-        source = self._source(part.name)
-        stored = self.weights.read(source, part.shape)
-        kept = self.keep_tables and part.name == _TABLES and stored.dtype in (torch.bfloat16, torch.float16)
-        tensor = stored.to(device=self.device, dtype=stored.dtype if kept else self.dtype)
-        # A tied head must not share memory with the embedding: they would be trained as one.
-        return tensor.clone() if source == _EMBEDDING != part.name else tensor
-
-    def _join(self, parts: Sequence[Part], shape: torch.Size) -> Tensor:
-        """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
-        stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
-        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)
-        for target, tensor in zip(whole.split([part.shape[0] for part in parts]), stored, strict=True):
-            target.copy_(tensor)
-        return whole
-
-    def _source(self, name: str) -> str:
-        """The tensor of the file that stands for tensor `name`."""
-        if name == "lm_head.weight" and self.found.tied and name not in self.weights.names():
-            return _EMBEDDING
-        return name.replace(f"{_ENCODER_CROSS}0.", f"{_ENCODER_CROSS}{self.found.encoder_cross}.")
-
-    def _is_dead(self, name: str) -> bool:
-        return any(name.startswith(f"{_ENCODER_CROSS}{i}.") for i in range(self.found.encoder_cross))
-
-
 _POSITIONS = (POSITION, f"latest/{POSITION}")
 """What a run is resumed from, in one of its checkpoints or in its directory."""
-_EMBEDDING = "model.local_encoder.embed_tokens.weight"
-_TABLES = "model.encoder_hash_tok_embedding.weight"
 _LONGEST_NGRAM = 1024
 """Bytes; the paper's are 8 at most."""
-_ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
 
 def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str, Tensor]]:

@@ -18,11 +18,13 @@ from bltkit.model import (
     EntropyModel,
     EntropyTable,
 )
+from bltkit.model.quantize import WeightForm
 from bltkit.patching import Rule
 from bltkit.vocab import VOCAB_SIZE
 
-FORMAT = 2
-"""Raised when older versions of the package could no longer read what is written. 2: `digest`."""
+FORMAT = 3
+"""Raised when older versions of the package could no longer read what is written. 2: `digest`. 3: `weights`; what has
+none is written as format 2, which is the same."""
 
 MANIFEST = "bltkit.json"
 
@@ -57,6 +59,8 @@ class Manifest(Config):
     record: dict[str, Any]
     files: dict[str, FileEntry]
     """Every other file of the checkpoint; weights alone in format 1."""
+    weights: WeightForm | None = None
+    """Form in which the large matrices are stored and used; None: as numbers that any form is made of."""
     digest: str | None = None
     """The seal (`bltkit.files.seal`)."""
 

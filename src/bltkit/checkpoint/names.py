@@ -3,10 +3,12 @@
 A tensor of ours is made of one or more tensors of the file, stacked along dim 0 (spec 12.1).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from bltkit.model.quantize import WeightForm
 
 STAGES = {
     "embed.bytes.weight": "model.local_encoder.embed_tokens.weight",
@@ -60,6 +62,14 @@ SCORER_PREFIX = "model.patcher."
 OWN_PREFIX = "bltkit."
 """Where a tensor stands that Hugging Face's model does not have."""
 
+ROUNDED: Mapping[WeightForm | None, tuple[str, ...]] = {
+    "int8": ("steps", "scales"),
+    "int4": ("steps", "scales", "zeros"),
+}
+"""Tensors by which a checkpoint holds a matrix of these forms. int8: steps [out, in] int8, scales [out] bf16. int4:
+steps [out, in / 2] uint8, that of an even input in the lower four bits of a byte and that of the next input in the
+upper ones; scales and zeros [out, in / 32] bf16. `model/rounding.py` says what they mean."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -80,13 +90,36 @@ def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ..
     return _parts(name, tuple(shape), stages, prefix)
 
 
+@dataclass(frozen=True)
+class Room:
+    """A module of a checkpoint, and where its tensors stand in the file."""
+
+    module: nn.Module
+    parts: Callable[[str, Iterable[int]], tuple[Part, ...]]
+    """(name, shape) of a tensor of the module -> the file's tensors that make it up."""
+    rounded: str
+    """Prefix of matrices that the file holds as steps and scales, in front of the module's own names."""
+
+
+def rooms(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[Room]:
+    """A `Blt` and its scorer, or a scorer alone."""
+    if model is not None:
+        yield Room(model, blt_parts, OWN_PREFIX)
+    if scorer is not None:
+        prefix = SCORER_PREFIX if model is not None else ""
+        yield Room(scorer, lambda name, shape: scorer_parts(name, shape, prefix), f"{OWN_PREFIX}scorer.")
+
+
 def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
     """Every tensor of a `Blt` and of its scorer, or of a scorer alone, with the file's tensors that it is made of."""
-    prefix = SCORER_PREFIX if model is not None else ""
-    for name, tensor in (model.state_dict() if model is not None else {}).items():
-        yield tensor, blt_parts(name, tensor.shape)
-    for name, tensor in (scorer.state_dict() if scorer is not None else {}).items():
-        yield tensor, scorer_parts(name, tensor.shape, prefix)
+    for room in rooms(model, scorer):
+        for name, tensor in room.module.state_dict().items():
+            yield tensor, room.parts(name, tensor.shape)
+
+
+def rounded_names(base: str, form: WeightForm | None) -> tuple[str, ...]:
+    """Names of the tensors of a matrix that is stored in `form`. base: its name without them."""
+    return tuple(f"{base}.{leaf}" for leaf in ROUNDED[form])
 
 
 def token_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:

@@ -13,9 +13,10 @@ from typing import Any, cast
 from bltkit.checkpoint import hf_config
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.manifest import FORMAT, MANIFEST, FileEntry, Manifest, ScorerModule, scorer_config
-from bltkit.checkpoint.names import is_hugging_face
+from bltkit.checkpoint.names import ROUNDED, is_hugging_face
 from bltkit.checkpoint.tokenizer import tokenizer_files
 from bltkit.files import sealed
+from bltkit.model.quantize import WeightForm
 
 CONFIG = "config.json"
 OWN_TYPE = "bltkit"
@@ -23,16 +24,22 @@ OWN_TYPE = "bltkit"
 
 
 def seal(
-    directory: Path, bundle: Bundle, files: Mapping[str, FileEntry], dtype: str, *, config: bytes | None = None
+    directory: Path,
+    bundle: Bundle,
+    files: Mapping[str, FileEntry],
+    dtype: str,
+    *,
+    config: bytes | None = None,
+    weights: WeightForm | None = None,
 ) -> None:
     """Write config.json, the tokenizer and bltkit.json of a directory that holds the weights already.
 
     files: entries of everything that is there and belongs to the checkpoint. dtype: of the weights, as config.json
     names it. config: the content of config.json where it exists; it must describe the same model, and then a tokenizer
-    exists too or is not wanted. Raises OSError.
+    exists too or is not wanted. weights: the form in which the large matrices are stored. Raises OSError.
     """
-    manifest = manifest_of(bundle)
-    contents = {} if config is not None else described(bundle, dtype)
+    manifest = manifest_of(bundle, weights)
+    contents = {} if config is not None else described(bundle, dtype, weights)
     if config is not None:
         contents[CONFIG] = config
     for name in contents.keys() & files.keys():
@@ -46,17 +53,17 @@ def seal(
     (directory / MANIFEST).write_bytes(json_bytes(manifest.replace(files={**files, **entries})))
 
 
-def described(bundle: Bundle, dtype: str) -> dict[str, bytes]:
-    """config.json and, of a BLT, the files of its tokenizer, by name. dtype: of the weights."""
-    config = json_bytes(config_of(bundle, manifest_of(bundle)) | {"dtype": dtype})
+def described(bundle: Bundle, dtype: str, weights: WeightForm | None = None) -> dict[str, bytes]:
+    """config.json and, of a BLT, the files of its tokenizer, by name. dtype, weights: of the weights, as for `seal`."""
+    config = json_bytes(config_of(bundle, manifest_of(bundle, weights)) | {"dtype": dtype})
     return {CONFIG: config} | (tokenizer_files() if bundle.model is not None else {})
 
 
-def manifest_of(bundle: Bundle) -> Manifest:
-    """The content of bltkit.json, without files."""
+def manifest_of(bundle: Bundle, weights: WeightForm | None = None) -> Manifest:
+    """The content of bltkit.json, without files. weights: the form in which the large matrices are stored."""
     model, scorer = bundle.model, bundle.scorer
     return Manifest(
-        format=FORMAT,
+        format=2 if weights is None else FORMAT,
         bltkit=version("bltkit"),
         kind="blt" if model is not None else scorer_config(cast(ScorerModule, scorer)).kind,
         rule=cast(Any, bundle.rule),
@@ -64,6 +71,7 @@ def manifest_of(bundle: Bundle) -> Manifest:
         scorer=None if scorer is None else scorer_config(scorer),
         record=bundle.record,
         files={},
+        weights=weights,
     )
 
 
@@ -71,7 +79,8 @@ def json_bytes(value: Manifest | dict[str, Any]) -> bytes:
     """A file's content; a manifest's is sealed."""
     if isinstance(value, Manifest):
         # pydantic writes NaN as null: a run that diverged can still be saved.
-        value = sealed(json.loads(value.model_dump_json(exclude={"digest"})))
+        absent = {"digest"} | ({"weights"} if value.weights is None else set())
+        value = sealed(json.loads(value.model_dump_json(exclude=absent)))
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -80,6 +89,8 @@ def config_of(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
     if bundle.model is None:
         return _refused_config(f"{OWN_TYPE}-{manifest.kind}")
     names = bundle.model.state_dict()
+    if manifest.weights in ROUNDED:
+        return _refused_config(OWN_TYPE)
     if hf_config.expresses(manifest.model, manifest.scorer, bundle.rule) and all(map(is_hugging_face, names)):
         assert manifest.model is not None
         return hf_config.write_config(manifest.model, cast(Any, manifest.scorer), cast(Any, bundle.rule))

@@ -22,6 +22,7 @@ from bltkit.files import needs_space, parse_json, require_regular
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 
 
@@ -126,10 +127,25 @@ class Weights:
             return 0
         return int((*self._files[name][1].get_slice(name).get_shape(), 0)[0])
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def dtype(self, name: str) -> torch.dtype | None:
+        """The dtype of a tensor, without reading it; None where there is no such tensor, or it is no float's."""
+        if name not in self._files:
+            return None
+        return _FLOATS.get(self._files[name][1].get_slice(name).get_dtype())
+
+    def place(self, name: str) -> tuple[Path, int]:
+        """The file that holds a tensor, and where in it the tensor begins."""
+        path, _ = self._files[name]
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(size), str(path))
+        return path, 8 + size + int(header[name]["data_offsets"][0])
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, in the file's dtype and backed by the file: pages come in as they are used.
 
-        Raises ValueError if it is missing, of another shape or not of a floating-point type.
+        Raises ValueError if it is missing, of another shape, not of `dtype`, or of no floating-point type where that is
+        not given.
         """
         if name not in self._files:
             raise ValueError(
@@ -140,7 +156,10 @@ class Weights:
         if (found := tuple(piece.get_shape())) != shape:
             raise ValueError(f"{path}: tensor {name} has shape {list(found)}, but config.json asks for {list(shape)}")
         tensor: Tensor = handle.get_tensor(name)
-        if not tensor.is_floating_point():
+        if dtype is not None and tensor.dtype != dtype:
+            expected = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: tensor {name} has dtype {piece.get_dtype()}; expected {expected}")
+        if dtype is None and not tensor.is_floating_point():
             raise ValueError(f"{path}: tensor {name} has dtype {piece.get_dtype()}; expected floating point")
         return tensor
 

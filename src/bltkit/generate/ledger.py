@@ -15,7 +15,7 @@ from bltkit.model import Blt, EntropyTable, Scorer
 from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.embed import NgramEmbedding
-from bltkit.model.forms import FormedLinear, weight_bytes
+from bltkit.model.quantize import FormedLinear, weight_bytes
 
 GB = 1e9
 

@@ -4,6 +4,8 @@ The hash reads ids (byte + 4, BOS = 1), oldest first with exponent 0, in wrappin
 is the floor modulo. Positions before the row, and before the document's BOS, count as id 0.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -15,6 +17,18 @@ from bltkit.vocab import PAD, VOCAB_SIZE
 
 WIDENED_AT_ONCE = 1024
 """Positions whose n-gram vectors are held one by one; for 6 tables of width 1,024 that is 25 MB in fp32."""
+
+
+class Rows(Protocol):
+    """Where rows of n-gram tables are read that shall not be in memory."""
+
+    def serves(self, table: Tensor) -> bool:
+        """Whether the rows are still those of `table`."""
+        ...
+
+    def __call__(self, rows: Int64[Tensor, "*n"]) -> Float[Tensor, "*n D"]:
+        """The rows with these numbers."""
+        ...
 
 
 def ngram_weights(config: NgramConfig) -> Int64[Tensor, "tables n"]:
@@ -76,6 +90,9 @@ class NgramEmbedding(ByteEmbedding):
     """Whether the tables' gradient is a sparse tensor of the rows that were looked up (uncoalesced), not one of all
     rows: what a step costs then does not grow with the tables. Only for tables in the dtype of the bytes."""
 
+    rows: Rows | None = None
+    """Reads rows of tables that another dtype leaves in their file (`checkpoint/mapped.py`), in place of `ngrams`."""
+
     def __init__(self, config: NgramConfig, width: int, averaged: bool = False) -> None:
         super().__init__(width)
         self.config = config
@@ -129,8 +146,14 @@ class NgramEmbedding(ByteEmbedding):
         if self.ngrams.dtype == dtype:
             return F.embedding_bag(rows, self.ngrams, mode="sum", sparse=self.sparse_gradients)
         if len(rows) <= WIDENED_AT_ONCE:
-            return F.embedding(rows, self.ngrams).to(dtype).sum(1)
-        return torch.cat([F.embedding(part, self.ngrams).to(dtype).sum(1) for part in rows.split(WIDENED_AT_ONCE)])
+            return self._looked_up(rows).to(dtype).sum(1)
+        return torch.cat([self._looked_up(part).to(dtype).sum(1) for part in rows.split(WIDENED_AT_ONCE)])
+
+    def _looked_up(self, rows: Int64[Tensor, "N tables"]) -> Float[Tensor, "N tables D"]:
+        learns = self.ngrams.requires_grad and torch.is_grad_enabled()
+        if self.rows is not None and not learns and self.rows.serves(self.ngrams):
+            return self.rows(rows)
+        return F.embedding(rows, self.ngrams)
 
     def _windows(self, ids: Tensor, documents: Tensor | None) -> Int64[Tensor, "B T n"]:
         before = self.longest - 1

@@ -9,9 +9,9 @@ from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.compute import SMALL, default_threads, device_of, share_cores
 from bltkit.config import nearest
 from bltkit.generate import STRATEGIES, strategy_of
+from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.ledger import count_parameters
-from bltkit.model.fastest import best_form, measure_forms
-from bltkit.model.forms import LOSSLESS, parse_form, reform
+from bltkit.model.quantize import LOSSLESS, parse_form, reform
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings

@@ -17,7 +17,7 @@ class EngineSettings:
     threads: int | None = None
     """None: by the size of the model."""
     weights: str = "fp32"
-    """Run-time form of the large matrices (`model/forms.py`), or `auto`."""
+    """Run-time form of the large matrices (`model/quantize.py`), or `auto`."""
     dtype: str | None = None
     """Of the weights in memory: `float64`, `float32`, `bfloat16`, `float16`; None: as `load_bundle` does."""
     limits: Limits = field(default_factory=Limits)

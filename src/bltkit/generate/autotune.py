@@ -12,8 +12,8 @@ from torch import nn
 
 from bltkit.model.blt import Blt
 from bltkit.model.cross import CrossAttention
-from bltkit.model.forms import MIN_ELEMENTS, WeightForm, available_forms, reform, refuse_formed
 from bltkit.model.products import Linear
+from bltkit.model.quantize import MIN_ELEMENTS, WeightForm, available_forms, reform, refuse_formed
 
 WALKS = 4
 """Through the matrices in a turn; whatever else a busy machine does only adds to the time of some."""
