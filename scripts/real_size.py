@@ -8,10 +8,11 @@ Run:  python -m scripts.real_size convert SRC DST            `blt convert`, with
 MODEL is a checkpoint, such as `scripts.released_size` writes. One thread unless `--threads` says otherwise. Prints a
 JSON row for each measurement; `--out` appends them to a file as well.
 
-Weights are random. Patches have 4.5 bytes by a threshold that is calibrated on samples of the model itself, written
-under a stride of 4.5 bytes. Drafts are accepted less often than a trained model's, whose decoder depends less on the
-newest latent: `--cross-scale F` sets the norm weights of the patch vectors that the decoder reads (1 in the file). That
-changes neither the bytes read nor the products made. Each row has the factor and the acceptance that it led to.
+Weights are random, and EOS is never drawn. Patches have 4.5 bytes by a threshold that is calibrated on samples of the
+model itself, written under a stride of 4.5 bytes. Drafts are accepted less often than a trained model's, whose decoder
+depends less on the newest latent: `--cross-scale F` sets the norm weights of the patch vectors that the decoder reads
+(1 in the file). That changes neither the bytes read nor the products made. Each row has the factor and the acceptance
+that it led to.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any, cast
 import torch
 
 from bltkit import bench
-from bltkit.bench.generate import generate, strategies_of
+from bltkit.bench.generate import NO_EOS, generate, strategies_of
 from bltkit.bench.process import STATUS
 from bltkit.bench.prompts import prompts_of
 from bltkit.bench.rates import Size, machine_rates
@@ -113,7 +114,7 @@ def resident_once(model: str, form: str) -> Row:
     seconds = time.perf_counter() - began
     after_load = memory()
     session = Session.start(subject.model, subject.scorer, subject.rule).extend([encode(benchmark_text(READ)).tolist()])
-    batch, made = Batch().admit(session, [Request(Sampling(seed=0), WRITTEN)]), 0
+    batch, made = Batch().admit(session, [Request(Sampling(seed=0, logit_bias=NO_EOS), WRITTEN)]), 0
     while batch.rows:
         batch, chunks = batch.step()
         made += sum(len(chunk.data) for _, chunk in chunks)
@@ -185,7 +186,8 @@ def calibrated(subject: Subject, prompts: Sequence[bytes], max_bytes: int, tempe
     """
     session = Session.start(subject.model, None, StrideRule(k=PATCH_BYTES), len(prompts))
     session = session.extend([encode(prompt).tolist() for prompt in prompts])
-    requests = [Request(Sampling(temperature=temperature, seed=seed), max_bytes) for seed in range(len(prompts))]
+    samplings = [Sampling(temperature=temperature, seed=seed, logit_bias=NO_EOS) for seed in range(len(prompts))]
+    requests = [Request(sampling, max_bytes) for sampling in samplings]
     batch, made = Batch().admit(session, requests), [b""] * len(prompts)
     while batch.rows:
         batch, chunks = batch.step()
@@ -225,6 +227,7 @@ def decode(options: argparse.Namespace) -> Iterator[Row]:
                 prompts=options.prompts,
                 max_bytes=options.max_bytes,
                 temperature=options.temperature,
+                eos=False,
                 threads=options.threads,
                 progress=tell,
             ):
