@@ -107,7 +107,7 @@ def test_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 64)
     for form in ("bf16", "int8"):
         with monkeypatch.context() as patched:
-            patched.setattr(quantize, "_has_bf16", lambda: False)
+            patched.setattr(formed_linears, "_has_bf16", lambda: False)
             plain = formed(linear(64, 48), cast(WeightForm, form))
         for rows in (x[:1], x[:16], x):
             expected = rows @ plain.weight.T

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.checkpoint import Bundle, ScorerModule, load_bundle, resolve_model, save_bundle
+from bltkit.checkpoint import Bundle, ScorerModule, resolve_model, save_bundle
 from bltkit.compute import device_of, threads_used
 from bltkit.eval.noise import Noise, parse_noise
 from bltkit.eval.place import Place
@@ -41,6 +41,7 @@ from bltkit.generate import (
 )
 from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.ledger import count_parameters
+from bltkit.generate.loading import open_bundle
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
@@ -113,17 +114,22 @@ class ByteLM:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         verify: bool = False,
+        weights: str | None = None,
+        scorer_weights: str | None = None,
     ) -> Self:
         """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
         their sizes alone are compared (`blt check` compares everything).
+        weights: form of the large matrices, in place of `dtype`, as for `with_weights`; by default as stored, fp32 up
+        to 2 GiB, beyond that the file's 16 bits. scorer_weights: the scorer's, by default as the file has it.
         Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
-        return cls(load_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), verify=verify))
+        options: dict[str, Any] = {"verify": verify, "weights": weights, "scorer_weights": scorer_weights}
+        return cls(open_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), **options))
 
     @property
     def model(self) -> Blt | None:
@@ -145,9 +151,10 @@ class ByteLM:
         """The training record."""
         return self.bundle.record
 
-    def save(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint; `directory` must not exist. Raises ValueError where it does, OSError on a full disk."""
-        save_bundle(directory, self.bundle, dtype=dtype)
+    def save(self, directory: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> None:
+        """Write a checkpoint; `directory` must not exist. dtype: of all weights; weights: form of the large matrices.
+        Raises ValueError where it does, OSError on a full disk."""
+        save_bundle(directory, self.bundle, dtype=dtype, weights=weights)
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
@@ -161,19 +168,20 @@ class ByteLM:
             raise ValueError(f"rule {parsed.kind!r} reads {parsed.scores} scores, but this model gives {given}")
         return ByteLM(replace(self.bundle, rule=parsed))
 
-    def with_weights(self, form: str) -> "ByteLM":
+    def with_weights(self, form: str, scorer: str | None = None) -> "ByteLM":
         """The same model with its large matrices in another run-time form, for inference (`model/quantize.py`).
 
-        `packed` holds the very same numbers in another layout; fp16, bf16 and int8 round them. `auto` measures the
-        forms that round nothing on this machine, about a second's work, and takes the faster.
+        form: `packed` holds the very same numbers in another layout; fp16, bf16, int8 and int4 round them; `auto` is
+        the faster of those that round nothing. scorer: form of the scorer's; None: as the model's where that rounds
+        nothing, else as they are. `load(weights=)` gives the same in less memory.
         Raises ValueError for a form unknown or without kernels here, and for weights not in fp32.
         """
-        model, form = self._needed_model(), typed("form", form, str)
-        size, _ = self.bundle.mean_patch_bytes or (4.5, "assumed")
-        measured = measure_forms(model, self.scorer, LOSSLESS, patch_bytes=size) if form == "auto" else None
-        chosen = parse_form(form) if measured is None else best_form(measured)
-        scorer = None if self.scorer is None else reform(self.scorer, chosen)
-        return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=scorer))
+        model, size = self._needed_model(), (self.bundle.mean_patch_bytes or (4.5,))[0]
+        auto = typed("form", form, str) == "auto"
+        chosen = best_form(measure_forms(model, self.scorer, LOSSLESS, patch_bytes=size)) if auto else parse_form(form)
+        scorer_form = parse_form(scorer) if scorer is not None else chosen if chosen in LOSSLESS else "fp32"
+        reformed = None if self.scorer is None else reform(self.scorer, scorer_form)
+        return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=reformed))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
@@ -393,8 +401,4 @@ def evaluate(
     )
 
 
-def load(
-    model: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", verify: bool = False
-) -> ByteLM:
-    """Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME`; options and errors as for `ByteLM.load`."""
-    return ByteLM.load(model, dtype=dtype, device=device, verify=verify)
+load = ByteLM.load

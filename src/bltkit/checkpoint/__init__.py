@@ -5,7 +5,15 @@ under another model_type, so that transformers refuses it instead of computing s
 """
 
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
-from bltkit.checkpoint.bundle import build_modules, load_bundle, save_bundle, store_rule, write_bundle
+from bltkit.checkpoint.bundle import (
+    Skeleton,
+    build_modules,
+    load_bundle,
+    save_bundle,
+    skeleton,
+    store_rule,
+    write_bundle,
+)
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
@@ -24,6 +32,7 @@ __all__ = [
     "MANIFEST",
     "Bundle",
     "ScorerModule",
+    "Skeleton",
     "TokenBundle",
     "atomic_directory",
     "build_modules",
@@ -36,6 +45,7 @@ __all__ = [
     "resolve_model",
     "save_bundle",
     "scorer_hash",
+    "skeleton",
     "store_rule",
     "stored_parts",
     "token_config",

@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from bltkit.checkpoint import hf_config, token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.checksums import POSITION, update_checksums
-from bltkit.checkpoint.forms import choose_forms
+from bltkit.checkpoint.forms import choose_forms, needed_bytes
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
 from bltkit.checkpoint.manifest import (
@@ -31,14 +32,16 @@ from bltkit.checkpoint.manifest import (
     build_scorer,
     refuse_coerced,
 )
-from bltkit.checkpoint.names import rooms, stored_parts
+from bltkit.checkpoint.names import ROUNDED, Room, rooms, stored_parts
 from bltkit.checkpoint.reader import TABLES, Reader
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
+from bltkit.checkpoint.stored import DTYPES, parse_stored, rounded_matrix, stored_matrices
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
-from bltkit.model.quantize import WeightForm
+from bltkit.model.products import Linear
+from bltkit.model.quantize import KINDS, Matrix, WeightForm
 from bltkit.patching import PatchingRule
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -49,6 +52,7 @@ def save_bundle(
     bundle: Bundle,
     *,
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
@@ -56,17 +60,24 @@ def save_bundle(
 
     dtype: of all weights in the files, the scorer's too; as they are when absent. An entropy model in bfloat16 places
     some patches elsewhere than in float32.
+    weights: in place of `dtype`, a form in which the large matrices of the BLT are stored, to be loaded as they are:
+    bf16, fp16, int8, int4 or fp32; of a scorer where it stands alone.
     overwrite: replace an existing checkpoint directory (never one that holds anything else).
 
     Raises ValueError for a bad target or an empty bundle, OSError if writing fails; the target is then as it was.
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
-        write_bundle(directory, bundle, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_bundle(directory, bundle, dtype=dtype, weights=weights, max_shard_bytes=max_shard_bytes)
     return Path(path)
 
 
 def write_bundle(
-    directory: Path, bundle: Bundle, *, dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+    directory: Path,
+    bundle: Bundle,
+    *,
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety.
 
@@ -75,11 +86,18 @@ def write_bundle(
     model, scorer = bundle.model, bundle.scorer
     if model is None and scorer is None:
         raise ValueError("nothing to save: the bundle holds neither a model nor a scorer")
+    form = None if weights is None else parse_stored(weights)
+    if form is not None and dtype is not None:
+        raise ValueError(f"dtype = {dtype} and weights = {weights!r}: give one of them")
     tensors = dict(_split(model, scorer))
+    if form is not None:
+        _put_into_form(tensors, next(rooms(model, scorer)), form)
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
-    stored = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    numbers = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    stored = dtype or reduce(torch.promote_types, numbers)
     entries = {file.name: entry_of(file) for file in files}
-    seal(directory, bundle, entries, str(stored).removeprefix("torch."))
+    kept = None if form == "fp32" else form
+    seal(directory, bundle, entries, str(stored).removeprefix("torch."), weights=kept)
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
         shutil.copymode(directory / CONFIG, file)
 
@@ -126,13 +144,7 @@ def load_bundle(
     if keep_tables or weights is not None:
         dtype = torch.float32
     with Weights(directory, found.files) as files:
-        model, scorer = build_modules(
-            directory / CONFIG,
-            found.model,
-            found.scorer,
-            num_tensors=len(files.names()),
-            table_rows=files.rows(TABLES),
-        )
+        model, scorer = _modules(directory, found, files)
         several = list(rooms(model, scorer))
         reader = Reader(files, found.encoder_cross, found.tied, found.weights, dtype, device, keep_tables)
         reader.refuse_unexpected(several)
@@ -140,6 +152,52 @@ def load_bundle(
         for room in several:
             reader.fill(room, forms.scorer if room.module is scorer and model is not None else forms.model)
     return Bundle(model, scorer, found.rule, found.record)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A checkpoint's modules without their weights, and what is known of these before they are read."""
+
+    model: Blt | None
+    """On the meta device, as `scorer` is."""
+    scorer: ScorerModule | None
+    stored: WeightForm | None
+    """The form in which the checkpoint stores its matrices."""
+    file_form: WeightForm
+    """The form that holds the file's matrices in its own dtype."""
+    _rooms: Sequence[Room]
+    _reader: Reader
+
+    def needed_bytes(self, form: WeightForm) -> float:
+        """Memory that all weights take in a form, n-gram tables left out."""
+        return needed_bytes(self._rooms, form)
+
+    def read(self, linear: Linear) -> Linear:
+        """One of the modules' matrices with its weights, in fp32."""
+        return self._reader.read_matrix(self._rooms, linear)
+
+
+@contextmanager
+def skeleton(directory: Path) -> Iterator[Skeleton]:
+    """Open a checkpoint without loading it. Raises ValueError as `load_bundle` does."""
+    found = _describe(directory)
+    check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
+    with Weights(directory, found.files) as files:
+        model, scorer = _modules(directory, found, files)
+        several = list(rooms(model, scorer))
+        device = torch.device("cpu")
+        reader = Reader(files, found.encoder_cross, found.tied, found.weights, torch.float32, device, False)
+        yield Skeleton(model, scorer, found.weights, reader.file_form(several[0]), several, reader)
+
+
+def _modules(directory: Path, found: "_Found", files: Weights) -> tuple[Blt | None, ScorerModule | None]:
+    return build_modules(
+        directory / CONFIG,
+        found.model,
+        found.scorer,
+        num_tensors=len(files.names()),
+        table_rows=files.rows(TABLES),
+    )
 
 
 def build_modules(
@@ -193,7 +251,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     if (directory / MANIFEST).is_symlink():  # a run's, whose `latest` may move meanwhile; or the hub's cache
         real = Path(os.path.realpath(directory / MANIFEST)).parent
         directory = real if (real / CONFIG).exists() and (real / MANIFEST).exists() else directory
-    found, bundle = _describe(directory), load_bundle(directory)
+    found, bundle = _describe(directory), load_bundle(directory, device="meta")
     if found.encoder_cross or found.tied:
         raise ValueError(
             f"{directory} stores its weights in a way that only a plain Hugging Face directory can; "
@@ -304,6 +362,18 @@ def _split(model: Blt | None, scorer: ScorerModule | None) -> Iterator[tuple[str
     for tensor, parts in stored_parts(model, scorer):
         rows = [part.shape[0] for part in parts]
         yield from zip((part.name for part in parts), tensor.split(rows), strict=True)
+
+
+def _put_into_form(tensors: dict[str, Tensor], room: Room, form: WeightForm) -> None:
+    """Put the large matrices of a module, which are among the file's tensors, into a form."""
+    for base, parts, _ in stored_matrices(room, form):
+        matrix = Matrix([tensors[part.name].detach() for part in parts], torch.device("cpu"))
+        if form in ROUNDED:
+            for part in parts:
+                del tensors[part.name]
+            tensors |= rounded_matrix(base, matrix, form)
+        elif form == "fp32" or KINDS[form].fits(matrix):
+            tensors |= {part.name: tensors[part.name].to(DTYPES[form]) for part in parts}
 
 
 def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:

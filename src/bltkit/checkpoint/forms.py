@@ -1,7 +1,7 @@
 """Which form the large matrices of a checkpoint get in memory, and whether they fit into it: decided before loading."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def choose_forms(
             f"--weights out, give fp32 to widen them as they are, or convert the original"
         )
     form, scorer_form = asked, asked_scorer
-    file_form, wide = reader.file_form(rooms[0]), sum(_need(room.module, "fp32") for room in rooms)
+    file_form, wide = reader.file_form(rooms[0]), needed_bytes(rooms, "fp32")
     if form is None and by_default:
         form = stored or (file_form if wide > WIDE_BYTES else "fp32")
     form = form or "fp32"
@@ -107,7 +107,7 @@ def _require_memory(directory: Path, rooms: list[Room], forms: Forms, free: int,
     need = sum(_need(room.module, form) for room, form in zip(rooms, _each(forms, rooms), strict=True))
     if need <= free:
         return
-    sizes: dict[WeightForm, float] = {form: sum(_need(room.module, form) for room in rooms) for form in FORMS}
+    sizes: dict[WeightForm, float] = {form: needed_bytes(rooms, form) for form in FORMS}
     tried: tuple[WeightForm, ...] = () if stored in ROUNDED else ("bf16", "int8", "int4")
     smaller = [f"{form} ({sizes[form] / 1e9:.1f} GB)" for form in tried if sizes[form] <= free]
     remedy = f"load them in a smaller form: --weights {' or '.join(smaller)}" if smaller else "free some memory"
@@ -115,6 +115,11 @@ def _require_memory(directory: Path, rooms: list[Room], forms: Forms, free: int,
         f"{directory}: its weights take {need / 1e9:.1f} GB in {forms.model}, but {free / 1e9:.1f} GB of memory are "
         f"free; {remedy}"
     )
+
+
+def needed_bytes(rooms: Iterable[Room], form: WeightForm) -> float:
+    """Memory of all modules in one form, without n-gram tables."""
+    return sum(_need(room.module, form) for room in rooms)
 
 
 def _need(module: nn.Module, form: WeightForm) -> float:

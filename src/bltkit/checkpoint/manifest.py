@@ -18,7 +18,7 @@ from bltkit.model import (
     EntropyModel,
     EntropyTable,
 )
-from bltkit.model.quantize import WeightForm
+from bltkit.model.quantize import WeightForm, weights_of
 from bltkit.patching import Rule
 from bltkit.vocab import VOCAB_SIZE
 
@@ -90,14 +90,15 @@ def scorer_config(scorer: ScorerModule) -> ScorerConfig:
 def scorer_hash(scorer: ScorerModule) -> str:
     """sha256 over a scorer's config and weights: equal hashes, equal scores.
 
-    Weights count as float32 at least, so that it does not matter in which dtype they are stored or held.
+    Weights count as float32 at least, so that it does not matter in which dtype they are stored or held. What a form
+    rounds counts as it was rounded.
     """
     config = scorer_config(scorer)
     state = hashlib.sha256(f"{config.kind}{config.model_dump_json(exclude_defaults=True)}".encode())
-    for name, weight in sorted(scorer.state_dict().items()):
+    for name, weight in weights_of(scorer):
         state.update(f"{name}{list(weight.shape)}".encode())
         wide = weight.detach().to(device="cpu", dtype=torch.promote_types(weight.dtype, torch.float32))
-        state.update(memoryview(wide.contiguous().numpy()).cast("B"))
+        state.update(memoryview(wide.contiguous().numpy().data).cast("B"))
     return state.hexdigest()
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bltkit.checkpoint.mapped import FileRows, release
 from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.embed import NgramEmbedding
-from bltkit.model.quantize import KINDS, MIN_ELEMENTS, FormedLinear, Int4Linear, Int8Linear, WeightForm, linears_of
+from bltkit.model.formed import KINDS, FormedLinear, Int4Linear, Int8Linear, WeightForm
+from bltkit.model.products import Linear
+from bltkit.model.quantize import MIN_ELEMENTS, linears_of
 from bltkit.model.rounding import GROUP, Matrix, from_nibbles, widen_int4
 
 TABLES = "model.encoder_hash_tok_embedding.weight"
@@ -77,6 +79,15 @@ class Reader:
                 parts = room.parts(f"{path}.weight", linear.weight.shape)
                 dtypes |= {self.weights.dtype(self._source(part.name)) for part in parts}
         return HALVES.get(dtypes.pop() or torch.float32, "fp32") if len(dtypes) == 1 else "fp32"
+
+    def read_matrix(self, rooms: Iterable[Room], linear: Linear) -> Linear:
+        """One matrix of modules on the meta device with its weights, in `dtype`."""
+        room, path = next((room, path) for room in rooms for _, path, each in linears_of(room.module) if each is linear)
+        parts = room.parts(f"{path}.weight", linear.weight.shape)
+        with torch.device("meta"):
+            result = Linear(linear.in_features, linear.out_features)
+        result.weight = nn.Parameter(self._join(parts, linear.weight.shape), requires_grad=False)
+        return result
 
     def refuse_unexpected(self, rooms: Iterable[Room]) -> None:
         """Raises ValueError for a tensor that nobody reads: the weights are another model's."""

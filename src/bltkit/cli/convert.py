@@ -34,15 +34,23 @@ def convert(
             "the checkpoint came from."
         ),
     ] = Layout.ours,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="Store the large matrices of the BLT in this form: bf16, fp16, fp32; for ours also int8 and int4.",
+        ),
+    ] = None,
     entropy: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the entropy model, where it is neither in SRC nor beside it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint between Meta's layouts, Hugging Face's and ours, bit for bit, in bounded memory."""
+    """Convert a checkpoint between Meta's layouts, Hugging Face's and ours, in bounded memory: bit for bit, or with its
+    large matrices in another form."""
     from bltkit.convert import convert as run
 
     with progress_bar("convert", "bytes") as progress:
-        result = run(source, out, to=to.value, entropy=entropy, progress=progress)
+        result = run(source, out, to=to.value, weights=weights, entropy=entropy, progress=progress)
     show(result, as_json)

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Model, Threads, lists, progress_bar, run_on, say, show, workers_option
+from bltkit.cli.terminal import (
+    Device,
+    Json,
+    Model,
+    ScorerWeights,
+    Threads,
+    Weights,
+    lists,
+    progress_bar,
+    run_on,
+    say,
+    show,
+    workers_option,
+)
 
 
 class Engine(StrEnum):
@@ -94,6 +107,8 @@ def calibrate(
             help="Rule whose threshold is sought; default: the model's. `list` shows all.",
         ),
     ] = None,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -103,5 +118,15 @@ def calibrate(
     from bltkit.study.calibration import calibrate_model
 
     with progress_bar("entropies", "stretches") as progress:
-        result = calibrate_model(model, files or [], patch_bytes, rule, progress, annotated=annotated, device=place)
+        result = calibrate_model(
+            model,
+            files or [],
+            patch_bytes,
+            rule,
+            progress,
+            annotated=annotated,
+            device=place,
+            weights=weights,
+            scorer_weights=scorer_weights,
+        )
     show(result, as_json)

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Threads, lists, print_json, print_text, progress_bar, run_on, say
+from bltkit.cli.terminal import (
+    Device,
+    Json,
+    ScorerWeights,
+    Threads,
+    Weights,
+    lists,
+    print_json,
+    print_text,
+    progress_bar,
+    run_on,
+    say,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,6 +88,8 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="humaneval, mbpp: run what the model writes, in a sandbox.")
     ] = False,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -103,7 +117,15 @@ def evaluate(
     chosen, source = parse_tasks(tasks or []), Place.of(data or [])
     damage = None if noise is None else parse_noise(noise)
     writing = None if strategy is None else parse_strategy(strategy, "--strategy")
-    subject = open_subject(model, context=context, strategy=writing, batch=batch, device=str(place))
+    subject = open_subject(
+        model,
+        context=context,
+        strategy=writing,
+        batch=batch,
+        device=str(place),
+        weights=weights,
+        scorer_weights=scorer_weights,
+    )
     options: dict[str, Any] = {
         "resume": resume,
         "execute": allow_code_execution,

@@ -13,7 +13,9 @@ from bltkit.cli.terminal import (
     File,
     Json,
     Model,
+    ScorerWeights,
     Threads,
+    Weights,
     is_terminal,
     lists,
     print_json,
@@ -80,9 +82,8 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End at this string (repeatable).")] = None,
     valid_utf8: Annotated[bool, typer.Option("--valid-utf8", help="Only bytes that make valid UTF-8.")] = False,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
-    weights: Annotated[
-        str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
-    ] = "fp32",
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
@@ -131,16 +132,17 @@ def generate(
         "logprobs": logprobs,
     }
     place = run_on(model, device, threads, "sequence" if prompts is None else "rows")
+    loading: dict[str, Any] = {"device": place, "weights": weights, "scorer_weights": scorer_weights}
     from bltkit.api import ByteLM, Generation
     from bltkit.cli.writer import Writer
 
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, place, weights, batch, options, as_json)
+        continue_prompts(prompts, out, model, loading, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, device=place).with_weights(weights)
+    lm = ByteLM.load(model, **loading)
     first_byte: float | None = None
     held_back = 0
     if num is not None:

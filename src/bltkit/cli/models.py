@@ -9,7 +9,9 @@ import typer
 from bltkit.cli.terminal import (
     Device,
     Json,
+    ScorerWeights,
     Threads,
+    Weights,
     print_json,
     print_text,
     progress_bar,
@@ -72,6 +74,8 @@ def check(
         ),
     ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -85,7 +89,14 @@ def check(
     documents = read_texts(files) if files else None
     with progress_bar("check") as progress:
         progress.stage("loading")
-        report = check_directory(resolve_model(model), documents, device=place, progress=progress.stage)
+        report = check_directory(
+            resolve_model(model),
+            documents,
+            device=place,
+            progress=progress.stage,
+            weights=weights,
+            scorer_weights=scorer_weights,
+        )
     show(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)

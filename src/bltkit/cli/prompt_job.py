@@ -15,13 +15,14 @@ def continue_prompts(
     prompts: Path,
     out: Path,
     model: str,
-    device: Any,
-    weights: str,
+    loading: dict[str, Any],
     batch_size: int | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Continue every prompt that has no result yet. What has finished stays, whatever ends the run.
+
+    loading: device and forms of weights, as for `ByteLM.load`.
 
     Raises ValueError for a broken prompt file, results of other options or another request, and a second writer.
     """
@@ -37,7 +38,9 @@ def continue_prompts(
     parse_options(b"", options)
     written = {name: value for name, value in options.items() if name != "stop"}
     written["stop"] = [text.encode(errors="surrogateescape").hex() for text in options["stop"]]
-    place = ResultFile(out, written | {"weights": weights, "model": fingerprint(resolve_model(model))})
+    forms = {"weights": loading["weights"] or "fp32"}
+    forms |= {"scorer_weights": loading["scorer_weights"]} if loading["scorer_weights"] else {}
+    place = ResultFile(out, written | forms | {"model": fingerprint(resolve_model(model))})
     place.check_place()
     total = check_prompts(prompts)
     with writer_lock(place.directory, say):
@@ -63,7 +66,7 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model, device=device).with_weights(weights)
+                lm = ByteLM.load(model, **loading)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)
                     for index, result in lm.generate_iter(left(), batch_size=batch_size or BATCH_SIZE, **options):

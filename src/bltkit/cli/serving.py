@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Model, Threads
+from bltkit.cli.terminal import Device, Json, Model, ScorerWeights, Threads, Weights
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -43,11 +43,11 @@ def serve(
     ] = 30,
     threads: Threads = None,
     device: Device = "auto",
-    weights: Annotated[
-        str, typer.Option(help="Their form: fp32, packed, fp16, bf16, int8; auto: the fastest of fp32 and packed.")
-    ] = "fp32",
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the weights in memory: float64, float32, bfloat16, float16.")
+        str | None,
+        typer.Option(help="Of the weights in memory, in place of --weights: float64, float32, bfloat16, float16."),
     ] = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Write a line for each request.")] = False,
     as_json: Json = False,
@@ -77,7 +77,7 @@ def serve(
         waiting=max_waiting,
     )
     settings = ServerSettings(
-        EngineSettings(model, name, device, threads, weights, dtype, limits),
+        EngineSettings(model, name, device, threads, weights, scorer_weights, dtype, limits),
         host,
         port,
         Access(read_keys(api_key_file), allowed_origins(cors or [])),

@@ -29,6 +29,19 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FORM",
+        help="Form of the large matrices: fp32, packed, bf16, fp16, int8, int4; auto: the fastest that rounds no "
+        "weight of the file. Default: as stored; fp32 up to 2 GiB, beyond that in the file's 16 bits.",
+    ),
+]
+ScorerWeights = Annotated[
+    str | None,
+    typer.Option("--scorer-weights", metavar="FORM", help="Form of the entropy model's; default: as the file has it."),
+]
 Device = Annotated[
     str, typer.Option("--device", help=f"{DEVICES}; auto: a GPU where there is one that helps, else the CPU.")
 ]
@@ -166,8 +179,10 @@ __all__ = [
     "File",
     "Json",
     "Model",
+    "ScorerWeights",
     "Text",
     "Threads",
+    "Weights",
     "console",
     "is_terminal",
     "lists",

@@ -13,8 +13,10 @@ from bltkit.cli.terminal import (
     File,
     Json,
     Model,
+    ScorerWeights,
     Text,
     Threads,
+    Weights,
     lists,
     print_json,
     print_rich,
@@ -48,6 +50,8 @@ def patch(
     ] = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show all of a long text, not its beginning.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -56,7 +60,9 @@ def patch(
     if stats:
         if compare or plot or show_all:
             raise ValueError("--stats shows figures only: leave --compare, --plot and --all out")
-        _count_lengths(text, file, model, rule, run_on(model, device, threads, "rows"), as_json)
+        place = run_on(model, device, threads, "rows")
+        loading = {"device": place, "weights": weights, "scorer_weights": scorer_weights}
+        _count_lengths(text, file, model, rule, loading, as_json)
         return
     data = read_text(text, file)
     place = run_on(model, device, threads, "rows")
@@ -65,7 +71,7 @@ def patch(
     from bltkit.study.pictures import write_picture
     from bltkit.study.terminal import MAX_LINES, render
 
-    lm = ByteLM.load(model, device=place)
+    lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
     lm = lm if rule is None else lm.with_patching(rule)
     with progress_bar("patching") if len(data) > LONG_BYTES else contextlib.nullcontext() as progress:
         if progress is not None:
@@ -80,7 +86,7 @@ def patch(
 
 
 def _count_lengths(
-    text: str | None, file: Path | None, model: str, rule: str | None, place: Any, as_json: bool
+    text: str | None, file: Path | None, model: str, rule: str | None, loading: dict[str, Any], as_json: bool
 ) -> None:
     """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
     from bltkit.api import ByteLM
@@ -94,7 +100,7 @@ def _count_lengths(
         else:
             data = read_text(text, file)
             size, pieces = len(data), [data]
-        lm = ByteLM.load(model, device=place)
+        lm = ByteLM.load(model, **loading)
         lm = lm if rule is None else lm.with_patching(rule)
         if lm.rule is None:
             raise ValueError("this model has no patching rule; run `blt calibrate` on it, or give one (--rule)")
@@ -115,6 +121,8 @@ def score(
     model: Model = "bltkit:tiny",
     context: Annotated[int | None, typer.Option(help="Bytes in a window; default: the model's training row.")] = None,
     stride: Annotated[int | None, typer.Option(help="Bytes between windows; default: half a window.")] = None,
+    weights: Weights = None,
+    scorer_weights: ScorerWeights = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -125,7 +133,8 @@ def score(
     from bltkit.api import ByteLM
 
     with progress_bar("scoring", "bytes") as progress:
-        result = ByteLM.load(model, device=place).score(data, context=context, stride=stride, progress=progress)
+        lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
+        result = lm.score(data, context=context, stride=stride, progress=progress)
     if as_json:
         print_json(result.to_json())
     else:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from bltkit.checkpoint import hf_config, listed_files, load_bundle, stored_parts
+from bltkit.checkpoint import hf_config, listed_files, load_bundle, skeleton, stored_parts
 from bltkit.checkpoint.bundle import MAX_SHARD_BYTES
 from bltkit.checkpoint.manifest import FileEntry
+from bltkit.checkpoint.names import ROUNDED
 from bltkit.checkpoint.sealing import CONFIG, described, manifest_of, seal
 from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
 from bltkit.convert.source import Counter, Source, Writer, stack_of
-from bltkit.convert.stream import write_shards
+from bltkit.convert.stream import Stack, dtype_of, write_shards
 from bltkit.files import parse_json
 
 NAME = "hf"
@@ -38,15 +39,21 @@ def open_hf(directory: Path, counter: Counter) -> Source:
     Raises ValueError with one line.
     """
     listed = listed_files(directory)
+    with skeleton(directory) as bones:
+        stored = bones.stored
     bundle = load_bundle(directory, device="meta", verify=bool(listed))
     content = (directory / CONFIG).read_bytes()
-    config, sources = read_json(directory / CONFIG), {}
+    config = read_json(directory / CONFIG)
+    sources: dict[str, tuple[str, Stack]] = {}
     plain = config.get("model_type") == hf_config.MODEL_TYPE
     foreign = not listed and plain
     theirs = hf_config.read_config(config, directory / CONFIG) if foreign else None
     with Weights(directory, listed) as weights:
         tensors, origin = weights.tensors(), weights.origin
-    for part in (part for _, parts in stored_parts(bundle.model, bundle.scorer) for part in parts):
+    if stored in ROUNDED:  # loading has compared names and shapes
+        sources = {name: (name, [tensor]) for name, tensor in tensors.items()}
+    parts = (part for _, parts in stored_parts(bundle.model, bundle.scorer) for part in parts)
+    for part in () if stored in ROUNDED else parts:
         name = part.name
         if theirs is not None:
             name = name.replace(f"{_CROSS}0.", f"{_CROSS}{theirs.encoder_cross}.")
@@ -66,6 +73,7 @@ def open_hf(directory: Path, counter: Counter) -> Source:
         config=content if plain and same else None,
         weight_files=tuple(weight_files(directory)) if same else (),
         unused_tensors={str(origin): unused} if unused else {},
+        weights=stored,
     )
 
 
@@ -79,7 +87,7 @@ def ours_writer(source: Source) -> Writer:
             for name, path in source.companions.items()
             if not name.lower().startswith("readme")  # people edit it
         }
-        seal(directory, source.bundle, entries | listed, _dtype(source), config=source.config)
+        seal(directory, source.bundle, entries | listed, _dtype(source), config=source.config, weights=source.weights)
 
     return write
 
@@ -88,7 +96,7 @@ def hf_writer(source: Source) -> Writer:
     """The writer of a checkpoint of Hugging Face's, without bltkit.json. Raises ValueError where it cannot hold it."""
     contents = {} if source.config is None else {CONFIG: source.config}
     if source.config is None:
-        contents = described(source.bundle, _dtype(source))
+        contents = described(source.bundle, _dtype(source))  # a form of 16 bits is a dtype there
         if parse_json(contents[CONFIG], CONFIG)["model_type"] != hf_config.MODEL_TYPE:
             raise ValueError(
                 f"rule {source.bundle.rule or 'none'}, or the model's shape, has no place in Hugging Face's format; "
@@ -126,5 +134,6 @@ def _sha256(path: Path) -> str:
 
 
 def _dtype(source: Source) -> str:
-    dtype: Any = reduce(torch.promote_types, {stack[0].dtype for stack in source.tensors.values()})
+    dtypes = set(map(dtype_of, source.tensors.values()))
+    dtype: Any = reduce(torch.promote_types, (each for each in dtypes if each.is_floating_point))
     return str(dtype).removeprefix("torch.")

@@ -7,9 +7,11 @@ from typing import Any
 
 from bltkit.checkpoint import atomic_directory, resolve_model
 from bltkit.checkpoint.atomic import refuse_existing
+from bltkit.checkpoint.stored import parse_stored
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
 from bltkit.convert.companions import copy_companions, is_licence
+from bltkit.convert.forms import in_form
 from bltkit.convert.source import Counter, Progress, Source, Writer
 from bltkit.convert.stream import size_of
 from bltkit.files import needs_space
@@ -75,24 +77,29 @@ def convert(
     out: str | Path,
     *,
     to: str = "ours",
+    weights: str | None = None,
     entropy: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a checkpoint between Meta's layouts, Hugging Face's and ours; the weights keep dtype and every bit.
+    """Convert a checkpoint between Meta's layouts, Hugging Face's and ours; the weights keep dtype and every bit,
+    unless a form is given.
 
     source: the folder that holds the model (and the entropy model, in it or beside it), or a MODEL as elsewhere.
     out: a directory that does not exist. to: `ours`; `hf`, the same without bltkit.json; `meta`, the layout that the
-    checkpoint was converted from, by default params.json and consolidated.pth. entropy: folder of the entropy model,
-    where it lies elsewhere. progress: told (bytes done, bytes in all).
+    checkpoint was converted from, by default params.json and consolidated.pth. weights: form in which the large
+    matrices of the BLT are stored: bf16, fp16, fp32, and for `ours` int8 and int4. entropy: folder of the entropy
+    model, where it lies elsewhere. progress: told (bytes done, bytes in all).
 
     Tensors go through in slices, so that memory does not depend on the model's size. Raises ValueError with one line
     that names file and field or tensor, OSError where writing fails; `out` then does not exist.
     """
     if to not in TARGETS:
         raise ValueError(f"to = {to!r}{nearest(str(to), TARGETS)}")
+    form = None if weights is None else parse_stored(weights)
     refuse_existing(Path(out))
     counter = Counter(progress)
     checkpoint = _open(resolve_model(source), None if entropy is None else Path(entropy), counter)
+    checkpoint = in_form(checkpoint, form, to)
     num_bytes = sum(map(size_of, checkpoint.tensors.values()))
     counter.expect(num_bytes)
     target = to

@@ -19,7 +19,7 @@ from bltkit.convert.fields import Fields, fields_of, read_fields
 from bltkit.convert.meta_names import meta_names, of_entropy_model
 from bltkit.convert.pickles import read_pickle, write_pickle
 from bltkit.convert.source import Counter, Source, stack_of
-from bltkit.convert.stream import METADATA, Stack
+from bltkit.convert.stream import METADATA, Computed, Stack
 from bltkit.model import BltConfig, EntropyConfig
 from bltkit.patching import PatchingRule
 
@@ -191,6 +191,7 @@ def meta_tensors(source: Source, *, entropy: bool) -> dict[str, Tensor]:
     model, _, _ = _expressible(source.bundle)
     result: dict[str, Tensor] = {}
     for name, stack in source.tensors.items():
+        assert not isinstance(stack, Computed)  # `convert` refuses forms for these layouts
         if of_entropy_model(name) == entropy:
             names = meta_names(name, model.ngrams.num_tables)
             tensors = stack if len(stack) == len(names) else stack[0].split(len(stack[0]) // len(names))

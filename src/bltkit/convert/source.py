@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from bltkit.checkpoint import Bundle
-from bltkit.convert.stream import DTYPES, Stack
+from bltkit.convert.stream import DTYPES, Stack, Written
+from bltkit.model.quantize import WeightForm
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes in all)."""
@@ -23,8 +24,8 @@ class Source:
     layout: str
     bundle: Bundle
     """Model, scorer, rule and record; the modules have no weights (meta device)."""
-    tensors: Mapping[str, Stack]
-    """The weights under the names of our files, each as a stack of mapped tensors."""
+    tensors: Mapping[str, Written]
+    """The weights under the names of our files, each as a stack of mapped tensors, or computed of such."""
     companions: Mapping[str, Path] = field(default_factory=dict)
     """Files that come along unchanged, by the names that they get; licences first of all."""
     config: bytes | None = None
@@ -35,6 +36,8 @@ class Source:
     """Tensors that the model does not have, by file."""
     unused_fields: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
     """Fields that are not read, by file."""
+    weights: WeightForm | None = None
+    """The form in which the large matrices are stored."""
 
 
 @dataclass

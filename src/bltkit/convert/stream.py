@@ -6,7 +6,9 @@ The bytes are those that the library `safetensors` writes for the same tensors.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +23,24 @@ Tell = Callable[[int], None]
 Stack = Sequence[Tensor]
 """Tensors of one dtype that are one tensor when stacked along dim 0."""
 
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that is computed as it is written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    slices: Callable[[], Iterator[Tensor]]
+    """Computes successive slices along dim 0."""
+
+
+Written = Stack | Computed
+"""A tensor of the file."""
+
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""Numbers as weights hold them."""
+
+NAMES = {**DTYPES, torch.int8: "I8", torch.uint8: "U8"}
 """Names in the header, in the order in which the file holds them: wide ones first, so that all are aligned."""
 
 METADATA: Mapping[str, str] = {"format": "pt"}
@@ -30,31 +49,40 @@ METADATA: Mapping[str, str] = {"format": "pt"}
 SLICE_BYTES = 1 << 25
 
 
-def shape_of(stack: Stack) -> tuple[int, ...]:
-    """Shape of the tensor that a stack is."""
+def dtype_of(stack: Written) -> torch.dtype:
+    """Dtype of a tensor of the file."""
+    return stack.dtype if isinstance(stack, Computed) else stack[0].dtype
+
+
+def shape_of(stack: Written) -> tuple[int, ...]:
+    """Shape of a tensor of the file."""
+    if isinstance(stack, Computed):
+        return stack.shape
     first = stack[0]
     return tuple(first.shape) if len(stack) == 1 else (sum(len(tensor) for tensor in stack), *first.shape[1:])
 
 
-def size_of(stack: Stack) -> int:
-    """Bytes of the tensor that a stack is."""
+def size_of(stack: Written) -> int:
+    """Bytes of a tensor of the file."""
+    if isinstance(stack, Computed):
+        return math.prod(stack.shape) * stack.dtype.itemsize
     return sum(tensor.nbytes for tensor in stack)
 
 
 def write_stream(
     path: Path,
-    tensors: Mapping[str, Stack],
+    tensors: Mapping[str, Written],
     tell: Tell = lambda num_bytes: None,
     metadata: Mapping[str, str] | None = METADATA,
 ) -> FileEntry:
     """Write one safetensors file; returns its size and digest, which cost no second reading. Raises OSError."""
-    order = list(DTYPES)
-    names = sorted(tensors, key=lambda name: (order.index(tensors[name][0].dtype), name))
+    order = list(NAMES)
+    names = sorted(tensors, key=lambda name: (order.index(dtype_of(tensors[name])), name))
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
         start, end = end, end + size_of(tensors[name])
-        dtype, shape = DTYPES[tensors[name][0].dtype], list(shape_of(tensors[name]))
+        dtype, shape = NAMES[dtype_of(tensors[name])], list(shape_of(tensors[name]))
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -64,7 +92,7 @@ def write_stream(
         file.write(head)
         digest.update(head)
         written += len(head)
-        for piece in (piece for name in names for tensor in tensors[name] for piece in _slices(tensor)):
+        for piece in (piece for name in names for tensor in _parts(tensors[name]) for piece in _slices(tensor)):
             file.write(piece)
             digest.update(piece)
             written += len(piece)
@@ -74,7 +102,7 @@ def write_stream(
 
 def write_shards(
     directory: Path,
-    tensors: Mapping[str, Stack],
+    tensors: Mapping[str, Written],
     max_shard_bytes: int,
     tell: Tell = lambda num_bytes: None,
     metadata: Mapping[str, str] | None = METADATA,
@@ -93,6 +121,10 @@ def write_shards(
             content = path.read_bytes()
             entries[path.name] = FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     return entries
+
+
+def _parts(stack: Written) -> Iterator[Tensor]:
+    return stack.slices() if isinstance(stack, Computed) else iter(stack)
 
 
 def _slices(tensor: Tensor) -> Iterator[memoryview]:

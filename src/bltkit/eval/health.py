@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_bundle, load_token_model
+from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_token_model
 from bltkit.data.sources import StdlibSource, Texts
 from bltkit.eval.findings import (
     NGRAM_BYTES,
@@ -29,6 +29,7 @@ from bltkit.eval.findings import (
     window_findings,
 )
 from bltkit.eval.intact import checkpoint_finding, data_findings, training_finding
+from bltkit.generate.loading import open_bundle
 from bltkit.model import CnnEntropy, EntropyModel
 
 SAMPLE_BYTES = 16384
@@ -115,12 +116,14 @@ def check_directory(
     *,
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
+    weights: str | None = None,
+    scorer_weights: str | None = None,
 ) -> Health:
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
     directory: a checkpoint, or a training run, of which all complete checkpoints are compared; or annotated shards or a
     mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. documents,
-    progress: as for `check`.
+    progress: as for `check`. weights, scorer_weights: forms of a BLT's weights, as for `open_bundle`.
 
     Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
     files are those that were written.
@@ -145,7 +148,8 @@ def check_directory(
     if is_token_model(directory):
         load_token_model(directory)
         return Health(files)
-    return Health((*files, *check(load_bundle(directory, device=device), documents, progress=progress).findings))
+    bundle = open_bundle(directory, device=device, weights=weights, scorer_weights=scorer_weights)
+    return Health((*files, *check(bundle, documents, progress=progress).findings))
 
 
 def default_documents() -> tuple[bytes, ...]:

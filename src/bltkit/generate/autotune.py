@@ -33,6 +33,8 @@ def measure_forms(
     repeats: int = 9,
     max_bytes: int = 2**28,
     min_elements: int = MIN_ELEMENTS,
+    read: Callable[[Linear], Linear] | None = None,
+    device: torch.device | None = None,
 ) -> dict[WeightForm, float]:
     """Microseconds that all matrix products of one decoded byte take in each form, fp32 always among them.
 
@@ -42,19 +44,22 @@ def measure_forms(
     only the first matrices are measured.
 
     forms: by default those available. rows: bytes in one product. min_elements: as for `reform`.
+    read, device: for a model without its weights, where those of a matrix come from and where they are multiplied.
     Raises ValueError as `reform` does.
     """
-    device = model.embed.bytes.weight.device
+    device = device or model.embed.bytes.weight.device
     per_patch = _per_patch(model)
     known = set(map(id, per_patch))
     per_byte = [one for one in (*_linears(model), *_linears(scorer)) if id(one) not in known]
-    walks: dict[WeightForm, list[tuple[Callable[[], None], float]]] = {}
-    for form in dict.fromkeys(("fp32", *(forms or available_forms(device)))):
-        walks[form] = []
-        for linears, every in ((per_byte, 1.0), (per_patch, patch_bytes)):
-            taken, share = _first(linears, max_bytes // 2)
+    walks: dict[WeightForm, list[tuple[Callable[[], None], float]]] = {
+        form: [] for form in ("fp32", *(forms or available_forms(device)))
+    }
+    for linears, every in ((per_byte, 1.0), (per_patch, patch_bytes)):
+        taken, share = _first(linears, max_bytes // 2)
+        taken = taken if read is None else [read(linear).to(device) for linear in taken]
+        for form, walk in walks.items():
             products = reform(nn.ModuleList(taken), form, min_elements=min_elements)
-            walks[form].append((_walk(products, rows, device), 1 / (share * every)))
+            walk.append((_walk(products, rows, device), 1 / (share * every)))
     seconds: dict[WeightForm, list[float]] = {form: [] for form in walks}
     for _ in range(repeats):
         for form, parts in walks.items():
@@ -63,13 +68,15 @@ def measure_forms(
     return {form: 1e6 * statistics.median(own) for form, own in seconds.items()}
 
 
-def best_form(microseconds: Mapping[WeightForm, float], gain: float = GAIN) -> WeightForm:
-    """The fastest form of `measure_forms`; fp32 unless it is at least `gain` times as fast.
+def best_form(
+    microseconds: Mapping[WeightForm, float], gain: float = GAIN, baseline: WeightForm = "fp32"
+) -> WeightForm:
+    """The fastest form of `measure_forms`; `baseline` unless it is at least `gain` times as fast.
 
     To choose among forms of the same weights only, measure only those (`LOSSLESS`).
     """
     fastest = min(microseconds, key=lambda form: microseconds[form])
-    return fastest if microseconds["fp32"] >= gain * microseconds[fastest] else "fp32"
+    return fastest if microseconds[baseline] >= gain * microseconds[fastest] else baseline
 
 
 def _linears(module: nn.Module | None) -> list[Linear]:

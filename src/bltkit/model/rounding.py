@@ -11,8 +11,11 @@ import torch
 from jaxtyping import BFloat16, Float, Int8, UInt8
 from torch import Tensor
 
-SLICE_ELEMENTS = 2**23
-"""Numbers that are widened to fp32 at a time: 32 MiB."""
+SLICE_ELEMENTS = 2**20
+"""Numbers that are rounded at a time: 4 MiB in fp32, which stay in a core's caches from one step to the next."""
+
+PACK_ELEMENTS = 2**23
+"""Numbers that are packed at a time by kernels that take fp32: 32 MiB."""
 
 SLICE_ROWS = 64
 """Slices hold a multiple of as many rows, which kernels for 4 bits pack together."""
@@ -45,10 +48,10 @@ class Matrix:
         """All rows in another dtype, joined; a single part that is in it already is not copied."""
         return self._rows(0, self.shape[0], dtype)
 
-    def slices(self) -> Iterator[Float[Tensor, "_ in"]]:
-        """Successive rows in fp32, at most `SLICE_ELEMENTS` numbers or `SLICE_ROWS` rows at a time."""
+    def slices(self, elements: int = SLICE_ELEMENTS) -> Iterator[Float[Tensor, "_ in"]]:
+        """Successive rows in fp32: a multiple of `SLICE_ROWS`, of about as many `elements`."""
         outputs, inputs = self.shape
-        step = max(1, SLICE_ELEMENTS // max(1, inputs * SLICE_ROWS)) * SLICE_ROWS
+        step = rows_at_once(inputs, elements)
         for start in range(0, outputs, step):
             yield self._rows(start, min(start + step, outputs), torch.float32)
 
@@ -65,6 +68,11 @@ class Matrix:
         for target, piece in zip(whole.split([len(piece) for piece in pieces]), pieces, strict=True):
             target.copy_(piece)
         return whole
+
+
+def rows_at_once(inputs: int, elements: int = SLICE_ELEMENTS) -> int:
+    """Rows of a slice of about as many `elements`: a multiple of `SLICE_ROWS`."""
+    return max(1, elements // max(1, inputs * SLICE_ROWS)) * SLICE_ROWS
 
 
 def round_int8(rows: Float[Tensor, "out in"]) -> tuple[Int8[Tensor, "out in"], BFloat16[Tensor, " out"]]:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from bltkit.checkpoint import Bundle, load_bundle, resolve_model
+from bltkit.checkpoint import Bundle, resolve_model
 from bltkit.compute import SMALL, default_threads, device_of, share_cores
 from bltkit.config import nearest
 from bltkit.generate import STRATEGIES, strategy_of
-from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.ledger import count_parameters
-from bltkit.model.quantize import LOSSLESS, parse_form, reform
+from bltkit.generate.loading import open_bundle
+from bltkit.model.quantize import form_of
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings
@@ -34,7 +34,10 @@ def load(settings: EngineSettings) -> Bundle:
     torch.set_num_threads(settings.threads or default_threads(size, "sequence"))
     device = device_of(settings.device, "--device", small=size < SMALL)
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
-    return _formed(servable(load_bundle(directory, dtype=dtype, device=device), settings.model), settings.weights)
+    bundle = open_bundle(
+        directory, dtype=dtype, device=device, weights=settings.weights, scorer_weights=settings.scorer_weights
+    )
+    return servable(bundle, settings.model)
 
 
 def servable(bundle: Bundle, name: str) -> Bundle:
@@ -59,7 +62,7 @@ def describe(settings: EngineSettings, scheduler: Scheduler) -> ModelInfo:
     model = bundle.model
     assert model is not None
     parameters = count_parameters(model) + sum(map(count_parameters, [bundle.scorer] if bundle.scorer else []))
-    weight = model.embed.bytes.weight
+    weight, form = model.embed.bytes.weight, form_of(model)
     return ModelInfo(
         name=settings.name or _short(settings.model),
         parameters=parameters,
@@ -71,19 +74,8 @@ def describe(settings: EngineSettings, scheduler: Scheduler) -> ModelInfo:
         memory=scheduler.budget.memory,
         limits=replace(settings.limits, context=scheduler.context, memory=scheduler.budget.memory),
         device=str(weight.device),
-        weights=settings.weights if settings.weights != "fp32" else str(weight.dtype).removeprefix("torch."),
+        weights=str(weight.dtype).removeprefix("torch.") if form == "fp32" else form,
     )
-
-
-def _formed(bundle: Bundle, form: str) -> Bundle:
-    assert bundle.model is not None
-    if form == "auto":
-        size, _ = bundle.mean_patch_bytes or (4.5, "assumed")
-        chosen = best_form(measure_forms(bundle.model, bundle.scorer, LOSSLESS, patch_bytes=size))
-    else:
-        chosen = parse_form(form)
-    scorer = None if bundle.scorer is None else reform(bundle.scorer, chosen)
-    return replace(bundle, model=reform(bundle.model, chosen), scorer=scorer)
 
 
 def _decodes(kind: str, bundle: Bundle) -> bool:

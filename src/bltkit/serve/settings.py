@@ -16,8 +16,9 @@ class EngineSettings:
     device: str = "auto"
     threads: int | None = None
     """None: by the size of the model."""
-    weights: str = "fp32"
-    """Run-time form of the large matrices (`model/quantize.py`), or `auto`."""
+    weights: str | None = None
+    """Form of the large matrices, as for `open_bundle`."""
+    scorer_weights: str | None = None
     dtype: str | None = None
     """Of the weights in memory: `float64`, `float32`, `bfloat16`, `float16`; None: as `load_bundle` does."""
     limits: Limits = field(default_factory=Limits)

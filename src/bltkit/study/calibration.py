@@ -14,12 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import ScorerModule, load_bundle, resolve_model, scorer_hash, store_rule
+from bltkit.checkpoint import ScorerModule, resolve_model, scorer_hash, store_rule
 from bltkit.checkpoint.locate import EMBEDDED, HUB
 from bltkit.data import read_texts
 from bltkit.data.shards import AnnotatedDocument, ShardFile
 from bltkit.data.sources import AnnotatedSource
 from bltkit.data.sources.annotated import check_dtype
+from bltkit.generate.loading import open_bundle
 from bltkit.model import BoundaryModel
 from bltkit.patching import BothRule, PatchingRule, RiseRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, tuned_field
@@ -69,12 +70,15 @@ def calibrate_model(
     *,
     annotated: str | Path | None = None,
     device: "str | torch.device" = "cpu",
+    weights: str | None = None,
+    scorer_weights: str | None = None,
 ) -> Calibration:
     """Calibrate MODEL's rule (or `rule`, of which only the kind and the other fields count) and store it there.
 
     files: sources as in `data.sources` (files, globs, jsonl, `stdlib`).
     annotated: a directory of `blt annotate`, made with this model, in place of files; the model does not run then.
-    device: what scores the text, in fp32.
+    device: what scores the text, in fp32 unless forms are given. weights, scorer_weights: as for `open_bundle`; the
+    threshold then is that of entropies in this form.
     A model of the package or of the hub's cache is measured, not changed.
 
     Raises ValueError for a model without a scorer, a rule without a threshold, shards of another model, or a target
@@ -83,14 +87,16 @@ def calibrate_model(
     if (annotated is None) == (not files):
         raise ValueError("give --files or --annotated, one of them")
     directory = resolve_model(model)
-    bundle = load_bundle(directory)
+    formed = weights is not None or scorer_weights is not None or torch.device(device).type == "cpu"
+    dtype = None if formed else torch.float32
+    bundle = open_bundle(directory, dtype=dtype, device=device, weights=weights, scorer_weights=scorer_weights)
     wanted = parse_rule(rule) if rule else bundle.rule or ThresholdRule(threshold=1.0)
     scorer = bundle.scorer
     if scorer is None or wanted.scores is None:
         raise ValueError(f"rule {wanted.kind!r} of {model} reads no scores: there is no threshold to calibrate")
     exact = True
     if annotated is None:
-        ids, scores = _scored(scorer.to(device), list(sample_documents(files)), progress)
+        ids, scores = _scored(scorer, list(sample_documents(files)), progress)
     else:
         source = AnnotatedSource(path=str(annotated))
         source.for_model(scorer_hash(scorer), None)

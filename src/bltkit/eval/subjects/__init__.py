@@ -17,11 +17,14 @@ def open_subject(
     strategy: Strategy | None = None,
     batch: int | None = None,
     device: str = "cpu",
+    weights: str | None = None,
+    scorer_weights: str | None = None,
 ) -> Subject:
     """`token:DIR` is a Hugging Face causal model with its tokenizer; anything else a BLT, as every verb names it.
 
     context: bytes that a model is shown at once, by default a training row's, else 2048. strategy: how a BLT writes.
-    batch: positions that are computed at once, of bytes or tokens; it bounds memory.
+    batch: positions that are computed at once, of bytes or tokens; it bounds memory. weights, scorer_weights: forms of
+    a BLT's weights, as for `open_bundle`.
 
     Raises ValueError where there is no such model, or it cannot do what is asked.
     """
@@ -29,7 +32,18 @@ def open_subject(
     if batch is not None and not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"batch = {batch}: 1 to {MAX_BATCH:,} positions are computed at once")
     if not name.startswith(TOKEN):
-        return ByteModel.load(name, context=context, strategy=strategy, batch_bytes=batch or BATCH_BYTES, device=place)
+        return ByteModel.load(
+            name,
+            context=context,
+            strategy=strategy,
+            batch_bytes=batch or BATCH_BYTES,
+            device=place,
+            weights=weights,
+            scorer_weights=scorer_weights,
+        )
+    for option, form in {"weights": weights, "scorer_weights": scorer_weights}.items():
+        if form is not None:
+            raise ValueError(f"{option} = {form!r} is for byte models, and {name} is none; leave it out")
     if strategy is not None:
         raise ValueError(f"strategy {strategy.kind!r} is for byte models, and {name} is none; leave it out")
     from bltkit.eval.subjects.token_model import BATCH_TOKENS, TokenModel

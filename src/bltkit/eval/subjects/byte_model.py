@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import Bundle, load_bundle, resolve_model
+from bltkit.checkpoint import Bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
@@ -18,7 +18,9 @@ from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
 from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.generate import Autoregressive, Batch, Chunk, Sampling, Session, Strategy
 from bltkit.generate import Request as EngineRequest
+from bltkit.generate.loading import open_bundle
 from bltkit.generate.scoring import all_logprobs
+from bltkit.model.quantize import form_of
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
 
 BATCH_BYTES = 8192
@@ -69,13 +71,16 @@ class ByteModel:
         strategy: Strategy | None = None,
         batch_bytes: int = BATCH_BYTES,
         device: str | torch.device = "cpu",
+        weights: str | None = None,
+        scorer_weights: str | None = None,
     ) -> "ByteModel":
         """From a MODEL as users name it. Raises ValueError where it is none, or writes nothing."""
         directory = resolve_model(name)
         strategy = strategy or Autoregressive()
-        bundle = load_bundle(directory, device=device)
+        bundle = open_bundle(directory, device=device, weights=weights, scorer_weights=scorer_weights)
         context, _ = window_shape(bundle.record, context, None)
-        settings = (f"context={context}", f"strategy={strategy.model_dump_json()}")
+        settings = [f"context={context}", f"strategy={strategy.model_dump_json()}"]
+        settings += [f"weights={form}" for form in _forms(bundle) if form != "fp32"]
         found = cls(bundle, name, fingerprint(directory, more=settings), context, strategy, batch_bytes)
         found.start()
         return found
@@ -165,6 +170,11 @@ class ByteModel:
                 for begin in range(0, len(ending), self.rows):
                     group = ending[begin : begin + self.rows]
                     yield visit.session.select([row for row, _ in group]), [text for _, text in group]
+
+
+def _forms(bundle: Bundle) -> list[str]:
+    """Forms of the weights of model and scorer."""
+    return ["fp32" if module is None else form_of(module) for module in (bundle.model, bundle.scorer)]
 
 
 def _only(kind: type[_T], requests: Sequence[Request]) -> list[tuple[int, _T]]:
