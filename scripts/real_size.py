@@ -113,7 +113,9 @@ def resident_once(model: str, form: str) -> Row:
     subject = loaded(model, form)
     seconds = time.perf_counter() - began
     after_load = memory()
-    session = Session.start(subject.model, subject.scorer, subject.rule).extend([encode(benchmark_text(READ)).tolist()])
+    ids = encode(benchmark_text(READ))
+    rule = ThresholdRule(threshold=clear_threshold(subject.scorer.scores(ids[None])[0, 1:]))
+    session = Session.start(subject.model, subject.scorer, rule).extend([ids.tolist()])
     batch, made = Batch().admit(session, [Request(Sampling(seed=0, logit_bias=NO_EOS), WRITTEN)]), 0
     while batch.rows:
         batch, chunks = batch.step()

@@ -37,6 +37,17 @@ def release(*tensors: Tensor) -> None:
             advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)
 
 
+def trim() -> None:
+    """Give back memory that was freed and that the C library keeps for later.
+
+    Its allocator stops mapping large blocks apart once some were freed, and then slices and forms of one matrix after
+    the other leave holes between them: a third more than the model. Nothing happens without glibc.
+    """
+    trim_heap = _malloc_trim()
+    if trim_heap is not None:
+        trim_heap(0)
+
+
 class FileRows:
     """Rows of a table, read from its file one by one.
 
@@ -82,9 +93,18 @@ class FileRows:
 
 @cache
 def _madvise() -> Any:
+    return _of_libc("madvise")
+
+
+@cache
+def _malloc_trim() -> Any:
+    return _of_libc("malloc_trim")
+
+
+def _of_libc(name: str) -> Any:
     if sys.platform != "linux":
         return None
     try:
-        return ctypes.CDLL(None).madvise
+        return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None

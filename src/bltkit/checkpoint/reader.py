@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint.mapped import FileRows, release
+from bltkit.checkpoint.mapped import FileRows, release, trim
 from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.embed import NgramEmbedding
@@ -131,6 +131,7 @@ class Reader:
         matrix = Matrix(tensors, self.device)
         result = KINDS[form].of(matrix) if KINDS[form].fits(matrix) else None
         release(*tensors)
+        trim()
         return result
 
     def _steps(self, rounded: str, shape: torch.Size) -> tuple[Tensor, ...]:
