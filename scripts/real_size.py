@@ -34,7 +34,6 @@ from bltkit import bench
 from bltkit.bench.generate import NO_EOS, generate, strategies_of
 from bltkit.bench.process import STATUS
 from bltkit.bench.prompts import prompts_of
-from bltkit.bench.rates import Size, machine_rates
 from bltkit.bench.record import commit, machine
 from bltkit.bench.subject import PATCH_BYTES, Subject, benchmark_text, clear_threshold, subject_of
 from bltkit.checkpoint import load_bundle
@@ -50,6 +49,16 @@ READ, WRITTEN = 256, 64
 """Bytes of `resident`."""
 PREFILL = 2000
 SECONDS_BETWEEN = 0.02
+
+RATES = """
+import json, sys, torch
+from bltkit.bench.rates import Size, machine_rates
+threads, width, num_bytes = map(int, sys.argv[1:4])
+torch.set_num_threads(threads)
+found = machine_rates(torch.device("cpu"), sys.argv[4:], Size(num_bytes, width, matmul_width=256))
+print(json.dumps({"copy": found.copy_gb_per_second, **found.product_gb_per_second}))
+"""
+"""GB/s of one process; it runs with an older checkout's package as well."""
 
 Row = dict[str, Any]
 
@@ -72,12 +81,6 @@ def stamp(command: Sequence[str]) -> Row:
     }
 
 
-def rates_once(forms: Sequence[str], width: int, num_bytes: int) -> Row:
-    """GB/s of one process."""
-    found = machine_rates(torch.device("cpu"), cast(Any, forms), Size(num_bytes, width, matmul_width=256))
-    return {"copy": found.copy_gb_per_second} | dict(found.product_gb_per_second.items())
-
-
 def rates(options: argparse.Namespace) -> Iterator[Row]:
     """A row for each width: medians over processes, which take turns with those of the baseline."""
     trees = {"here": None} if options.baseline is None else {"here": None, "baseline": options.baseline}
@@ -87,8 +90,8 @@ def rates(options: argparse.Namespace) -> Iterator[Row]:
             for side, source in trees.items():
                 environment = os.environ | ({} if source is None else {"PYTHONPATH": source})
                 forms = [form for form in options.forms if side == "here" or form != "int4"]
-                inner = ["rates-once", *forms, "--widths", str(width), "--num-bytes", str(options.num_bytes)]
-                command = [sys.executable, str(Path(__file__).resolve()), *inner, "--threads", str(options.threads)]
+                numbers = [str(number) for number in (options.threads, width, options.num_bytes)]
+                command = [sys.executable, "-c", RATES, *numbers, *forms]
                 output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
                 found[side].append(json.loads(output))
         row: Row = {"what": "rates", "width": width, "rounds": options.rounds, "num_bytes": options.num_bytes}
@@ -258,19 +261,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure models of the released sizes.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("convert", "rates", "rates-once", "resident", "resident-once", "decode", "prefill"):
+    for verb in ("convert", "rates", "resident", "resident-once", "decode", "prefill"):
         sub = verbs.add_parser(verb)
-        if not verb.startswith("rates"):
+        if verb != "rates":
             sub.add_argument("model")
         if verb == "convert":
             sub.add_argument("to")
-        default = ["fp32", "packed", "fp16", "bf16", "int8"] if verb.startswith("rates") else None
+        default = ["fp32", "packed", "fp16", "bf16", "int8"] if verb == "rates" else None
         if verb != "convert":
             sub.add_argument("forms", nargs="*" if default else "+", default=default)
         sub.add_argument("--threads", type=int, default=1)
         sub.add_argument("--rounds", type=int, default=3)
         sub.add_argument("--out", type=Path)
-        if verb.startswith("rates"):
+        if verb == "rates":
             sub.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
             sub.add_argument("--num-bytes", type=int, default=NUM_BYTES)
             sub.add_argument("--baseline", help="src folder of another checkout")
@@ -288,9 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the rows, and append them to `--out`."""
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
-    if options.verb == "rates-once":
-        print(json.dumps(rates_once(options.forms, options.widths[0], options.num_bytes)))
-        return
     if options.verb == "resident-once":
         print(json.dumps(resident_once(options.model, options.forms[0])))
         return
