@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint.mapped import FileRows, release
+from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release, trim
 from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.blt import Blt
@@ -140,10 +140,12 @@ class Reader:
             return formed
         if shape.numel() < MIN_ELEMENTS:
             return None
+        map_large_blocks()
         tensors = [self.weights.read(self._source(part.name), part.shape) for part in parts]
         matrix = Matrix(tensors, device)
         result = KINDS[form].of(matrix) if KINDS[form].fits(matrix) else None
         release(*tensors)
+        trim()
         return result
 
     def _steps(self, rounded: str, shape: torch.Size) -> tuple[Tensor, ...]:
