@@ -26,7 +26,7 @@ TABLES = "model.encoder_hash_tok_embedding.weight"
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
 
-_LARGE_TABLES = 2**26
+LARGE_TABLES = 2**26
 """Bytes above which rows are read from the file: pages of smaller tables cost little memory, and are faster."""
 
 HALVES: dict[torch.dtype, WeightForm] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -212,7 +212,7 @@ class Reader:
     def _leave(self, embed: NgramEmbedding) -> None:
         """Have rows of tables that stay in the file read from there."""
         table = embed.ngrams.detach()
-        if self.keep_tables and table.dtype in HALVES and table.nbytes > _LARGE_TABLES:
+        if self.keep_tables and table.dtype in HALVES and table.nbytes > LARGE_TABLES:
             embed.rows = FileRows.of(*self.weights.place(TABLES), table)
 
     def _source(self, name: str) -> str:
