@@ -87,8 +87,9 @@ def generate(
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     backend: Annotated[
-        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
-    ] = "auto",
+        str,
+        typer.Option(help="What runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
+    ] = "eager",
     device: Device = "auto",
     device_map: DeviceMapOption = None,
     threads: Threads = None,

@@ -47,8 +47,9 @@ def serve(
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     backend: Annotated[
-        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
-    ] = "auto",
+        str,
+        typer.Option(help="What runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
+    ] = "eager",
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the weights in memory, in place of --weights: float64, float32, bfloat16, float16."),
