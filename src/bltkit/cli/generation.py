@@ -88,7 +88,7 @@ def generate(
     scorer_weights: ScorerWeights = None,
     backend: Annotated[
         str,
-        typer.Option(help="What runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
+        typer.Option(help="Runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
     ] = "eager",
     device: Device = "auto",
     device_map: DeviceMapOption = None,
