@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release, trim
+from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release
 from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.embed import NgramEmbedding
@@ -132,7 +132,6 @@ class Reader:
         matrix = Matrix(tensors, self.device)
         result = KINDS[form].of(matrix) if KINDS[form].fits(matrix) else None
         release(*tensors)
-        trim()
         return result
 
     def _steps(self, rounded: str, shape: torch.Size) -> tuple[Tensor, ...]:
