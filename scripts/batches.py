@@ -23,7 +23,7 @@ import torch
 
 import bltkit
 from bltkit.bench.record import commit, machine
-from bltkit.generate import Batch, Request, Sampling, Session, parse_strategy
+from bltkit.generate import Request, Sampling, SequenceBatch, Session, parse_strategy
 from bltkit.model import Blt, EntropyModel
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS
 from bltkit.vocab import encode
@@ -55,14 +55,14 @@ def opened(name: str) -> Session:
     return Session.start(model.eval(), scorer.reset_parameters(generator).eval(), lm.rule)
 
 
-def clocked(call: Callable[[], Batch]) -> tuple[float, Batch]:
+def clocked(call: Callable[[], SequenceBatch]) -> tuple[float, SequenceBatch]:
     """CPU seconds, and the batch."""
     began = time.process_time()
     batch = call()
     return time.process_time() - began, batch
 
 
-def stepped(batch: Batch) -> Batch:
+def stepped(batch: SequenceBatch) -> SequenceBatch:
     """One round further."""
     return batch.step()[0]
 
@@ -72,7 +72,7 @@ def moves(name: str, sequences: int, rounds: int) -> dict[str, Any]:
     empty = opened(name)
     sessions = [empty.extend(ids) for ids in prompts(8)]
     request = Request(Sampling(temperature=1.0), max_bytes=10**6)
-    batch, at = Batch(lanes=sequences), 0
+    batch, at = SequenceBatch(lanes=sequences), 0
     seconds: dict[str, list[float]] = {"round": [], "leave": [], "enter": []}
     for _ in range(sequences):
         batch, at = batch.admit(sessions[at % 8], [request]), at + 1
@@ -112,7 +112,7 @@ def mixed() -> dict[str, Any]:
             Request(Sampling(temperature=0.8, seed=seed), max_bytes=64, strategy=parse_strategy(name))
             for seed, name in enumerate(strategies)
         ]
-        batch, made = Batch().admit(session.select(range(len(requests))), requests), 0
+        batch, made = SequenceBatch().admit(session.select(range(len(requests))), requests), 0
         began = time.process_time()
         while batch.rows:
             batch, chunks = batch.step()

@@ -16,10 +16,10 @@ from statistics import median
 import torch
 
 from bltkit.bench.record import commit, machine
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Likelihood, Scored
 from bltkit.eval.subjects import ByteModel, open_subject
-from bltkit.eval.subjects.prefixes import Tree
+from bltkit.eval.subjects.shared_prefixes import Tree
 from bltkit.eval.tasks import parse_task
 
 TASKS = (("hellaswag", 100, 8192), ("mmlu:astronomy", 8, 8192), ("mmlu:astronomy", 8, 2047))

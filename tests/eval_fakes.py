@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.task import Item, Task
 from bltkit.vocab import to_bytes
 from tests.eval_rows import TRUTHS
@@ -42,7 +42,7 @@ class Oracle(Fake):
         yield from reversed(list(enumerate(found)))
 
     def _answer(self, request: Request, truth: Any) -> Answer:
-        if isinstance(request, Generation):
+        if isinstance(request, Continuation):
             data = b"\xff" * request.max_bytes if self.lies else to_bytes(truth)
             return Written(data, "length" if self.lies else "stop")
         right = bool(truth) != self.lies
@@ -87,7 +87,7 @@ class Known(Fake):
             digest = hashlib.sha256(repr(request).encode()).digest()
             if isinstance(request, Likelihood):
                 yield at, Scored(-digest[0] / 16, digest[1] % 2 == 0)
-            elif isinstance(request, Generation):
+            elif isinstance(request, Continuation):
                 yield at, Written(digest[: request.max_bytes], "length")
             else:
                 assert isinstance(request, Compression)

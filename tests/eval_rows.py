@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.tasks import TASKS, Item
 from tests import eval_rows_choices, eval_rows_paired, eval_rows_programs, eval_rows_writing
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Generation, Likelihood
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Continuation, Likelihood
 from bltkit.eval.tasks.task import Item, Task
 
 
@@ -113,6 +113,6 @@ def contexts(task: Task, directory: Path) -> list[str]:
     found = []
     for item in items_of(task, directory):
         for request in task.requests(item):
-            assert isinstance(request, Generation | Likelihood)
+            assert isinstance(request, Continuation | Likelihood)
             found.append(request.context.decode())
     return found

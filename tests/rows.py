@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bltkit import vocab
 from bltkit.generate import Chunk, Request, Sampling, Session, Stats, Strategy, Utf8
-from bltkit.generate.sampling import Tops, choose
+from bltkit.generate.sampling import choose
+from bltkit.generate.top_logprobs import Tops
 from bltkit.patching import parse_rule
 from tests import tiny
 from tests.tiny import Case

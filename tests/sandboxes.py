@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bltkit.eval.sandbox import Limits, Outcome, Sandbox
+from bltkit.eval.sandbox import ProgramOutcome, Sandbox, SandboxLimits
 
 NOBODY = 65534
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "bltkit"
@@ -37,22 +37,22 @@ def refused(act, *values, kind=OSError):
     raise AssertionError(f"{act} {values}: was permitted")
 """
 
-Run = Callable[..., Outcome]
+Run = Callable[..., ProgramOutcome]
 
 
 def is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def own_run(code: str, tests: str = "", **limits: int) -> Outcome:
-    return Sandbox(Limits(**limits)).run(code, tests)
+def own_run(code: str, tests: str = "", **limits: int) -> ProgramOutcome:
+    return Sandbox(SandboxLimits(**limits)).run(code, tests)
 
 
-def nobodys_run(code: str, tests: str = "", **limits: int) -> Outcome:
+def nobodys_run(code: str, tests: str = "", **limits: int) -> ProgramOutcome:
     message = json.dumps([limits, code, tests])
     done = as_nobody(RUN, message)
     assert done.returncode == 0, done.stderr
-    return Outcome(**json.loads(done.stdout))
+    return ProgramOutcome(**json.loads(done.stdout))
 
 
 def as_nobody(script: str, message: str = "") -> "subprocess.CompletedProcess[str]":

@@ -8,10 +8,10 @@ from typing import Any
 
 from bltkit.checkpoint.checksums import POSITION
 from bltkit.config import parse
-from bltkit.study.scaling import Plan, Tools
+from bltkit.study.scaling import ScalingPlan, ScalingTools
 from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.train import Result, TrainConfig
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 LOCAL = {"width": 16, "heads": 1, "ffn_width": 24, "window": 16, "ngram_sizes": [3], "ngram_buckets": 61}
 
@@ -21,7 +21,7 @@ def size(name: str, width: int) -> dict[str, Any]:
     return {"name": name, "width": width, "layers": 1, "heads": 1, "ffn_width": 2 * width, "local": LOCAL, "lr": 1e-2}
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> ScalingPlan:
     """Two families that need no entropy model, two sizes, three budgets."""
     fields: dict[str, Any] = {
         "families": ["blt-stride-6", "blt-space"],
@@ -34,7 +34,7 @@ def plan(**changes: Any) -> Plan:
         "warmup_steps": 2,
         "decay_shape": "linear",
     }
-    found: Plan = parse(Plan, fields | changes, "test")
+    found: ScalingPlan = parse(ScalingPlan, fields | changes, "test")
     return found
 
 
@@ -54,9 +54,11 @@ class Counting:
     now: float = 0.0
     """Seconds on its clock, of which a step takes one."""
 
-    def tools(self) -> Tools:
+    def tools(self) -> ScalingTools:
         """In place of the real ones."""
-        return Tools(self.train, self.seen_by, self.ahead, self.heldout, lambda checkpoint: 1.0, lambda: self.now)
+        return ScalingTools(
+            self.train, self.seen_by, self.ahead, self.heldout, lambda checkpoint: 1.0, lambda: self.now
+        )
 
     def train(self, config: TrainConfig, out: Path, *, resume: bool, say: Any) -> Result:
         """Leaves a checkpoint, as a run does."""

@@ -19,7 +19,7 @@ import torch
 
 from bltkit.api import ByteLM, Generation
 from bltkit.bench.load import ServerProcess
-from bltkit.bench.process import Remote
+from bltkit.bench.side_process import Remote
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.data.template import RECORD_KEY, ChatTemplate
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig

@@ -7,7 +7,7 @@ from typing import Any
 from bltkit.generate import Chunk, Request
 from bltkit.patching import parse_rule
 from bltkit.patching.patched import PatchedText, patch_text
-from bltkit.serve.handle import Stream
+from bltkit.serve.handle import EventStream
 from bltkit.serve.limits import Limits
 from bltkit.serve.messages import Cancel, Delta, Event, Failed, Figures, ModelInfo, Order, Prompted, Read
 from bltkit.serve.settings import EngineSettings
@@ -56,10 +56,10 @@ class FakeEngine:
         choices: Sequence[Request] = (),
         prompt_logprobs: int | None = None,
         seconds: float | None = None,
-    ) -> Stream:
+    ) -> EventStream:
         self.submitted.append((tuple(ids), tuple(choices), prompt_logprobs, seconds))
         key = len(self.submitted)
-        stream = Stream(self, key, len(choices), len(ids))  # type: ignore[arg-type]
+        stream = EventStream(self, key, len(choices), len(ids))  # type: ignore[arg-type]
         events = self.script(key, ids, choices)
 
         async def feed() -> None:
@@ -82,7 +82,7 @@ class FakeEngine:
     def send(self, order: Order) -> None:
         self.orders.append(order)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: EventStream) -> None:
         pass
 
     def read_bytes(self, choice: int = 0) -> int:

@@ -17,7 +17,6 @@ import pytest
 import zstandard
 
 from bltkit.checkpoint.intact import sha256
-from bltkit.data.shards import AnnotatedDocument, ScorerEntry, ShardEntry, ShardManifest, write_manifest, write_shard
 from bltkit.data.sources import (
     AnnotatedSource,
     BinarySource,
@@ -30,6 +29,14 @@ from bltkit.data.sources import (
     SourceConfig,
     StdlibSource,
     TextSource,
+)
+from bltkit.data.sources.shards import (
+    AnnotatedDocument,
+    ScorerEntry,
+    ShardEntry,
+    ShardManifest,
+    write_manifest,
+    write_shard,
 )
 
 TEXTS = ["First, in ASCII.", "Zweiter: äöü €", "third\nwith\r\nlines\n", "", "четвёртый"]

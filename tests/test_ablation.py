@@ -14,11 +14,11 @@ from bltkit.data import Corpus, Loader
 from bltkit.model import BltConfig
 from bltkit.model.families import blt_params
 from bltkit.patching import PatchingRule, parse_rule
-from bltkit.study.ablation import ABLATIONS, Settings, Tools, ablation_named, run, table
-from bltkit.study.ablation.heldout import Heldout
+from bltkit.study.ablation import ABLATIONS, AblationSettings, AblationTools, ablation_named, run, table
+from bltkit.study.ablation.heldout import HeldoutText
 from bltkit.study.ablation.report import at_best_rates, difference
-from bltkit.study.ablation.settings import Texts
 from bltkit.study.ablation.shapes import grown
+from bltkit.study.ablation.training_settings import AblationTexts
 from bltkit.study.row_file import ROWS
 from bltkit.train import Result, TrainConfig
 from bltkit.vocab import BOS
@@ -26,14 +26,14 @@ from tests.tiny_training import documents
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> AblationSettings:
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(documents(60)):
         (folder / f"{number}.txt").write_bytes(text)
     texts = {"words": str(folder / "*.txt")}
     fields = {"steps": 2, "scorer_steps": 2, "texts": texts, "rule": "stride:k=4", "row_bytes": 64, "batch_rows": 2}
-    found: Settings = parse(Settings, fields, "test")
+    found: AblationSettings = parse(AblationSettings, fields, "test")
     return found
 
 
@@ -52,16 +52,16 @@ class Stub:
 
     def heldout(
         self, config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None
-    ) -> Mapping[str, Heldout]:
-        found = Heldout(2.0 + 0.01 * len(self.configs), 100, 4.0)
+    ) -> Mapping[str, HeldoutText]:
+        found = HeldoutText(2.0 + 0.01 * len(self.configs), 100, 4.0)
         return dict.fromkeys([*texts, ""], found)
 
     @property
-    def tools(self) -> Tools:
-        return Tools(self.train, self.heldout, lambda cuts, place: parse_rule("stride:k=4"), lambda place: 0.0)
+    def tools(self) -> AblationTools:
+        return AblationTools(self.train, self.heldout, lambda cuts, place: parse_rule("stride:k=4"), lambda place: 0.0)
 
 
-def test_rows_are_made_once(settings: Settings, tmp_path: Path) -> None:
+def test_rows_are_made_once(settings: AblationSettings, tmp_path: Path) -> None:
     """A study that was broken off goes on where it was, and one that is done does nothing."""
     ablation, out = ablation_named("cross-attention"), tmp_path / "out"
     first, second, third = Stub(breaks=3), Stub(), Stub()
@@ -76,7 +76,7 @@ def test_rows_are_made_once(settings: Settings, tmp_path: Path) -> None:
     assert rows[-1]["commit"] == "x" and (out / ROWS).exists()
 
 
-def test_rows_made_otherwise_are_refused(settings: Settings, tmp_path: Path) -> None:
+def test_rows_made_otherwise_are_refused(settings: AblationSettings, tmp_path: Path) -> None:
     ablation = ablation_named("cross-attention")
     only = [ablation.variants[0].name]
     run(ablation, settings, tmp_path / "out", {}, only=only, tools=Stub().tools)
@@ -85,7 +85,7 @@ def test_rows_made_otherwise_are_refused(settings: Settings, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["ngrams", "cross-attention"])
-def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_path: Path) -> None:
+def test_variants_differ_in_the_model_alone(name: str, settings: AblationSettings, tmp_path: Path) -> None:
     stub = Stub()
     run(ablation_named(name), settings, tmp_path / "out", {}, tools=stub.tools)
     models = [config.model.model_dump_json() for config in stub.configs]
@@ -95,7 +95,7 @@ def test_variants_differ_in_the_model_alone(name: str, settings: Settings, tmp_p
 
 
 def test_every_variant_tries_as_many_rates_and_the_best_trains_the_other_seeds(
-    settings: Settings, tmp_path: Path
+    settings: AblationSettings, tmp_path: Path
 ) -> None:
     """The stub's figures rise with every run: a variant's first rate is its best. Resumed after any run."""
     ablation, out = ablation_named("optimizer"), tmp_path / "out"
@@ -119,7 +119,7 @@ def test_every_variant_tries_as_many_rates_and_the_best_trains_the_other_seeds(
     assert "one seed, at lr | 0.0015 | 0.003 | 0.006 |" in table(rows)
 
 
-def test_groups_train_on_the_same_operations(settings: Settings, tmp_path: Path) -> None:
+def test_groups_train_on_the_same_operations(settings: AblationSettings, tmp_path: Path) -> None:
     """Where the ablation says so, a variant that costs more per byte sees fewer bytes."""
     stub, ablation = Stub(), ablation_named("local")
     run(ablation, settings.replace(steps=300, row_bytes=1024, patch_bytes=4.0), tmp_path / "out", {}, tools=stub.tools)
@@ -133,7 +133,7 @@ def test_groups_train_on_the_same_operations(settings: Settings, tmp_path: Path)
         assert all(spent == pytest.approx(runs[0][1], rel=1 / 200) for _, spent in runs)
 
 
-def test_all_variants_may_be_of_another_shape(settings: Settings, tmp_path: Path) -> None:
+def test_all_variants_may_be_of_another_shape(settings: AblationSettings, tmp_path: Path) -> None:
     stub, changes = Stub(), ("model.encoder.window=16", "optim.lr=1e-4")
     rows = run(
         ablation_named("cross-attention"), settings.replace(changes=changes), tmp_path / "out", {}, tools=stub.tools
@@ -147,7 +147,7 @@ def test_all_variants_may_be_of_another_shape(settings: Settings, tmp_path: Path
     assert not (tmp_path / "other" / "scorers").exists()
 
 
-def test_two_processes_share_a_directory(settings: Settings, tmp_path: Path) -> None:
+def test_two_processes_share_a_directory(settings: AblationSettings, tmp_path: Path) -> None:
     """A run that another process holds is left to it, and is no row here."""
     ablation, out = ablation_named("cross-attention"), tmp_path / "out"
     inner, said = Stub(), list[str]()
@@ -167,8 +167,8 @@ def test_two_processes_share_a_directory(settings: Settings, tmp_path: Path) -> 
     assert sorted(row["variant"] for row in rows) == sorted(variant.name for variant in ablation.variants)
 
 
-def test_rules_are_calibrated_on_what_training_reads(settings: Settings, tmp_path: Path) -> None:
-    texts = Texts(settings, tmp_path / "out")
+def test_rules_are_calibrated_on_what_training_reads(settings: AblationSettings, tmp_path: Path) -> None:
+    texts = AblationTexts(settings, tmp_path / "out")
     rows = texts.rows(1000)
     assert all(int(row[0]) == BOS and int(row.min()) >= BOS for row in rows)
     corpus = Corpus.from_sources(list(texts.data.sources), 0.05)
@@ -184,7 +184,7 @@ def test_grown_shapes_have_as_many_parameters(params: float, local: tuple[int, i
     assert config.encoder.width == local[0] and (config.encoder.layers, config.decoder.layers) == local[1:]
 
 
-def test_the_learned_rule_and_its_rate(settings: Settings, tmp_path: Path) -> None:
+def test_the_learned_rule_and_its_rate(settings: AblationSettings, tmp_path: Path) -> None:
     """All variants of `patching` cut at the rate of words, or at the one that is asked for."""
     stub = Stub()
     only = ["words", "stride", "random", "learned"]
@@ -237,7 +237,7 @@ def test_intervals_of_differences_hold_what_they_say() -> None:
     assert 0.92 < held / total < 0.98
 
 
-def test_texts_of_which_nothing_is_held_back_are_refused(settings: Settings, tmp_path: Path) -> None:
+def test_texts_of_which_nothing_is_held_back_are_refused(settings: AblationSettings, tmp_path: Path) -> None:
     """Alone such a text would hold something back: a document that the mixture trains on."""
     lonely = tmp_path / "lonely.txt"
     lonely.write_bytes(b"only one document")
@@ -246,7 +246,7 @@ def test_texts_of_which_nothing_is_held_back_are_refused(settings: Settings, tmp
         run(ablation_named("ngrams"), settings.replace(texts=texts), tmp_path / "out", {}, tools=Stub().tools)
 
 
-def test_mistakes(settings: Settings, tmp_path: Path) -> None:
+def test_mistakes(settings: AblationSettings, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'ngrams'"):
         ablation_named("ngram")
     with pytest.raises(ValueError, match="has no variant 'x'"):
@@ -264,7 +264,7 @@ def test_a_number_of_seeds_that_cannot_be(seeds: int, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_real_runs(settings: Settings, tmp_path: Path) -> None:
+def test_real_runs(settings: AblationSettings, tmp_path: Path) -> None:
     """Trained and measured: patches, a learned boundary, tokens; and the table of all."""
     out = tmp_path / "out"
     patching = run(ablation_named("patching"), settings, out, {}, only=["entropy rise", "learned"])

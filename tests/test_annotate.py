@@ -14,20 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import annotate as package
-from bltkit.annotate import ShardReader, annotate, entropies_of, plan_shards, work
-from bltkit.annotate.work import near_threshold
+from bltkit.annotate import ShardReader, annotate, entropies_of, plan_shards
+from bltkit.annotate import shard_work as work
+from bltkit.annotate.shard_work import near_threshold
 from bltkit.checkpoint import Bundle, save_bundle, scorer_hash
-from bltkit.cli.data import Engine, EntropyDtype
+from bltkit.cli.data import AnnotationEngine, EntropyDtype
 from bltkit.cli.data import annotate as verb
 from bltkit.data import Document, SourceConfig, parse_source
-from bltkit.data.shards import read_manifest
 from bltkit.data.sources import AnnotatedSource, read
+from bltkit.data.sources.shards import read_manifest
 from bltkit.files import LOCK_FILES
 from bltkit.model import BoundaryConfig, BoundaryModel, CnnConfig, CnnEntropy, EntropyConfig, EntropyModel, Scorer
 from bltkit.patching import BothRule, PatchingRule, RiseRule, SpaceRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, snapped
 from bltkit.patching.patched import patch_text
-from bltkit.study.calibration import calibrate_model
+from bltkit.views.calibration import calibrate_model
 from bltkit.vocab import encode
 from tests.shared import SHARED
 from tests.tiny import fill
@@ -426,7 +427,7 @@ def test_the_verb(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     config = place.folder / "config.toml"
     config.write_text(f'[model]\nkind = "blt"\n[data]\nrow_bytes = 64\nsources = ["{place.folder}/lines.jsonl"]\n')
     model, out = str(place.folder / "model"), place.folder / "out"
-    verb(config, model, out, engine=Engine.local, dtype=EntropyDtype.fp16, shard_bytes=300, as_json=True)
+    verb(config, model, out, engine=AnnotationEngine.local, dtype=EntropyDtype.fp16, shard_bytes=300, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["documents"] == 40 and found["shards"] > 2 and found["bytes_per_second"] > 0
     assert {"bytes", "patches", "mean_patch_bytes", "near_threshold", "sources"} <= found.keys()

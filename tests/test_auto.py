@@ -18,14 +18,26 @@ from hypothesis import strategies as st
 from bltkit import vocab
 from bltkit.generate import Request, Sampling, Session, Speculative, Stats, Strategy, generate, strategy_of
 from bltkit.generate.strategies import Auto, Outcome, Pending, Verified
+from bltkit.generate.strategies.acceptance import (
+    CPU,
+    GPU,
+    LONGEST,
+    WAYS,
+    AcceptanceTally,
+    DraftPlan,
+    Experience,
+    Machine,
+    RoundCosts,
+    Way,
+    plan,
+)
 from bltkit.generate.strategies.auto import SURE
-from bltkit.generate.strategies.odds import CPU, GPU, LONGEST, WAYS, Costs, Experience, Machine, Plan, Tally, Way, plan
 from bltkit.model import EntropyConfig, EntropyModel
 from tests import tiny
 from tests.rows import GREEDY, blurred, by, example, start, stats_of, tempered
 from tests.tiny import Case
 
-COSTS = Costs(CPU, 1, read=6.8e6, bytes=3.3e6, block=2.4e6, latent=11.5e6, layers=(6, 3, 2, 3), closing=0.23)
+COSTS = RoundCosts(CPU, 1, read=6.8e6, bytes=3.3e6, block=2.4e6, latent=11.5e6, layers=(6, 3, 2, 3), closing=0.23)
 """About those of bltkit:tiny."""
 
 rounds_made = st.lists(
@@ -42,7 +54,7 @@ def experience_of(rounds: Sequence[tuple[Way | None, bool, int, float]]) -> Expe
 
 @given(st.lists(st.tuples(st.integers(0, LONGEST), st.floats(0, 1)), max_size=8))
 def test_a_tally_counts_places_up_to_the_first_wrong_one(drafts: list[tuple[int, float]]) -> None:
-    tally, tried, kept = Tally(), [0] * LONGEST, [0] * LONGEST
+    tally, tried, kept = AcceptanceTally(), [0] * LONGEST, [0] * LONGEST
     for drafted, share in drafts:
         accepted = int(share * drafted)
         tally = tally.after(drafted, accepted)
@@ -168,7 +180,7 @@ def test_what_one_row_drafts_is_free_for_the_others() -> None:
     good, poor = np.cumsum([0.0] + [0.99**i for i in range(1, 9)]), np.cumsum([0.0] + [0.2**i for i in range(1, 9)])
     cost = replace(COSTS, rows=2).rounds(8, 0)
     none = np.zeros((2, 1))
-    assert plan({"bytes": np.array([poor, poor]), "block": none}, cost) == Plan((None, None), (0, 0))
+    assert plan({"bytes": np.array([poor, poor]), "block": none}, cost) == DraftPlan((None, None), (0, 0))
     together = plan({"bytes": np.array([good, poor]), "block": none}, cost)
     assert together.ways == ("bytes", "bytes") and together.counts_of("bytes")[0] == 8
     assert together.counts_of("block") == [0, 0]

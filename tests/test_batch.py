@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from bltkit import vocab
 from bltkit.generate import (
     Autoregressive,
-    Batch,
     Chunk,
     Parked,
     Request,
     Sampling,
+    SequenceBatch,
     Session,
     Speculative,
     Strategy,
@@ -168,12 +168,12 @@ def test_many_rows_are_decoded_as_if_alone(case: Case, strategies: list[Strategy
 
 def decode_side_by_side(case: Case, strategies: list[Strategy], data: st.DataObject) -> None:
     case = tempered(case, data.draw(st.sampled_from([0.0, 0.3, 1.0])), data.draw(st.sampled_from([1.0, 3.0])))
-    uncached, batch = Uncached(case), Batch()
+    uncached, batch = Uncached(case), SequenceBatch()
     asked: list[tuple[list[int], Request]] = []
     chunks: dict[int, list[Chunk]] = {}
     cancelled: set[int] = set()
     parked: list[Parked] = []
-    kept: tuple[Batch, dict[int, list[Chunk]]] | None = None
+    kept: tuple[SequenceBatch, dict[int, list[Chunk]]] | None = None
     for turn in range(90):
         if turn == 0 or (len(asked) < 5 and data.draw(st.integers(0, 2)) == 0):
             prompts = data.draw(st.lists(tiny.rows(12), min_size=1, max_size=2))
@@ -223,7 +223,7 @@ def test_a_batch_is_a_value() -> None:
     session = start(case, 2).extend([vocab.encode(b"one").tolist(), vocab.encode(b"another").tolist()])
     asked = [Request(GREEDY, 9, logprobs=True), Request(max_bytes=7, logprobs=True)]
     asked = [by(Speculative(draft=2), request) for request in asked]
-    base, _ = Batch().admit(session, asked).step()
+    base, _ = SequenceBatch().admit(session, asked).step()
     one, other = base, base
     found: list[list[Chunk]] = [[] for _ in range(4)]
     while one.rows or other.rows:
@@ -246,7 +246,7 @@ def test_strategies_run_side_by_side() -> None:
     session = start(case).extend(vocab.encode(b"one"))
     strategies = [Autoregressive(), Speculative(draft=3), Autoregressive()]
     requests = [by(strategy, Request(Sampling(seed=at), 12)) for at, strategy in enumerate(strategies)]
-    batch, found, stats = Batch().admit(session.select([0] * 3), requests), [b""] * 3, {}
+    batch, found, stats = SequenceBatch().admit(session.select([0] * 3), requests), [b""] * 3, {}
     assert [[row.key for row in group.rows] for group in batch.groups] == [[0, 2], [1]]
     while batch.rows:
         batch, chunks = batch.step()
@@ -265,7 +265,7 @@ def test_strategies_run_side_by_side() -> None:
 def test_a_parked_row_comes_back_once() -> None:
     case = example("stride:k=3")
     request, session = Request(Sampling(seed=3), 9, stop=(b"zq",)), start(case).extend(vocab.encode(b"one"))
-    batch, chunks = Batch().admit(session.select([0, 0]), [request] * 2).step()
+    batch, chunks = SequenceBatch().admit(session.select([0, 0]), [request] * 2).step()
     batch, (first,) = batch.park([0])
     passes = batch.passes
     assert [row.key for row in batch.rows] == [1] and first.key == 0
@@ -310,7 +310,7 @@ def test_nothing_is_kept_of_rows_that_went() -> None:
 
 
 def test_a_batch_of_none_waits() -> None:
-    batch, made = Batch().step()
+    batch, made = SequenceBatch().step()
     assert made == [] and batch.rows == ()
     case = example("byte")
     batch = batch.admit(start(case), [Request(GREEDY, 3)]).cancel([0])
@@ -356,7 +356,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="empty row"):
         _ = Session.join([session, start(case)]).logits
     with pytest.raises(ValueError, match="1 requests for a session of 2 rows"):
-        Batch().admit(session.select([0, 0]), [Request()])
+        SequenceBatch().admit(session.select([0, 0]), [Request()])
     with pytest.raises(ValueError, match="rollback"):
         session.select([0, 0]).rollback([0, 2])
     with pytest.raises(ValueError, match="empty row"):

@@ -9,10 +9,10 @@ from bltkit import vocab
 from bltkit.generate import (
     Auto,
     Autoregressive,
-    Batch,
     Parked,
     Request,
     Sampling,
+    SequenceBatch,
     Speculative,
     Strategy,
     Utf8,
@@ -45,7 +45,7 @@ def random_request(rng: random.Random, prompt: bytes, plain: bool) -> Request:
 
 def side_by_side(case: Case, seed: int, plain: bool = False) -> list[tuple[bytes, Request, bytes]]:
     """Prompts, requests, and what a batch made of them, from which sequences pause, and from which others leave."""
-    rng, batch, parked = random.Random(seed), Batch(), list[Parked]()
+    rng, batch, parked = random.Random(seed), SequenceBatch(), list[Parked]()
     prompts = [rng.randbytes(rng.choice([0, 3, 20, 60, 150])) for _ in range(COUNT)]
     asked = [(prompt, random_request(rng, prompt, plain)) for prompt in prompts]
     made, waiting, left = [b""] * COUNT, list(asked), set[int]()

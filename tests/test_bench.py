@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit import bench
-from bltkit.bench import rates
+from bltkit.bench import machine_rates as rates
+from bltkit.bench.bench_subject import PATCH_BYTES, clear_threshold, row
 from bltkit.bench.peer import BYTES_PER_TOKEN, LlamaPeer, blt_peer_of, compared, peer_of
 from bltkit.bench.record import commit, machine, row_of
-from bltkit.bench.subject import PATCH_BYTES, clear_threshold, row
 from bltkit.bench.timing import Side, in_turn, threads_of
 from bltkit.checkpoint import Bundle
 from bltkit.cli import main
@@ -31,11 +31,11 @@ from tests.test_cli import Blt_, blt
 
 __all__ = ["blt"]  # a fixture
 
-QUICK = bench.Limits(repeats=2, seconds=0.0)
+QUICK = bench.RepeatLimits(repeats=2, seconds=0.0)
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the peer extra")
 
 
-def small() -> bench.Subject:
+def small() -> bench.BenchSubject:
     stack = StackConfig(width=16, layers=1, heads=2, ffn_width=24, window=16)
     config = BltConfig(
         encoder=stack, latent=stack.replace(width=32, window=None), decoder=stack, ngrams=NgramConfig(buckets=53)
@@ -44,7 +44,7 @@ def small() -> bench.Subject:
     scorer = EntropyModel(EntropyConfig(width=16, layers=1, heads=2, ffn_width=24, window=16))
     model = Blt(config).reset_parameters(generator).eval()
     scores = scorer.reset_parameters(generator).eval().scores(row(256))[0, 1:]
-    return bench.Subject("small", model, scorer, ThresholdRule(threshold=clear_threshold(scores)))
+    return bench.BenchSubject("small", model, scorer, ThresholdRule(threshold=clear_threshold(scores)))
 
 
 def test_the_text_is_the_same_everywhere_in_a_row() -> None:
@@ -148,7 +148,7 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="batch = 0"):
         bench.train(subject, 64, batch=0)
     with pytest.raises(ValueError, match="repeats = 0"):
-        bench.Limits(repeats=0)
+        bench.RepeatLimits(repeats=0)
     with pytest.raises(ValueError, match="threads = 0"), threads_of(0):
         pass
     for temperature in (math.nan, math.inf, -1.0):
@@ -161,8 +161,8 @@ def test_mistakes() -> None:
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1.0, 1e300, 86_400.5])
 def test_times_that_never_end_are_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"^seconds = .* must be from 0 to 86,400"):
-        bench.Limits(seconds=seconds)
-    assert bench.Limits(seconds=0).seconds == 0
+        bench.RepeatLimits(seconds=seconds)
+    assert bench.RepeatLimits(seconds=0).seconds == 0
 
 
 @pytest.mark.parametrize("batch", [0, 65_537, 10**400])
@@ -177,7 +177,7 @@ def test_batches_that_no_memory_holds_are_refused_at_once(
 @pytest.mark.parametrize("repeats", [0, -1, 1_000_001, 10**400])
 def test_repeats_that_never_end_are_refused(repeats: int) -> None:
     with pytest.raises(ValueError, match=r"^repeats = .* must be from 1 to 1,000,000"):
-        bench.Limits(repeats=repeats)
+        bench.RepeatLimits(repeats=repeats)
 
 
 @pytest.mark.parametrize("files", [["empty.txt"], ["some.txt", "empty.txt"]])
@@ -220,7 +220,7 @@ def test_sides_take_turns() -> None:
                 "slow", 1, lambda: (calls.append("s"), time.sleep(0.02)), lambda: (calls.append("p"), time.sleep(0.05))
             ),
         ],
-        bench.Limits(repeats=3, seconds=0.03),
+        bench.RepeatLimits(repeats=3, seconds=0.03),
         torch.device("cpu"),
     )
     assert [name for name, _ in groupby(calls)] == ["f", "p", "s"] * 3
@@ -300,7 +300,7 @@ def test_rates_are_bytes_and_operations_by_seconds(monkeypatch: pytest.MonkeyPat
         return 0.5
 
     monkeypatch.setattr(rates, "timed", half_a_second)
-    size = rates.Size(num_bytes=2**16, width=64, matmul_width=32)
+    size = rates.RateSizes(num_bytes=2**16, width=64, matmul_width=32)
     forms = available_forms()
     found = bench.machine_rates(torch.device("cpu"), forms, size)
     assert len(runs) == (2 + len(forms)) * rates.RUNS
@@ -311,17 +311,17 @@ def test_rates_are_bytes_and_operations_by_seconds(monkeypatch: pytest.MonkeyPat
 
 
 def test_rates_are_measured() -> None:
-    size = rates.Size(num_bytes=2**12, width=32, matmul_width=16)
+    size = rates.RateSizes(num_bytes=2**12, width=32, matmul_width=16)
     found = bench.machine_rates(torch.device("cpu"), available_forms(), size)
     assert min(found.copy_gb_per_second, found.matmul_gflops, *found.product_gb_per_second.values()) > 0
 
 
-def decoding_row(**changes: object) -> bench.Row:
+def decoding_row(**changes: object) -> bench.BenchRow:
     whole = {field.name: 0 for field in fields(Stats)}
     ledger = Stats(
         **whole | {"bytes": 64, "seconds": 2.0, "drafted": 8, "accepted": 6, "weight_gb_read": 5, "kv_gb_read": 1}
     )
-    decoding = bench.Decoding(
+    decoding = bench.DecodingFigures(
         strategy="speculative",
         draft=8,
         form=bench.Form("bf16"),
@@ -362,7 +362,7 @@ def test_a_row_of_decoding_says_how() -> None:
     ):
         assert words in line
     assert "\n" not in line
-    plain = replace(found, decoding=bench.Decoding())
+    plain = replace(found, decoding=bench.DecodingFigures())
     assert plain.to_json().keys().isdisjoint({"ledger", "machine_rates", "draft", "peer_dtype", "decoding"})
     assert plain.summary().endswith("ours is 0.73 times as fast")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bltkit import bench
+from bltkit.bench.machine_rates import MachineRates, RateSizes, machine_rates
 from bltkit.bench.peer import BYTES_PER_TOKEN
-from bltkit.bench.rates import MachineRates, Size, machine_rates
-from bltkit.generate import Autoregressive, Batch, Request, Sampling, Session, Speculative
+from bltkit.generate import Autoregressive, Request, Sampling, SequenceBatch, Session, Speculative
 from bltkit.model.quantize import available_forms, reform
 from bltkit.vocab import BOS, decode, encode
 from tests import tiny
@@ -29,14 +29,14 @@ def quick_rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def quick(device: torch.device, forms: Any) -> MachineRates:
         calls.append(1)
-        return machine_rates(device, forms, Size(num_bytes=2**12, width=32, matmul_width=16))
+        return machine_rates(device, forms, RateSizes(num_bytes=2**12, width=32, matmul_width=16))
 
     for module in ("decode", "generate"):
         monkeypatch.setattr(sys.modules[f"bltkit.bench.{module}"], "machine_rates", quick)
     yield calls
 
 
-def trained() -> bench.Subject:
+def trained() -> bench.BenchSubject:
     """A model that says this and that: with random weights of a healthy scale."""
     subject = small()
     return replace(subject, model=tiny.fill(subject.model, 3, head=3.0))
@@ -104,16 +104,16 @@ def test_points_and_forms(quick_rates: list[int]) -> None:
 def test_agreement_is_a_share_of_the_texts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = small()
 
-    def formed(self: bench.Subject, form: str) -> bench.Subject:
+    def formed(self: bench.BenchSubject, form: str) -> bench.BenchSubject:
         """Other weights altogether."""
         return self if form == "fp32" else replace(self, model=tiny.fill(reform(self.model, "fp32"), 9))
 
-    monkeypatch.setattr(bench.Subject, "reformed", formed)
+    monkeypatch.setattr(bench.BenchSubject, "reformed", formed)
     other: Any = LOSSY[0]
     (found,) = bench.decode(subject, [16], forms=[other], num_bytes=8, limits=QUICK)
     assert found.decoding is not None and found.decoding.agreement == 1  # the same weights on both sides
     monkeypatch.setattr(
-        bench.Subject, "reformed", lambda self, form: replace(small(), model=tiny.fill(small().model, 9))
+        bench.BenchSubject, "reformed", lambda self, form: replace(small(), model=tiny.fill(small().model, 9))
     )
     (found,) = bench.decode(small(), [16], forms=[other], num_bytes=8, limits=QUICK)
     assert found.decoding is not None and found.decoding.agreement is not None and found.decoding.agreement < 1
@@ -160,10 +160,10 @@ def test_a_row_with_a_llama() -> None:
     assert found.max_difference is None
 
 
-def continued(subject: bench.Subject, prompt: bytes, sampling: Sampling, max_bytes: int) -> bytes:
+def continued(subject: bench.BenchSubject, prompt: bytes, sampling: Sampling, max_bytes: int) -> bytes:
     """One prompt alone, byte after byte."""
     session = Session.start(subject.model, subject.scorer, subject.rule).extend(encode(prompt))
-    batch, data = Batch().admit(session, [Request(sampling, max_bytes)]), b""
+    batch, data = SequenceBatch().admit(session, [Request(sampling, max_bytes)]), b""
     while batch.rows:
         batch, chunks = batch.step()
         data += b"".join(chunk.data for _, chunk in chunks)
@@ -208,9 +208,9 @@ def test_every_strategy_continues_every_prompt(batch: int, temperature: float) -
 
 def test_other_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strategy that broke the contract would show."""
-    own = bench.generate.__globals__["Batch"].step
+    own = bench.generate.__globals__["SequenceBatch"].step
 
-    def wrong(self: Batch) -> Any:
+    def wrong(self: SequenceBatch) -> Any:
         batch, chunks = own(self)
         if isinstance(self.groups[0].strategy, Speculative):
             chunks = [(key, replace(chunk, data=chunk.data.replace(b"\x86", b"X"))) for key, chunk in chunks]
@@ -221,7 +221,7 @@ def test_other_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = [continued(subject, prompt, Sampling(seed=i), 30) for i, prompt in enumerate(prompts)]
     right = sum(b"\x86" not in output for output in outputs)
     assert 0 < right < 4, "the example does not tell anything"
-    monkeypatch.setattr(Batch, "step", wrong)
+    monkeypatch.setattr(SequenceBatch, "step", wrong)
     _, found = bench.generate(subject, TEXTS[:1], [24], strategies=[Speculative(draft=2)], prompts=4, max_bytes=30)
     assert found.decoding is not None and found.decoding.identical == right
 

@@ -13,7 +13,7 @@ import pytest
 
 from bltkit.bench import Timing
 from bltkit.bench.load import Answer, ServerProcess, closed_loop, free_port, served_model
-from bltkit.bench.serving import Alone, ServingRow, percentile, steady_rate
+from bltkit.bench.server_load import Alone, ServingRow, percentile, steady_rate
 from bltkit.cli import main
 from bltkit.generate import Request, Sampling
 from bltkit.vocab import OFFSET

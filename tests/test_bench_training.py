@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from bltkit import bench
-from bltkit.bench.process import Remote
-from bltkit.model.flops import forward_flops
+from bltkit.bench.side_process import Remote
+from bltkit.cost.formulas.operations import forward_flops
 from tests.test_bench import QUICK, needs_transformers, small
 
 train_module = importlib.import_module("bltkit.bench.train")
@@ -107,7 +107,7 @@ def test_memory_grows_with_the_row_and_no_faster() -> None:
     added = {}
     for context in (2048, 8192, 16384, 32768):
         subject = bench.preset_subject("69m", bench.row(context))
-        found = bench.train(subject, context, batch=1, patches="given", limits=bench.Limits(1, 0.0)).to_json()
+        found = bench.train(subject, context, batch=1, patches="given", limits=bench.RepeatLimits(1, 0.0)).to_json()
         added[context] = found["memory"]["added"]
     short, long = (added[8192] - added[2048]) / 6144, (added[32768] - added[16384]) / 16384
     assert long <= 1.3 * short

@@ -14,7 +14,7 @@ from bltkit.checkpoint import load_bundle
 from bltkit.config import parse
 from bltkit.data import IGNORE, Batch
 from bltkit.model import Blt, BltConfig
-from bltkit.model.diffusion import BlockRows
+from bltkit.model.masked_blocks import BlockRows
 from bltkit.patches import Patches
 from bltkit.train import TrainConfig, read_metrics, train
 from bltkit.train.objectives import BlockDiffusion, NextByte

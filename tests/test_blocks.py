@@ -1,5 +1,5 @@
-"""Blocks that a cached decoder fills in (model/drafting.py, strategies/blocks.py), against the slow, obvious way:
-a forward pass over the clean prefix and the block under a dense mask, a cell at a time."""
+"""Blocks that a cached decoder fills in (model/block_attention.py, strategies/blocks.py), against the slow, obvious
+way: a forward pass over the clean prefix and the block under a dense mask, a cell at a time."""
 
 import itertools
 from dataclasses import replace
@@ -16,7 +16,7 @@ from bltkit.generate import Diffusion, Request, Sampling, Session, generate
 from bltkit.generate.sampling import Certainty, choose
 from bltkit.generate.strategies import Pending, strategy_of
 from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
-from bltkit.model.drafting import BlockAttention
+from bltkit.model.block_attention import BlockAttention
 from bltkit.vocab import EOS, MASK, PAD
 from tests import ours, reference, tiny
 from tests.rows import GREEDY, NEWLINE, Uncached, blurred, by, example, start, storage_bytes, tempered

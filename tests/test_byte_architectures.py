@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit.checkpoint import Bundle, load_bundle
+from bltkit.cost.ledger import ledger_of
 from bltkit.eval import score
 from bltkit.model import (
     BLT_PRESETS,
@@ -29,11 +30,11 @@ from bltkit.model import (
     entropy_preset,
 )
 from bltkit.model.families import blt_params, byte_params, sized_blt
+from bltkit.model.one_segment import OneSegment
 from bltkit.model.presets import expand_preset
-from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import parse_rule, patch
-from bltkit.study.flops import ledger_of
 from bltkit.train import read_metrics
 from tests import ours, reference, tiny
 from tests.processes import train_together

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import bltkit
 from bltkit.checkpoint import Bundle
-from bltkit.eval.requests import Coded, Compression, Generation, Likelihood, Request, Scored, Written, likelihood
+from bltkit.eval.requests import Coded, Compression, Continuation, Likelihood, Request, Scored, Written, likelihood
 from bltkit.eval.subjects import ByteModel, open_subject
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
 from tests.shared import SHARED
@@ -65,7 +65,7 @@ def test_a_context_too_long_is_cut_on_its_left(case: Case, request: Likelihood, 
 def test_what_is_written_does_not_depend_on_what_else_is(
     case: Case, asked: list[tuple[bytes, int, float]], data: st.DataObject
 ) -> None:
-    requests = [Generation(text, size, (b"a",), heat, seed) for seed, (text, size, heat) in enumerate(asked)]
+    requests = [Continuation(text, size, (b"a",), heat, seed) for seed, (text, size, heat) in enumerate(asked)]
     rows, batch = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 50))
     together = dict(subject_of(case, rows=rows, batch_bytes=batch).answers(requests))
     for at, request in enumerate(requests):
@@ -79,7 +79,11 @@ def tiny_requests() -> list[Request]:
     text = "The old man went down to the sea and saw that the boats were gone. "
     found: list[Request] = [likelihood(text * 2, f" {word}") for word in ("He", "He wept.", "Zq", "The boats came")]
     found += [likelihood(text[:cut], " the sea") for cut in (0, 5, 30, 60)]
-    found += [Compression(text.encode() * 3), Generation(text.encode(), 20), Generation(text.encode() * 2, 12, (b".",))]
+    found += [
+        Compression(text.encode() * 3),
+        Continuation(text.encode(), 20),
+        Continuation(text.encode() * 2, 12, (b".",)),
+    ]
     return found
 
 
@@ -113,7 +117,7 @@ def test_the_embedded_models_likelihoods_are_those_of_its_logits() -> None:
 @pytest.mark.skipif(SHARED is None, reason="needs the evaluation sets beside the repository")
 @pytest.mark.parametrize("kind", ["hellaswag", "mmlu", "blimp", "winogrande"])
 def test_likelihoods_of_published_items_are_those_of_the_logits(kind: str) -> None:
-    from bltkit.eval.place import Place
+    from bltkit.eval.dataset_source import Place
     from bltkit.eval.tasks import TASKS
     from tests.eval_fakes import items_of
 

@@ -48,7 +48,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_an_extra_that_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the module that imports uvicorn: a second copy of the package would part from the one that tests patch.
-    monkeypatch.delitem(sys.modules, "bltkit.serve.run", raising=False)
+    monkeypatch.delitem(sys.modules, "bltkit.serve.program", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "pip install 'bltkit[serve]'" in refused(capsys)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bltkit.cost.formulas.operations import exact_flops
 from bltkit.model import (
     BoundaryConfig,
     BoundaryModel,
@@ -17,9 +18,9 @@ from bltkit.model import (
     EntropyTable,
     blt_preset,
 )
-from bltkit.model.flops import exact_flops
-from bltkit.patching import BothRule, BpeRule, RiseRule, StrideRule, ThresholdRule, train_bpe
-from bltkit.study.compare import RISE, Comparison, compare
+from bltkit.patching import BothRule, BpeRule, RiseRule, StrideRule, ThresholdRule
+from bltkit.tokens import train_bpe
+from bltkit.views.compare import RISE, Comparison, compare
 
 TEXT = "Two lines,\nand ünïcode 世界.".encode()
 

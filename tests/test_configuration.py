@@ -12,7 +12,7 @@ from bltkit.config import Config, example_of, field_doc, load_toml, parse
 from bltkit.eval.noise import NOISES, parse_noise
 from bltkit.eval.tasks import TASKS, parse_tasks
 from bltkit.generate.strategies import STRATEGIES, parse_strategy
-from bltkit.patching.registry import RULES, parse_rule
+from bltkit.patching.rules import RULES, parse_rule
 from bltkit.train import TrainConfig
 from bltkit.train.objectives import OBJECTIVES
 from bltkit.train.reference import _classes, keys_page, keys_text, schema, sections

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit.data.sources import StdlibSource
-from bltkit.eval.context_mixing import context_mixing_nats
-from bltkit.eval.ngram import ngram_nats
+from bltkit.diagnostics.ngram import ngram_nats
+from bltkit.study.entropy_quality.context_mixing import context_mixing_nats
 
 SMALL = st.lists(st.sampled_from(b"ab \xe3\x81"), max_size=40).map(bytes)
 

@@ -1,4 +1,4 @@
-"""Block rows of the decoder in their training layout (model/diffusion.py) against the slow inference layout.
+"""Block rows of the decoder in their training layout (model/masked_blocks.py) against the slow inference layout.
 
 `reference.block_logits` runs the decoder over the clean bytes in front of a block and the block behind them, as
 decoding does; the training layout has all blocks at once beside the whole row.
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bltkit.model import Blt, BltConfig
-from bltkit.model.blocks import Blocks
-from bltkit.model.diffusion import BlockRows, Tiles
+from bltkit.model.masked_blocks import BlockRows, Tiles
+from bltkit.model.window_blocks import WindowBlocks
 from bltkit.patches import Patches
 from bltkit.patching import patch
 from bltkit.vocab import BOS, MASK, PAD
@@ -116,7 +116,7 @@ def test_every_block_has_one_slot_in_a_tile_of_its_stretch(
     first = torch.randint(length, (num_rows, num_blocks), generator=generator).sort(1).values
     zeros = torch.zeros(num_rows, num_blocks, size, dtype=torch.long)
     rows = BlockRows(zeros, first, first, zeros.bool())
-    blocks = Blocks.of(length, 1 + seed % length)
+    blocks = WindowBlocks.of(length, 1 + seed % length)
     tiles = Tiles.of(rows, blocks)
     assert tiles.index[tiles.slot].tolist() == list(range(num_rows * num_blocks))
     assert int((tiles.index < num_rows * num_blocks).sum()) == num_rows * num_blocks

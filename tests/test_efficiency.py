@@ -11,15 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.bench import Limits, MachineRates, Timing
+from bltkit.bench import MachineRates, RepeatLimits, Timing
 from bltkit.bench.timing import Side
-from bltkit.eval.json_lines import read_lines
+from bltkit.files.json_lines import read_lines
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import BltConfig
 from bltkit.study.efficiency import (
-    Cost,
-    Plan,
-    Tools,
+    ByteCost,
+    EfficiencyPlan,
+    EfficiencyTools,
     fits_of,
     latest,
     picture,
@@ -38,7 +38,7 @@ __all__ = ["blt"]
 CPU = torch.device("cpu")
 RATES = MachineRates(copy_gb_per_second=20.0, product_gb_per_second={"fp32": 10.0}, matmul_gflops=50.0)
 SPEEDS = {"patch 4": 1000.0, "patch 6": 1250.0, "patch 8": 1500.0, "token 512 at 4.4": 2000.0}
-PLAN = Plan(presets=("tiny",), vocab_size=512, contexts=(48,), num_bytes=24, repeats=3)
+PLAN = EfficiencyPlan(presets=("tiny",), vocab_size=512, contexts=(48,), num_bytes=24, repeats=3)
 STAMP = {"threads": 1, "commit": None, "machine": {"cpu": "a cpu", "torch": "2"}, "command": "blt"}
 
 
@@ -52,7 +52,7 @@ class Clock:
         self.speeds, self.fails_at = speeds, fails_at
         self.groups: list[list[str]] = []
 
-    def measure(self, sides: Sequence[Side], limits: Limits, device: torch.device, progress: Any) -> list[Timing]:
+    def measure(self, sides: Sequence[Side], limits: RepeatLimits, device: torch.device, progress: Any) -> list[Timing]:
         if len(self.groups) == self.fails_at:
             raise KeyboardInterrupt
         self.groups.append([side.name for side in sides])
@@ -64,8 +64,8 @@ class Clock:
         return found
 
     @property
-    def tools(self) -> Tools:
-        return Tools(self.measure, lambda device: RATES)
+    def tools(self) -> EfficiencyTools:
+        return EfficiencyTools(self.measure, lambda device: RATES)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_rows(rows: list[dict[str, Any]]) -> None:
     ]
     for row in rows:
         assert row["bytes_per_second"] == pytest.approx(SPEEDS[row["system"]] / 1.1)  # the median round
-        cost = Cost(row["flops_per_byte"], row["read_bytes_per_byte"], row["update_bytes_per_byte"])
+        cost = ByteCost(row["flops_per_byte"], row["read_bytes_per_byte"], row["update_bytes_per_byte"])
         assert row["predicted"]["seconds_per_byte"] == pytest.approx(cost.predicted(RATES))
         assert row["measured_to_predicted"] * cost.predicted(RATES) * row["bytes_per_second"] == pytest.approx(1)
         assert row["bound"] == ("reads" if row["phase"] == "decode" else "operations")
@@ -130,7 +130,7 @@ def test_every_side_has_its_turn_in_every_round() -> None:
 
         return Side(name, 7.0, say(name), say(f"before {name}"))
 
-    found = measured_in_turn([side("a"), side("b"), side("c")], Limits(repeats=4, seconds=0.0), CPU)
+    found = measured_in_turn([side("a"), side("b"), side("c")], RepeatLimits(repeats=4, seconds=0.0), CPU)
     runs = [name for name in log if not name.startswith("before")]
     assert runs == [*"abc", *"abc", *"bca", *"cab", *"abc"]
     assert log[::2] == [f"before {name}" for name in runs]

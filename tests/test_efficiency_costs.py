@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from bltkit.bench import MachineRates
+from bltkit.cost.formulas.operations import mean_visible_keys
+from bltkit.cost.ledger import ledger, token_ledger
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import StackConfig, TokenShape
-from bltkit.model.flops import mean_visible_keys
 from bltkit.study.efficiency import (
-    Cost,
+    ByteCost,
     System,
     equal_token_shape,
 )
-from bltkit.study.efficiency.cost import decoding_cost, reading_cost, training_cost
 from bltkit.study.efficiency.measure import runners_of
-from bltkit.study.efficiency.sides import Runner, _TokenWalk, _Walk
-from bltkit.study.flops import ledger, token_ledger
+from bltkit.study.efficiency.predicted_cost import decoding_cost, reading_cost, training_cost
+from bltkit.study.efficiency.systems import Runner, _ReadingWalk, _TokenWalk
 from tests.test_cli import blt
 
 __all__ = ["blt"]
@@ -91,7 +91,7 @@ def test_decoding_bytes_costs_what_its_products_count(unit: int) -> None:
 def test_as_many_patches_close_as_are_charged(unit: float) -> None:
     system = System("patches", blt_preset("tiny"), unit)
     side, cost = runner(system).side("decode", 41, 36)
-    walk: _Walk = side.run.__self__  # type: ignore[attr-defined]
+    walk: _ReadingWalk = side.run.__self__  # type: ignore[attr-defined]
     before = walk.session.latents[0].positions[0]
     assert side.prepare is not None
     for _ in range(2):  # every run begins at the same place
@@ -159,7 +159,7 @@ def test_training_learns_the_row() -> None:
 
 
 def test_a_prediction() -> None:
-    cost = Cost(flops=100e6, read_bytes=10e6, update_bytes=4e6)
+    cost = ByteCost(flops=100e6, read_bytes=10e6, update_bytes=4e6)
     assert cost.seconds(RATES) == pytest.approx((2e-3, 1e-3, 0.2e-3))
     assert cost.predicted(RATES) == pytest.approx(2.2e-3)
     assert replace(cost, read_bytes=30e6).predicted(RATES) == pytest.approx(3.2e-3)

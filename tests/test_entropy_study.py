@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from bltkit import cli
 from bltkit.checkpoint import Bundle, save_bundle
-from bltkit.eval.json_lines import read_lines
 from bltkit.eval.score import byte_scores, windows
+from bltkit.files.json_lines import read_lines
 from bltkit.model import Blt, BoundaryConfig, BoundaryModel, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from bltkit.study.entropy_quality import table, write_report

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.eval.scripts import script
-from bltkit.patching import ByteTokenizer, train_bpe
 from bltkit.study.entropy_quality.borders import (
     agreement,
     behind_spaces,
@@ -24,8 +23,9 @@ from bltkit.study.entropy_quality.borders import (
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import by_script, characters, scripts
-from bltkit.study.entropy_quality.measures import calibration, evenness, per_patch
+from bltkit.study.entropy_quality.entropy_metrics import calibration, evenness, per_patch
 from bltkit.study.entropy_quality.ranks import spearman, spearman_interval
+from bltkit.tokens import ByteTokenizer, train_bpe
 
 RANDOM = np.random.default_rng(0)
 FEW = st.integers(-3, 3).map(float)

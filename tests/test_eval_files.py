@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from bltkit.eval.json_lines import append_lines, read_lines
-from bltkit.eval.noise.paired import Pair, read_pairs
-from bltkit.eval.place import Place, read_rows, read_text_lines
+from bltkit.eval.dataset_source import Place, read_rows, read_text_lines
+from bltkit.eval.noise.noise_pairs import TextPair, read_pairs
+from bltkit.eval.report.stored_runs import read_run
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import parse_task
-from bltkit.study.evaluation_page.runs import read_run
+from bltkit.files.json_lines import append_lines, read_lines
 from tests.eval_fakes import Known, items_of
 
 BOM = b"\xef\xbb\xbf"
@@ -34,7 +34,7 @@ def lambada(folder: Path) -> list[str]:
     return [str(item["context"]) for item in items_of(parse_task("lambada"), Place.of([folder]))]
 
 
-def read_all_pairs(folder: Path) -> list[Pair]:
+def read_all_pairs(folder: Path) -> list[TextPair]:
     """The pairs of the only file in a folder."""
     (path,) = folder.iterdir()
     return list(read_pairs(path))

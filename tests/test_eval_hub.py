@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bltkit.eval.place import HubSet, Place
-from bltkit.eval.requests import Generation, Likelihood
+from bltkit.eval.dataset_source import HubSet, Place
+from bltkit.eval.requests import Continuation, Likelihood
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import Item, Task, parse_task
 from tests.eval_fakes import Oracle, items_of
@@ -58,7 +58,7 @@ def asked(task: Task, item: Item) -> list[str]:
     """Context and continuation of each request."""
     found = []
     for request in task.requests(item):
-        assert isinstance(request, Likelihood | Generation)
+        assert isinstance(request, Likelihood | Continuation)
         end = request.continuation if isinstance(request, Likelihood) else b""
         found.append((request.context + end).decode())
     return found

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import parse_noise
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Compression, Generation, Likelihood
+from bltkit.eval.requests import Compression, Continuation, Likelihood
 from bltkit.eval.runner import Settings, evaluate
 from bltkit.eval.tasks import TASKS, Item, Task, parse_task, parse_tasks
 from tests.eval_fakes import Chance, Known, Oracle, items_of
@@ -80,7 +80,7 @@ def test_requests_are_bytes_that_ask_for_something(kind: str, place: Place) -> N
             match request:
                 case Likelihood():
                     assert type(request.context) is type(request.continuation) is bytes and request.continuation
-                case Generation():
+                case Continuation():
                     assert type(request.context) is bytes and request.max_bytes > 0
                 case Compression():
                     assert type(request.text) is bytes and request.text

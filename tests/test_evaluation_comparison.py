@@ -13,10 +13,10 @@ import pytest
 
 from bltkit.cli import main
 from bltkit.eval.intervals import paired_shares, paired_shares_over_groups
+from bltkit.eval.report import compare, differences, write_comparison, write_page
+from bltkit.eval.report.differences import DRAWS, Difference
+from bltkit.eval.report.pairing import MAX_RUNS
 from bltkit.eval.tasks.translation import Translation
-from bltkit.study.evaluation_page import compare, differences, write_comparison, write_page
-from bltkit.study.evaluation_page.differences import DRAWS, Difference
-from bltkit.study.evaluation_page.pairing import MAX_RUNS
 from tests.eval_runs import METRICS, Item, value_of, write_run
 from tests.html_pages import Page, check_alone
 from tests.test_html import HOSTILE

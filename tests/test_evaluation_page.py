@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bltkit.study.evaluation_page import write_page
-from bltkit.study.evaluation_page.items import asked_texts, shared_context, visible
-from bltkit.study.evaluation_page.lanes import Mark, axis, centred, histogram, lane
-from bltkit.study.evaluation_page.page import MAX_BYTES
+from bltkit.eval.report import write_page
+from bltkit.eval.report.items import asked_texts, shared_context, visible
+from bltkit.eval.report.lanes import Mark, axis, centred, histogram, lane
+from bltkit.eval.report.page import MAX_BYTES
 from tests.eval_runs import write_run
 from tests.html_pages import Page, check_alone
 from tests.test_html import HOSTILE, Texts

@@ -17,14 +17,14 @@ from bltkit import cli
 from bltkit.bench import repeated_share
 from bltkit.checkpoint import Bundle, save_bundle
 from bltkit.data import Document
-from bltkit.eval.json_lines import read_lines
+from bltkit.files.json_lines import read_lines
 from bltkit.generate import Passes, Session, Stats
 from bltkit.model import Blt, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
+from bltkit.study.fast_decoding.decoding_settings import GRIDS, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import is_utf8
 from bltkit.study.fast_decoding.report import ledgers, quality, table
-from bltkit.study.fast_decoding.settings import GRIDS, setting_of, settings_of
 from tests import tiny
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import STACK, Workplace, documents

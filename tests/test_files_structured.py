@@ -15,7 +15,7 @@ from bltkit.files.structured import MAX_DEPTH
 
 BOM = b"\xef\xbb\xbf"
 
-ELSEWHERE = ("checkpoint/token_model.py", "checkpoint/sealing.py", "data/store.py", "data/shards.py")
+ELSEWHERE = ("checkpoint/token_checkpoint.py", "checkpoint/sealing.py", "data/store.py", "data/sources/shards.py")
 """Modules that parse by themselves, what they have just written."""
 
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from bltkit import api, cli
-from bltkit.annotate.scoring import entropies_of
+from bltkit.annotate.batched_scoring import entropies_of
 from bltkit.checkpoint import Bundle, load_bundle, save_bundle
 from bltkit.checkpoint.locate import resolve_model
 from bltkit.config import dump_toml
 from bltkit.data import Document
-from bltkit.data.shards import AnnotatedDocument, ShardFile, write_shard
-from bltkit.eval.health import check
+from bltkit.data.sources.shards import AnnotatedDocument, ShardFile, write_shard
+from bltkit.diagnostics.health import check
 from bltkit.generate.session import Session
 from bltkit.model import BoundaryConfig, BoundaryModel
 from bltkit.patching import ask, extend, parse_rule, patch, start_stream
 from bltkit.patching.calibrate import calibrate
 from bltkit.patching.patched import patch_text
-from bltkit.study.compare import compare_bundle
+from bltkit.views.compare import compare_bundle
 from bltkit.vocab import encode
 
 TEXT = b"The quick brown fox jumps over the lazy dog."

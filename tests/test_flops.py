@@ -1,4 +1,4 @@
-"""The closed forms of `model.flops`: the published table, and torch's own counter on the meta device."""
+"""The closed forms of `cost.formulas.operations`: the published table, and torch's own counter on the meta device."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bltkit.cost.formulas.operations import exact_flops, forward_flops, mean_visible_keys, paper_flops, scorer_flops
 from bltkit.model import Blt, BltConfig, EntropyModel, NgramConfig, StackConfig, blt_preset, entropy_preset
-from bltkit.model.flops import exact_flops, forward_flops, mean_visible_keys, paper_flops, scorer_flops
 from bltkit.patches import Patches
 
 MODULES = ("latent", "encoder", "decoder", "encoder_cross", "decoder_cross")

@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bltkit.cost.formulas.operations import cell_flops, forward_flops, mean_visible_keys, training_flops
+from bltkit.cost.ledger import token_ledger
+from bltkit.cost.ledger.token_shape import LLAMAS, TokenShape
 from bltkit.model import Blt, BltConfig, BoundaryModel, EntropyConfig, EntropyModel, NgramConfig, StackConfig
-from bltkit.model.blocks import Blocks
 from bltkit.model.config import BoundaryConfig
-from bltkit.model.diffusion import BlockRows
-from bltkit.model.flops import cell_flops, forward_flops, mean_visible_keys, training_flops
+from bltkit.model.masked_blocks import BlockRows
 from bltkit.model.presets import blt_preset, entropy_preset
-from bltkit.model.token_shape import LLAMAS, TokenShape
+from bltkit.model.window_blocks import WindowBlocks
 from bltkit.patches import Patches
-from bltkit.study.flops import token_ledger
 
 
 def computed_keys(length: int, window: int | None) -> float:
     """Keys against which a position's scores are computed, mean over the row."""
     if window is None or window >= length:
         return length
-    blocks = Blocks.of(length, window)
+    blocks = WindowBlocks.of(length, window)
     return blocks.keys * blocks.count * blocks.size / length
 
 

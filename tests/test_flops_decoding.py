@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from bltkit import vocab
+from bltkit.cost.formulas.fast_blt import paper_passes
+from bltkit.cost.ledger import Decoding, PassRates, expected, ledger, ledger_of
+from bltkit.cost.ledger.passes import read_stats
 from bltkit.generate import STRATEGIES, Request, Session, Stats, generate, strategy_of
-from bltkit.generate.ledger import paper_passes
 from bltkit.generate.strategies import Strategy, parse_strategy
 from bltkit.model import BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig
 from bltkit.patching import parse_rule
-from bltkit.study.flops import Decoding, PassRates, expected, ledger, ledger_of
-from bltkit.study.flops.passes import read_stats
 from tests import tiny
 from tests.rows import GREEDY, by, example, tempered
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from bltkit.checkpoint import Bundle, save_bundle
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.cost.formulas.operations import exact_flops, paper_flops
+from bltkit.cost.ledger import PATCH_BYTES, Ledger, ledger, ledger_of
+from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
+from bltkit.generate.pass_counts import Passes
 from bltkit.model import (
     Blt,
     BltConfig,
@@ -23,9 +26,7 @@ from bltkit.model import (
     blt_preset,
     entropy_preset,
 )
-from bltkit.model.flops import exact_flops, paper_flops
 from bltkit.patching import ThresholdRule
-from bltkit.study.flops import PATCH_BYTES, Ledger, ledger, ledger_of
 
 SHAPE = BltConfig(
     encoder=StackConfig(width=16, layers=1, heads=2, window=8),

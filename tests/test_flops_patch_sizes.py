@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bltkit import cli
+from bltkit.cost.ledger import ledger_of
 from bltkit.patching import parse_rule, patch
-from bltkit.study.flops import ledger_of
 from bltkit.vocab import OFFSET
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from bltkit.cost.formulas.operations import exact_flops, forward_flops, scorer_flops, token_flops, training_flops
+from bltkit.cost.ledger import BYTES_PER_TOKEN, SideBySide, ledger, ledger_of, token_ledger
+from bltkit.cost.ledger.drawing import CURVE_SIZES, SIZES, costs_of, curves, draw_bars, stacked, write_costs
+from bltkit.cost.ledger.token_shape import LLAMAS, TokenShape, parse_token_shape, token_shape_of_hf
 from bltkit.model import BltConfig, NgramConfig, StackConfig, entropy_preset
-from bltkit.model.flops import exact_flops, forward_flops, scorer_flops, token_flops, training_flops
 from bltkit.model.presets import blt_preset
-from bltkit.model.token_shape import LLAMAS, TokenShape, parse_token_shape, token_shape_of_hf
-from bltkit.study.flops import BYTES_PER_TOKEN, SideBySide, ledger, ledger_of, token_ledger
-from bltkit.study.flops.drawing import CURVE_SIZES, SIZES, costs_of, curves, draw_bars, stacked, write_costs
 from tests.token_models import tiny_llama
 
 TINY_BPE = Path(__file__).resolve().parents[1] / "configs" / "tiny-bpe.toml"

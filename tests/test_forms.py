@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit import bench
-from bltkit.bench.weights import weights
+from bltkit.bench.weight_forms import weights
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, save_bundle
 from bltkit.eval.score import score
 from bltkit.generate import autotune
@@ -27,7 +27,7 @@ from bltkit.model import (
     StackConfig,
     quantize,
 )
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import FORMS, KINDS, LOSSLESS, FormedLinear, Matrix, WeightForm, available_forms, reform
 from bltkit.patching import parse_rule
 from tests import tiny
@@ -242,7 +242,7 @@ def test_the_embedded_models_bits_per_byte(form: WeightForm) -> None:
 
 def test_rows_of_the_benchmark() -> None:
     model, scorer = model_and_scorer()
-    subject = bench.Subject("small", model, scorer, parse_rule("threshold:threshold=2.5"))
+    subject = bench.BenchSubject("small", model, scorer, parse_rule("threshold:threshold=2.5"))
     texts = []
 
     def bits(model: Blt, scorer: Any, text: bytes) -> float:

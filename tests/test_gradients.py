@@ -14,7 +14,7 @@ from bltkit.checkpoint import load_bundle
 from bltkit.checkpoint.names import blt_parts
 from bltkit.model import StackConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.segments import Latents, Segments
+from bltkit.model.segment_ops import Latents, Segments
 from bltkit.patches import Patches
 from bltkit.patching import patch
 from tests import tiny

@@ -13,7 +13,7 @@ import pytest
 
 from bltkit.api import ByteLM
 from bltkit.eval import harness
-from bltkit.eval.requests import Generation
+from bltkit.eval.requests import Continuation
 from bltkit.eval.score import score
 from bltkit.vocab import encode
 from tests.token_models import tiny_llama
@@ -234,7 +234,7 @@ def test_every_answer_is_offered_to_the_cache() -> None:
     ],
 )
 def test_generation_settings(settings: dict[str, Any], expected: tuple[int, tuple[bytes, ...], float]) -> None:
-    assert harness.generation_of("ü", settings, 4, 7) == Generation("ü".encode(), *expected, 7)
+    assert harness.generation_of("ü", settings, 4, 7) == Continuation("ü".encode(), *expected, 7)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_settings_that_are_no_mapping(settings: Any) -> None:
 
 @pytest.mark.parametrize("until", [None, "", [], (), [""]])
 def test_no_stop_string(until: Any) -> None:
-    assert harness.generation_of("a", {"until": until, "max_gen_toks": 2.0}, 4, 0) == Generation(b"a", 8)
+    assert harness.generation_of("a", {"until": until, "max_gen_toks": 2.0}, 4, 0) == Continuation(b"a", 8)
 
 
 def test_cut_contexts_are_told_once_a_question(caplog: pytest.LogCaptureFixture) -> None:

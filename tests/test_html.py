@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.study.html import Cell, Html, escape, facts, join, page, table, tag
+from bltkit.views.html import Cell, Html, escape, facts, join, page, table, tag
 from tests.html_pages import Page, check_alone
 
 HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(1)>&amp;<!--]]>\x00\x1b[31m\x7f\udc80\ufffe'

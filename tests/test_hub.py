@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bltkit.checkpoint import resolve_model
-from bltkit.data.sources.hub import HubSource
-from bltkit.eval.place import HubSet, Place, hub_configs
+from bltkit.data.sources.hub_datasets import HubSource
+from bltkit.eval.dataset_source import HubSet, Place, hub_configs
 from bltkit.files import hub
 from bltkit.files.hub import hub_or_cache
 

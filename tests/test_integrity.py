@@ -16,14 +16,21 @@ from hypothesis import strategies as st
 
 from bltkit import cli
 from bltkit.checkpoint import load_bundle, save_bundle
-from bltkit.checkpoint.token_model import TokenBundle, load_token_model, write_token_model
+from bltkit.checkpoint.token_checkpoint import TokenBundle, load_token_model, write_token_model
 from bltkit.cli import main
 from bltkit.data import Corpus, Loader
-from bltkit.data.shards import AnnotatedDocument, ShardEntry, ShardFile, ShardManifest, write_manifest, write_shard
 from bltkit.data.sources import Document, read
 from bltkit.data.sources.annotated import AnnotatedSource
-from bltkit.data.sources.text import TextSource
-from bltkit.eval.health import check_directory
+from bltkit.data.sources.plain_text import TextSource
+from bltkit.data.sources.shards import (
+    AnnotatedDocument,
+    ShardEntry,
+    ShardFile,
+    ShardManifest,
+    write_manifest,
+    write_shard,
+)
+from bltkit.diagnostics.health import check_directory
 from bltkit.eval.runner import evaluate
 from bltkit.eval.tasks import TASKS, parse_tasks
 from bltkit.files import needs_space, require_regular, sealed, writer_lock
@@ -229,7 +236,7 @@ def test_calibration_leaves_the_hubs_cache_alone(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It replaced a blob that other revisions and programs share."""
-    from bltkit.study import calibration
+    from bltkit.views import calibration
 
     monkeypatch.setattr(calibration, "resolve_model", lambda name: directory)
     before = {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.eval.intervals import paired_shares, paired_shares_over_groups, wilson, wilson_over_groups
-from bltkit.eval.resampling import Estimate as Quotient
-from bltkit.eval.resampling import Resampling
 from bltkit.eval.statistics import NO_ITEMS, Estimate, estimate, estimate_difference, mean_of
 from bltkit.eval.tasks.task import Metric
+from bltkit.study.resampling import QuotientEstimate as Quotient
+from bltkit.study.resampling import Resampling
 
 
 @pytest.mark.parametrize(

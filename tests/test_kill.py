@@ -14,7 +14,7 @@ from bltkit import cli
 from bltkit.checkpoint import load_bundle
 from bltkit.config import dump_toml
 from bltkit.train import read_metrics
-from bltkit.train.run import RunDirectory, is_step
+from bltkit.train.run_directory import RunDirectory, is_step
 from bltkit.train.state import read_position
 from tests.tiny_training import Workplace, same, state_of
 

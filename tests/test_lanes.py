@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bltkit import vocab
-from bltkit.generate import Batch, Request, Sampling, Session
+from bltkit.generate import Request, Sampling, SequenceBatch, Session
 from bltkit.model.cache import MIN_LANES, MOST_GROWN
 from tests.rows import GREEDY, TOLERANCE, Uncached, example, start
 from tests.tiny import Case
@@ -154,7 +154,7 @@ def test_lanes_on_a_gpu() -> None:
     wanted = [uncached.decode(row, Request(Sampling(seed=at), 9 + at)).data for at, row in enumerate(prompts)]
     model = case.model.cuda()
     try:
-        batch, found = Batch(), dict[int, bytes]()
+        batch, found = SequenceBatch(), dict[int, bytes]()
         for turn in range(40):
             if turn < len(prompts):
                 session = Session.start(model, None, case.rule).extend(prompts[turn])
@@ -171,7 +171,7 @@ def test_a_batch_of_many_costs_no_copy_of_all() -> None:
     """Entering and leaving touch the row's own keys: the storage of the others stays."""
     case = example("stride:k=3")
     session, _ = rows_of(case, 9)
-    batch = Batch().admit(session, [Request(GREEDY, 30)] * 9)
+    batch = SequenceBatch().admit(session, [Request(GREEDY, 30)] * 9)
     batch, _ = batch.step()
     batch, _ = batch.step()
     before = blocks(batch.groups[0].session)
@@ -190,7 +190,7 @@ def test_rows_that_come_from_one_session_part() -> None:
     """Their texts and global caches are shared until they differ, also where patches of both close in one pass."""
     case = example("stride:k=2")
     prompt = start(case).extend(vocab.encode(b"a prompt"))
-    batch = Batch()
+    batch = SequenceBatch()
     for seed in range(3):
         batch = batch.admit(prompt, [Request(Sampling(seed=seed, temperature=2.0), 12)])
     found = [b""] * 3
@@ -207,7 +207,7 @@ def test_rows_that_come_from_one_session_part() -> None:
 def test_storage_that_is_large_enough_never_grows_or_shrinks() -> None:
     case = example("stride:k=3")
     prompt, request = start(case).extend(vocab.encode(b"a prompt")), Request(GREEDY, 100)
-    batch = Batch(lanes=40).admit(prompt, [request]).admit(prompt, [request])
+    batch = SequenceBatch(lanes=40).admit(prompt, [request]).admit(prompt, [request])
     before = blocks(batch.groups[0].session)
     for _ in range(38):
         batch = batch.admit(prompt, [request])

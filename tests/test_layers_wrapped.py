@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bltkit.model import Blt, BltConfig, NgramConfig, StackConfig, document_of
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Layer
-from bltkit.model.products import Linear
 from bltkit.patches import Patches
 from tests import tiny
 

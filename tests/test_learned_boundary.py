@@ -14,7 +14,7 @@ from bltkit.checkpoint import load_bundle
 from bltkit.config import parse
 from bltkit.data import Batch
 from bltkit.model import Blt, BltConfig, BoundaryConfig, BoundaryModel, RoutedBlt
-from bltkit.model.routed import renewed, without_router
+from bltkit.model.learned_boundaries import renewed, without_router
 from bltkit.patches import Patches
 from bltkit.patching import BpeRule, extend, patch, start_stream
 from bltkit.train import TrainConfig, read_metrics

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from bltkit import vocab
+from bltkit.cost.formulas.fast_blt import GB, PaperPasses, paper_gb, paper_params, paper_passes
 from bltkit.generate import STRATEGIES, Passes, Request, Session, Speculative, generate, strategy_of
-from bltkit.generate.ledger import GB, PaperPasses, WeightReads, paper_gb, paper_params, paper_passes
+from bltkit.generate.ledger import WeightReads
 from bltkit.model import Blt, CnnConfig, CnnEntropy, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from tests import tiny

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import bltkit
-from bltkit.checkpoint import Bundle, damages, forms, listed_files, load_bundle, reader, save_bundle, stored
+from bltkit.checkpoint import Bundle, damages, listed_files, load_bundle, reader, save_bundle, stored
+from bltkit.checkpoint import chosen_forms as forms
 from bltkit.convert import convert
-from bltkit.generate import autotune, loading
+from bltkit.generate import autotune
+from bltkit.generate import open_bundle as loading
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, quantize
 from bltkit.model.formed import Int4Linear, Int8Linear
 from bltkit.model.quantize import FORMS, FormedLinear, WeightForm, available_forms, form_of, reform, weights_of

@@ -16,11 +16,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bltkit.eval.noise import NOISES, PAPER, Composed, parse_noise
-from bltkit.eval.noise.characters import Drop, Repeat
-from bltkit.eval.noise.keys import NEIGHBOURS
-from bltkit.eval.noise.looks import ALIKE, HOMOGLYPHS, LETTERS, OCR, stripped
-from bltkit.eval.noise.social import ABBREVIATIONS, EMOJI, LONGEST
-from bltkit.eval.noise.speech import FILLERS, HOMOPHONES, SOUNDING_ALIKE, spoken
+from bltkit.eval.noise.asr_noise import FILLERS, homophones, spoken
+from bltkit.eval.noise.noise_tables import table
+from bltkit.eval.noise.paper_noise import Drop, Repeat
+from bltkit.eval.noise.social import EMOJI, LONGEST, abbreviations
+from bltkit.eval.noise.typo_noise import NEIGHBOURS
+from bltkit.eval.noise.visual_noise import LETTERS, homoglyphs, ocr, stripped
 
 KINDS = sorted(NOISES)
 PROSE = (
@@ -234,14 +235,14 @@ def test_our_noises_change_what_they_are_for_and_nothing_else(text: str, intensi
         return "".join(some.split())
 
     assert visible(applied("whitespace")) == visible(text)
-    alike = {letter: min(row) for row in ALIKE for letter in row if letter != " "}
+    alike = {letter: min(row) for row in table("lookalikes") for letter in row if letter != " "}
     assert [alike.get(one, one) for one in applied("homoglyphs")] == [alike.get(one, one) for one in text]
     assert len(applied("keyboard")) >= len(text)
     foreign = "".join(one for one in text if one not in NEIGHBOURS)
     assert "".join(one for one in applied("keyboard") if one not in NEIGHBOURS) == foreign
     if text.isascii():
         assert applied("diacritics") == text
-    if not any(one in unit for unit in OCR for one in text):
+    if not any(one in unit for unit in ocr() for one in text):
         assert applied("ocr") == text
     assert [one for one in applied("ocr") if one.isspace()] == [one for one in text if one.isspace()]
     said = at("transcript", 1).apply(text, "k")
@@ -295,22 +296,22 @@ def test_social() -> None:
 
 
 def test_the_tables_are_of_what_they_say() -> None:
-    for row in ALIKE:
+    for row in table("lookalikes"):
         for letter, script in zip(row, ("LATIN", "CYRILLIC", "GREEK"), strict=True):
             assert letter == " " or unicodedata.name(letter).startswith(script), (row, letter)
-    letters = [letter for row in ALIKE for letter in row if letter != " "]
+    letters = [letter for row in table("lookalikes") for letter in row if letter != " "]
     assert len(letters) == len(set(letters))
-    assert all(one and letter not in one for letter, one in HOMOGLYPHS.items())
-    assert all(others and unit not in others and 1 <= len(unit) <= 3 for unit, others in OCR.items())
-    assert not any(one.isspace() for unit, others in OCR.items() for one in unit + "".join(others))
+    assert all(one and letter not in one for letter, one in homoglyphs().items())
+    assert all(others and unit not in others and 1 <= len(unit) <= 3 for unit, others in ocr().items())
+    assert not any(one.isspace() for unit, others in ocr().items() for one in unit + "".join(others))
     assert all(key not in near and 2 <= len(near) <= 6 for key, near in NEIGHBOURS.items() if key not in "`~\\|")
     assert all(key in NEIGHBOURS[other] for key, near in NEIGHBOURS.items() for other in near)
     assert NEIGHBOURS["g"] == "tyfhvb" and NEIGHBOURS["G"] == "TYFHVB"
-    assert all(short and short != full for full, some in ABBREVIATIONS.items() for short in some)
-    assert all(full == full.lower() for full in ABBREVIATIONS)
-    assert max(len(full.split()) for full in ABBREVIATIONS) <= LONGEST
-    assert all(word not in others and others for word, others in SOUNDING_ALIKE.items())
-    sets = [line.split() for line in HOMOPHONES.replace("\n", "|").split("|") if line]
+    assert all(short and short != full for full, some in abbreviations().items() for short in some)
+    assert all(full == full.lower() for full in abbreviations())
+    assert max(len(full.split()) for full in abbreviations()) <= LONGEST
+    assert all(word not in others and others for word, others in homophones().items())
+    sets = table("homophones")
     assert all(len(one) == len(set(one)) >= 2 for one in sets) and len(sets) > 250
     words = [word for one in sets for word in one]
     assert {word for word in words if words.count(word) > 1} == {"read"}  # which sounds in two ways

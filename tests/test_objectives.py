@@ -18,7 +18,7 @@ from bltkit.train.learner import Learner
 from bltkit.train.objectives import OBJECTIVES, Losses
 from bltkit.train.parallel import world_of
 from bltkit.train.patcher import load_patcher
-from bltkit.train.vocabulary import known_vocabulary
+from bltkit.train.token_vocabulary import known_vocabulary
 from bltkit.vocab import PAD, encode
 from tests.processes import train_together
 from tests.tiny_training import MODELS, STACK, Workplace, documents, same

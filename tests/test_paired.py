@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Paired, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.requests import Coded, Compression
 from bltkit.eval.tasks.paired import PairedTexts
 from bltkit.eval.tasks.task import Item

@@ -21,9 +21,9 @@ from bltkit.patching import (
     SpaceRule,
     StrideRule,
     ThresholdRule,
-    train_bpe,
 )
 from bltkit.patching.patched import patch_text
+from bltkit.tokens import train_bpe
 
 RULES = st.sampled_from(
     [

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bltkit.config import Config, parse
-from bltkit.patching import (
-    RULES,
-    BpeOracleRule,
-    ByteTokenizer,
-    PatchingRule,
-    Rule,
-    extend,
-    parse_rule,
-    patch,
-    start_stream,
-    train_bpe,
-)
+from bltkit.patching import RULES, BpeOracleRule, PatchingRule, Rule, extend, parse_rule, patch, start_stream
+from bltkit.tokens import ByteTokenizer, train_bpe
 from bltkit.vocab import BOS, EOS, OFFSET, encode
 from tests import reference_patching as reference
 from tests.shared import SHARED

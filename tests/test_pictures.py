@@ -16,11 +16,11 @@ from torch import Tensor
 from bltkit.model import blt_preset
 from bltkit.patching import SpaceRule, StrideRule, ThresholdRule
 from bltkit.patching.patched import PatchedText, patch_text
-from bltkit.study.compare import Comparison, Scheme, compare
-from bltkit.study.glyphs import cells, wrap
-from bltkit.study.pictures import MAX_LINES, draw, html_page, write_picture
-from bltkit.study.scene import Label, png_glyphs
-from bltkit.study.terminal import render
+from bltkit.views.ansi import render
+from bltkit.views.compare import Comparison, Scheme, compare
+from bltkit.views.glyphs import cells, wrap
+from bltkit.views.pictures import MAX_LINES, draw, html_page, write_picture
+from bltkit.views.scene import Label, png_glyphs
 
 WEIRD = "Grüße 世界 שלום e\u0301 \x00\x1b[31m\t\u200b\u202e🙂 $x_1^2$ <b>&amp;</b>\r\n\n".encode() + b"\xff\xfe\xc3"
 TEXTS = st.one_of(st.binary(max_size=50), st.text(max_size=25).map(str.encode), st.just(WEIRD))

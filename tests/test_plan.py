@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bltkit import cli
+from bltkit.cost.formulas.operations import forward_flops, scorer_flops
+from bltkit.cost.planning.activations import activations, meta_model
+from bltkit.cost.planning.machine import LINK_SHARE, USABLE, UTILIZATION
+from bltkit.cost.planning.planner import plan
+from bltkit.cost.planning.training_plan import PlannedRun, TrainingPlan
 from bltkit.model import Blt, BltConfig, EntropyConfig, EntropyModel, NgramConfig, StackConfig, blt_preset
-from bltkit.model.flops import forward_flops, scorer_flops
 from bltkit.model.layers import Layer, Transformer
 from bltkit.patches import Patches
-from bltkit.study.activations import activations, meta_model
-from bltkit.study.machine import LINK_SHARE, USABLE, UTILIZATION
-from bltkit.study.plan import Plan, Run
-from bltkit.study.planner import plan
 from bltkit.train import build_model
 
 SHAPE = BltConfig(
@@ -33,7 +33,7 @@ SHAPE = BltConfig(
 ENTROPY = EntropyConfig(width=24, layers=4, heads=2, ffn_width=40, window=12, document_masks=False)
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 ROWS, LENGTH, PATCHES = 2, 512, 129
-RUN = Run(SHAPE, max_steps=1000, row_bytes=LENGTH, batch_rows=16, precision="bf16")
+RUN = PlannedRun(SHAPE, max_steps=1000, row_bytes=LENGTH, batch_rows=16, precision="bf16")
 
 
 def a_batch() -> tuple[Tensor, Patches]:
@@ -171,7 +171,7 @@ def test_the_first_process_holds_the_first_chunk_of_every_weight(mesh: str, shar
 
 
 def test_parameters_of_the_released_1b() -> None:
-    found = plan(Run(blt_preset("1b"), 240_000, 24576, 256, 4, 4096, recompute=True, precision="bf16"), "32x8")
+    found = plan(PlannedRun(blt_preset("1b"), 240_000, 24576, 256, 4, 4096, recompute=True, precision="bf16"), "32x8")
     assert (found.params["dense"], found.params["tables"]) == (1_461_867_520, 3_072_012_288)
     assert found.params["total"] == 4_533_879_808
     assert found.params["largest_layer"] == 4 * 2048**2 + 3 * 2048 * 5632 + 2 * 2048
@@ -180,8 +180,8 @@ def test_parameters_of_the_released_1b() -> None:
     assert found.fits
 
 
-def changed(**fields: Any) -> Run:
-    return Run(**{**vars(RUN), **fields})
+def changed(**fields: Any) -> PlannedRun:
+    return PlannedRun(**{**vars(RUN), **fields})
 
 
 def test_operations_of_a_step() -> None:
@@ -203,7 +203,7 @@ def test_operations_of_a_step() -> None:
 
 
 def test_a_plain_language_model_has_no_patches() -> None:
-    found = plan(Run(ENTROPY, 10, 256, 8, recompute=True), "1x2")
+    found = plan(PlannedRun(ENTROPY, 10, 256, 8, recompute=True), "1x2")
     assert found.params["tables"] == found.traffic["tables"] == 0
     assert found.text_bytes == 8 * 256
     assert found.flops > 3 * scorer_flops(ENTROPY, 256) * 256 * 8
@@ -297,14 +297,14 @@ def test_warnings(fields: dict[str, Any], options: dict[str, float], words: str)
         (changed(shard=8), {}, "trainer.shard = 8"),
     ],
 )
-def test_mistakes(run: Run, options: dict[str, Any], message: str) -> None:
+def test_mistakes(run: PlannedRun, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(run, **{"mesh": "2x2", **options})
 
 
 def test_json_and_table() -> None:
     found = plan(changed(scorer=ENTROPY, recompute=True), "2x4")
-    assert isinstance(found, Plan)
+    assert isinstance(found, TrainingPlan)
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert {"params", "held", "passing", "memory", "seconds", "days", "warnings"} <= data.keys()
     text = found.summary()

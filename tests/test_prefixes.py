@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bltkit.eval.subjects.prefixes import ROOT, Tree, walk
+from bltkit.eval.subjects.shared_prefixes import ROOT, Tree, walk
 from bltkit.generate import Session
 from bltkit.vocab import BOS, OFFSET
 from tests.rows import example, start

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Generation, Written
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Continuation, Written
 from bltkit.eval.sandbox import Sandbox, run
 from bltkit.eval.tasks.humaneval import HumanEval
 from bltkit.eval.tasks.mbpp import Mbpp
@@ -33,10 +33,10 @@ def place(tmp_path: Path) -> Place:
     return Place.of([tmp_path])
 
 
-def asked(task: Programs, item: Item) -> list[Generation]:
+def asked(task: Programs, item: Item) -> list[Continuation]:
     requests = task.requests(item)
-    assert all(isinstance(request, Generation) for request in requests)
-    return [request for request in requests if isinstance(request, Generation)]
+    assert all(isinstance(request, Continuation) for request in requests)
+    return [request for request in requests if isinstance(request, Continuation)]
 
 
 def answers(*texts: str) -> list[Written]:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import bltkit
-from bltkit.bench import rates
-from bltkit.convert.source import Source
+from bltkit.bench.machine_rates import RateSizes
+from bltkit.convert.source_checkpoint import Source
 from bltkit.model import BltConfig, EntropyConfig, NgramConfig, StackConfig
 from scripts import real_size, released_size
 
@@ -136,7 +136,8 @@ def rows_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[di
 def test_decoding_at_a_calibrated_patch_size(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rates, "CPU", rates.Size(num_bytes=2**16, width=64, matmul_width=32))
+    rates = sys.modules["bltkit.bench.machine_rates"]  # the package has a function of that name
+    monkeypatch.setattr(rates, "CPU", RateSizes(num_bytes=2**16, width=64, matmul_width=32))
     arguments = [
         "decode", str(checkpoint), "fp32", "--prompts", "2", "--max-bytes", "48", "--context", "32",
         "--strategies", "speculative:draft=4", "--cross-scale", "1", "0.001",

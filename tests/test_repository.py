@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MAX_LINES = 400
 MAX_EMBEDDED_BYTES = 25_000_000
+RECURRING = {
+    "__init__.py": "every package has one",
+    "config.py": "the configs of a package, beside bltkit/config.py, which reads all of them",
+    "measure.py": "in a study's folder: how one unit is measured",
+    "report.py": "in a study's folder: what the rows say",
+}
+"""File names that may occur several times, and why; at most ten."""
 VAGUE_NAMES = re.compile(r"(utils?|common|helpers?|misc|base_.*)\.py")
 # An absolute path below a home or work directory, but neither a URL's tail nor a longer path's middle.
 MACHINE_PATH = re.compile(rb"(?<![\w.:/~$}-])/(?:work|root|home|Users)/\w")
@@ -53,6 +61,39 @@ def test_no_file_names_a_machines_path() -> None:
 def test_no_file_has_a_name_that_says_nothing() -> None:
     found = [name_of(path) for path in SOURCES if VAGUE_NAMES.fullmatch(path.name)]
     assert not found, f"name these after what they hold: {', '.join(found)}"
+
+
+def recurring(names: Iterable[tuple[str, Path]]) -> dict[str, list[str]]:
+    """Names that stand in more than one file -> these files."""
+    places: dict[str, set[str]] = {}
+    for name, path in names:
+        places.setdefault(name, set()).add(name_of(path))
+    return {name: sorted(paths) for name, paths in places.items() if len(paths) > 1}
+
+
+def test_names_that_recur_are_recognised() -> None:
+    first, second = SOURCES[:2]
+    assert recurring([("Plan", first), ("Plan", first), ("Row", second)]) == {}
+    assert list(recurring([("Plan", first), ("Plan", second), ("Row", second)])) == ["Plan"]
+
+
+def test_a_file_name_says_which_file_is_meant() -> None:
+    """In a stack trace two files of the same name are one."""
+    names = recurring((path.name, path) for path in SOURCES)
+    assert names.keys() <= RECURRING.keys(), "name these after what they are of: " + str(
+        {name: paths for name, paths in names.items() if name not in RECURRING}
+    )
+    assert len(RECURRING) <= 10 and RECURRING.keys() <= names.keys(), "the list of exceptions holds more than it has to"
+
+
+def test_a_class_name_is_defined_in_one_file() -> None:
+    names = recurring(
+        (node.name, path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert not names, f"name these after what they are of, such as ScalingPlan: {names}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -24,7 +24,7 @@ from bltkit.data import Corpus, Loader
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
 from bltkit.train import read_metrics
-from bltkit.train import run as run_module
+from bltkit.train import run_directory as run_module
 from tests.tiny_training import Workplace, same
 
 FIVE, TEN = "trainer.max_steps=5", "trainer.max_steps=10"
@@ -171,6 +171,7 @@ def test_a_run_of_another_shape_data_or_seed_is_refused(place: Workplace) -> Non
 def test_old_checkpoints_go(place: Workplace) -> None:
     place.train("run", "cnn", TEN, "checkpoint.every_steps=2", "checkpoint.keep=3")
     assert sorted(path.name for path in (place.path / "run").iterdir()) == [
+        "README.md",
         "bltkit.json",
         "config.json",
         "config.toml",

@@ -13,18 +13,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.cli.study.robustness import NOISES
-from bltkit.eval.json_lines import read_lines
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import PAPER, parse_noise
-from bltkit.eval.place import Place
 from bltkit.eval.requests import Answer, Compression, Likelihood, Request, Scored
+from bltkit.files.json_lines import read_lines
 from bltkit.study.curves import At, Line, draw_curves, scale_of
-from bltkit.study.robustness import Measured, Plan, conditions, curves_of, page_of, retained, run, table, write_report
+from bltkit.study.robustness import (
+    CurvePoint,
+    RobustnessPlan,
+    conditions,
+    curves_of,
+    page_of,
+    retained,
+    run,
+    table,
+    write_report,
+)
 from tests.test_cli import Blt_, blt
 
 __all__ = ["blt"]
 
 WORDS = ("mill", "river", "tower", "bridge", "lantern", "harbour")
-PLAN = Plan(tasks=("piqa",), noises=("drop", "uppercase:0.5"), intensities=(0.3, 1.0))
+PLAN = RobustnessPlan(tasks=("piqa",), noises=("drop", "uppercase:0.5"), intensities=(0.3, 1.0))
 
 
 @dataclass
@@ -89,7 +99,9 @@ def test_conditions() -> None:
         ("uppercase", 0.5, True, "uppercase:0.5"),
         ("uppercase", 1.0, False, "uppercase:1"),
     ]
-    plan = Plan(tasks=("piqa",), noises=("repeat:0.3,times=2", "drop:0.5+ocr:0.2", "drop:0"), intensities=(0.5,))
+    plan = RobustnessPlan(
+        tasks=("piqa",), noises=("repeat:0.3,times=2", "drop:0.5+ocr:0.2", "drop:0"), intensities=(0.5,)
+    )
     assert [(one.curve, one.key[0]) for one in conditions(plan)[1:]] == [
         ("repeat:times=2", "repeat:0.3,times=2"),
         ("repeat:times=2", "repeat:0.5,times=2"),
@@ -99,7 +111,7 @@ def test_conditions() -> None:
     ]
     assert NOISES == PAPER
     with pytest.raises(ValueError, match="unknown noise 'drp'; did you mean 'drop'"):
-        conditions(Plan(tasks=("piqa",), noises=("drp",)))
+        conditions(RobustnessPlan(tasks=("piqa",), noises=("drp",)))
 
 
 def test_a_study(place: Place, tmp_path: Path) -> None:
@@ -166,7 +178,7 @@ def test_other_weights_or_limits_are_another_study(place: Place, tmp_path: Path)
 
 def test_pairs_are_held_against_the_same_items(place: Place, tmp_path: Path) -> None:
     pairs = f"paired:{place.directories[0] / 'pairs.jsonl'}"
-    plan = Plan(tasks=("piqa",), noises=(pairs, "drop"), intensities=(0.5,))
+    plan = RobustnessPlan(tasks=("piqa",), noises=(pairs, "drop"), intensities=(0.5,))
     rows = run(plan, {"a": "knowing"}, place, tmp_path / "out", {}, load=loader(Knowing()))
     by_curve = {curve.noise: curve for curve in curves_of(rows)}
     assert by_curve[pairs].clean.n == 10 == by_curve[pairs].points[0].n
@@ -182,7 +194,7 @@ def test_pairs_are_held_against_the_same_items(place: Place, tmp_path: Path) -> 
 @given(st.floats(0, 1), st.floats(0.3, 1), st.floats(0, 0.25))
 def test_what_is_retained(value: float, clean: float, by_chance: float) -> None:
     def of(value: float, low: float, better: str = "higher", level: float | None = by_chance) -> float | None:
-        return retained(value, Measured(0, clean, (low, 1.0), 10), level, better)
+        return retained(value, CurvePoint(0, clean, (low, 1.0), 10), level, better)
 
     assert of(clean, 0.3) == pytest.approx(1) and of(by_chance, 0.3) == 0
     found = of(value, 0.3)

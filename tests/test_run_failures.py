@@ -19,7 +19,7 @@ from bltkit import cli
 from bltkit.config import dump_toml
 from bltkit.data import loader as loader_module
 from bltkit.train import trainer as trainer_module
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from tests.tiny_training import Workplace, same
 
 EVERY = "checkpoint.every_steps=3"

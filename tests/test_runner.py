@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import parse_noise
-from bltkit.eval.pairs import evaluate_pairs
-from bltkit.eval.place import Place
+from bltkit.eval.paired_noise import evaluate_pairs
+from bltkit.eval.report.stored_runs import read_run
 from bltkit.eval.runner import RESULTS, Settings, evaluate, file_name
 from bltkit.eval.statistics import estimate, mean_of
 from bltkit.eval.tasks import TASKS, Metric, Task, parse_task, parse_tasks
 from bltkit.eval.tasks.gsm8k import Gsm8k
-from bltkit.study.evaluation_page.runs import read_run
 from tests.eval_fakes import Chance, Counted, Known, Oracle, items_of
 from tests.eval_rows import place_of
 

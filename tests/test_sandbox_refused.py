@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bltkit.eval.sandbox import Limits, Sandbox, run, sandbox
+from bltkit.eval.sandbox import Sandbox, SandboxLimits, run, sandbox
 from bltkit.eval.sandbox.inside import syscalls
 from tests.sandboxes import IMPORT, SOURCE, is_root, refusal
 
@@ -212,7 +212,7 @@ def interpret(code: bytes, arch: int, number: int, first: int = 0, second: int =
 
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="processes = 0: must be at least 1"):
-        Limits(processes=0)
+        SandboxLimits(processes=0)
 
 
 def long_run() -> tuple["subprocess.Popen[bytes]", set[int]]:

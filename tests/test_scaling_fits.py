@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit.study.scaling.analysis import (
-    Noise,
+    SeedNoise,
     best_loss,
     best_sizes,
     cost_exponent,
@@ -21,7 +21,7 @@ from bltkit.study.scaling.analysis import (
     parametric,
 )
 from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric, fit_power
-from bltkit.study.scaling.rows import Point, mean_over_seeds
+from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
 
 SIZES = {"s": 3e5, "m": 1e6, "l": 3e6, "x": 1e7}
 BUDGETS = (1e13, 3e13, 9e13)
@@ -31,7 +31,9 @@ def law(params: float, num_bytes: float, e: float = 1.2, a: float = 200.0, b: fl
     return e + a / params**0.4 + b / num_bytes**0.35
 
 
-def points(family: str, scale: float = 1.0, seeds: int = 1, noise: float = 0.0, tilt: float = 0.0) -> list[Point]:
+def points(
+    family: str, scale: float = 1.0, seeds: int = 1, noise: float = 0.0, tilt: float = 0.0
+) -> list[ScalingPoint]:
     """FLOPs = 6 N D / 4; a family's loss is scaled, and tilted by so much per decade of FLOPs."""
     random, found = np.random.default_rng(len(family)), []
     for name, params in SIZES.items():
@@ -40,7 +42,9 @@ def points(family: str, scale: float = 1.0, seeds: int = 1, noise: float = 0.0, 
             loss = law(params, num_bytes) * scale + tilt * np.log10(budget / BUDGETS[1])
             for seed in range(seeds):
                 shaken = float(loss * (1 + noise * random.standard_normal()))
-                found.append(Point(family, name, seed, budget, params, num_bytes, budget, num_bytes / 1e4, shaken))
+                found.append(
+                    ScalingPoint(family, name, seed, budget, params, num_bytes, budget, num_bytes / 1e4, shaken)
+                )
     return found
 
 
@@ -135,7 +139,7 @@ def test_noise_is_pooled_over_cells_of_several_seeds() -> None:
 
 def test_draws_spread_as_means_over_seeds_do() -> None:
     own = points("one", seeds=4) + points("other")
-    drawn = list(draws_of(own, Noise(0.01, 1000), 2000))
+    drawn = list(draws_of(own, SeedNoise(0.01, 1000), 2000))
     cells = mean_over_seeds(own)
     assert len(cells) == 2 * len(SIZES) * len(BUDGETS) and len(drawn) == 2000
     spread = np.std([[one.loss for one in some] for some in drawn], axis=0) / [one.loss for one in cells]
@@ -182,7 +186,7 @@ def test_a_difference_within_the_noise_says_so() -> None:
 def test_two_budgets_make_no_crossover() -> None:
     own = [one for one in points("one", seeds=2) + points("other") if one.budget > BUDGETS[0]]
     with pytest.raises(TooFew, match="2 budgets in common"):
-        crossover(own, "one", "other", Noise(0.01, 3))
+        crossover(own, "one", "other", SeedNoise(0.01, 3))
 
 
 def test_the_best_size_of_a_budget() -> None:

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.config import parse
-from bltkit.eval.json_lines import read_lines
-from bltkit.model.flops import forward_flops, scorer_flops
+from bltkit.cost.formulas.operations import forward_flops, scorer_flops
+from bltkit.files.json_lines import read_lines
 from bltkit.study.row_file import ROWS
-from bltkit.study.scaling import Plan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
+from bltkit.study.scaling import ScalingPlan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
 from bltkit.study.scaling.batches import Seen
-from bltkit.study.scaling.families import BltFamily, grown, parse_family
+from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import config_hash
-from bltkit.study.scaling.runs import Branch, nearest_step, trunk_config, whole_config
+from bltkit.study.scaling.runs import nearest_step, unit_config
 from bltkit.train import TrainConfig
 from tests.html_pages import Page
 from tests.scaling_plans import Counting, plan, size
@@ -31,7 +31,7 @@ __all__ = ["blt"]
 AROUND = {"commit": "c", "machine": {"cpu": "test"}, "command": "blt study scaling"}
 
 
-def measured(own: Plan, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
+def measured(own: ScalingPlan, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
     return run(own, out, AROUND, tools=(counting or Counting()).tools(), **options)
 
 
@@ -248,12 +248,12 @@ def test_the_hash_of_a_config_is_of_what_decides_its_numbers(tmp_path: Path) -> 
     own = plan()
     unit = own.units()[0]
     prepared = prepare(own, [unit], tmp_path, lambda: None, lambda line: None)  # type: ignore[arg-type]
-    one = whole_config(own, unit, prepared, tmp_path, Branch(8, 10)).model_dump(mode="json")
-    other = whole_config(own, unit, prepared, tmp_path / "elsewhere", Branch(8, 10)).model_dump(mode="json")
+    one = unit_config(own, unit, prepared, tmp_path, 10, 2).model_dump(mode="json")
+    other = unit_config(own, unit, prepared, tmp_path / "elsewhere", 10, 2).model_dump(mode="json")
     assert one != other and config_hash(one, None) == config_hash(other, None)
-    later = whole_config(own, unit, prepared, tmp_path, Branch(8, 11)).model_dump(mode="json")
+    later = unit_config(own, unit, prepared, tmp_path, 11, 3).model_dump(mode="json")
     assert config_hash(one, None) != config_hash(later, None) != config_hash(later, "f")
-    trunk = trunk_config(whole_config(own, unit, prepared, tmp_path, Branch(8, 10)), 8)
+    trunk = unit_config(own, unit, prepared, tmp_path, 8)
     assert all(trunk.optim.rate(step, 8) == 1 for step in range(2, 30))
 
 

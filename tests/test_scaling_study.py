@@ -7,11 +7,11 @@ import pytest
 
 from bltkit.config import parse
 from bltkit.data import Corpus
-from bltkit.eval.json_lines import read_lines
-from bltkit.study.scaling import Plan, run
+from bltkit.files.json_lines import read_lines
+from bltkit.study.scaling import ScalingPlan, run
 from bltkit.study.scaling.batches import seen_by, steps_ahead
 from bltkit.train import TrainConfig, train
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from tests.scaling_plans import plan
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import Workplace
@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return Workplace.at(tmp_path_factory.mktemp("scaling"))
 
 
-def tiny(place: Workplace, **changes: Any) -> Plan:
+def tiny(place: Workplace, **changes: Any) -> ScalingPlan:
     """Entropy and stride, one size, two budgets of about 20 and 40 steps."""
     fields: dict[str, Any] = {
         "families": ["blt-entropy-4.5", "blt-stride-6"],

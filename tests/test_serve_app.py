@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 from bltkit.data.template import RECORD_KEY, ChatTemplate
 from bltkit.patching import parse_rule
 from bltkit.patching.patched import patch_text
-from bltkit.serve.app import Server, make_app
+from bltkit.serve.app import make_app
 from bltkit.serve.security import Access
+from bltkit.serve.server import Server
 from bltkit.serve.tokens import BOS_NAME, EOS_NAME
 from bltkit.vocab import OFFSET
 from tests.serve_fake import FakeEngine, Script, fails, info, says, scores

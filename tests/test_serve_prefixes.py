@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bltkit.generate import Request, Sampling, Session
 from bltkit.serve.messages import Submit
 from bltkit.serve.prefixes import SHARED, Prefix, PrefixCache, key_of, storages
-from bltkit.serve.prompts import PromptReader
+from bltkit.serve.prompt_reading import PromptReader
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests import tiny
 from tests.rows import example, start, storage_bytes

@@ -16,10 +16,10 @@ import torch
 from bltkit.checkpoint import Bundle, load_bundle, save_bundle
 from bltkit.generate import Request, Sampling, Session, Speculative, generate
 from bltkit.patching.patched import patch_text
-from bltkit.serve.handle import Engine, Stream
+from bltkit.serve.engine_process import run as serve
+from bltkit.serve.handle import Engine, EventStream
 from bltkit.serve.limits import Limits
 from bltkit.serve.messages import Delta, Drain, Drained, Failed, Figures, Prompted, Report, Submit
-from bltkit.serve.process import run as serve
 from bltkit.serve.settings import EngineSettings
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests.rows import example
@@ -76,7 +76,7 @@ def engine(model: Path, run: Loop) -> Iterator[Engine]:
     run(engine.drain(1))
 
 
-async def whole(stream: Stream, choice: int = 0, read: bool = True) -> bytes:
+async def whole(stream: EventStream, choice: int = 0, read: bool = True) -> bytes:
     data = b""
     async for event in stream:
         if isinstance(event, Delta):

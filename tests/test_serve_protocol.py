@@ -11,7 +11,7 @@ from bltkit.generate import Request, Sampling, Speculative, Utf8
 from bltkit.serve.errors import ApiError, explained
 from bltkit.serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, ScoreRequest, TokenizeRequest
 from bltkit.serve.tokens import EOS_NAME
-from bltkit.serve.work import Work, chat_work, completion_work
+from bltkit.serve.work import CompletionWork, chat_work, completion_work
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests.serve_fake import info
 
@@ -28,17 +28,17 @@ def refused(kind: type[BaseModel], body: Any) -> ApiError:
     return refusal
 
 
-def completion(**fields: Any) -> Work:
+def completion(**fields: Any) -> CompletionWork:
     body = {"prompt": "x", "seed": 5, **fields}
     return completion_work(CompletionRequest.model_validate(body), info())
 
 
-def chat(**fields: Any) -> Work:
+def chat(**fields: Any) -> CompletionWork:
     body = {"messages": CHAT, "seed": 5, **fields}
     return chat_work(ChatRequest.model_validate(body), info(), ChatTemplate())
 
 
-def only(work: Work) -> Request:
+def only(work: CompletionWork) -> Request:
     ((request,),) = work.requests
     return request
 

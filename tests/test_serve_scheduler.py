@@ -398,23 +398,23 @@ def test_short_prompt_overtakes_a_long_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 def slow_work(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading n ids takes 3 + n seconds, a round 20."""
-    from bltkit.generate import Batch
-    from bltkit.serve.prompts import PromptReader
+    from bltkit.generate import SequenceBatch
+    from bltkit.serve.prompt_reading import PromptReader
 
-    read, step = PromptReader.read, Batch.step
+    read, step = PromptReader.read, SequenceBatch.step
 
     def slow_read(self: PromptReader, size: int) -> int:
         count = read(self, size)
         turns.clock.now += 3 + count
         return count
 
-    def slow_step(self: Batch) -> Any:
+    def slow_step(self: SequenceBatch) -> Any:
         batch, chunks = step(self)
         turns.clock.now += 20 if batch.passes != self.passes else 0
         return batch, chunks
 
     monkeypatch.setattr(PromptReader, "read", slow_read)
-    monkeypatch.setattr(Batch, "step", slow_step)
+    monkeypatch.setattr(SequenceBatch, "step", slow_step)
 
 
 # Ends.
@@ -528,7 +528,7 @@ def test_fault_of_one_request_is_its_own(left: int, capsys: pytest.CaptureFixtur
 
 
 def test_fault_in_a_prompt_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bltkit.serve.prompts import PromptReader
+    from bltkit.serve.prompt_reading import PromptReader
 
     turns = Turns(example("stride:k=3"))
     read = PromptReader.read
@@ -548,20 +548,20 @@ def test_fault_in_a_prompt_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rounds_that_fail_for_all_end_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bltkit.generate import Batch
+    from bltkit.generate import SequenceBatch
 
     turns = Turns(example("stride:k=3"))
     keys = [turns.submit(ids_of(b"abc"), [ar(50)]) for _ in range(3)]
     for _ in range(3):
         turns.turn()
-    step = Batch.step
+    step = SequenceBatch.step
 
-    def breaks(self: Batch) -> Any:
+    def breaks(self: SequenceBatch) -> Any:
         if len(self.rows) > 1:
             raise RuntimeError("out of memory")
         return step(self)
 
-    monkeypatch.setattr(Batch, "step", breaks)
+    monkeypatch.setattr(SequenceBatch, "step", breaks)
     turns.run()
     assert all(failed is not None and failed.reason == "internal" for failed in (turns.answers[k].failed for k in keys))
     later = turns.submit(ids_of(b"abc"), [ar(5)])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.data.template import ChatTemplate
-from bltkit.serve.text import UNLIKELY, ChoiceText, Entry, Piece, chat_logprobs, completion_logprobs, entries_of
+from bltkit.serve.byte_text import UNLIKELY, ChoiceText, Entry, Piece, chat_logprobs, completion_logprobs, entries_of
 from bltkit.serve.tokens import BOS_NAME, EOS_NAME, bytes_of, ids_of, jinja_template, name_of, text_of_ids
 from bltkit.vocab import BOS, EOS, OFFSET
 

@@ -10,8 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.data import Document, shards
-from bltkit.data.shards import AnnotatedDocument, Cut, ShardFile, cut, digest, opens_of, read_manifest, write_shard
+from bltkit.data import Document
+from bltkit.data.sources import shards
+from bltkit.data.sources.shards import (
+    AnnotatedDocument,
+    Cut,
+    ShardFile,
+    cut,
+    digest,
+    opens_of,
+    read_manifest,
+    write_shard,
+)
 from bltkit.patching import PatchingRule, parse_rule
 from bltkit.patching.patched import patch_text
 

@@ -12,7 +12,7 @@ import pytest
 from bltkit import cli
 from bltkit.checkpoint.checksums import CHECKSUMS, write_checksums
 from bltkit.config import dump_toml
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from bltkit.train.state import read_position, verify
 from bltkit.train.tensor_reader import TensorReader, read_metadata
 from tests.tiny_training import Workplace, same

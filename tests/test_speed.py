@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.study.chart import Chart, Series, draw_chart, number
-from bltkit.study.scene import Curve, Dot, Label
-from bltkit.study.speed import batch_chart, context_chart, read_rows, write_speeds
+from bltkit.views.chart import Chart, Series, draw_chart, number
+from bltkit.views.scene import Curve, Dot, Label
+from bltkit.views.speed import batch_chart, context_chart, read_rows, write_speeds
 
 
 def measured(context: int, ours: float, batch: int = 1, **others: Any) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from bltkit import vocab
 from bltkit.generate import (
     STRATEGIES,
     Autoregressive,
-    Batch,
     Chunk,
     Request,
     Sampling,
+    SequenceBatch,
     Session,
     Strategy,
     Utf8,
@@ -210,7 +210,7 @@ def test_the_ledger_counts_what_happens(kind: str, case: Case, data: st.DataObje
     prompts = [case.ids[:9], case.ids[:4]]
     request = Request(Sampling(temperature=data.draw(st.sampled_from([0, 1]))), 14)
     session = start(case, 2).extend(prompts)
-    batch, stats, rounds = Batch().admit(session, [by(strategy, request)] * 2), {}, 0
+    batch, stats, rounds = SequenceBatch().admit(session, [by(strategy, request)] * 2), {}, 0
     with counted(session) as calls:
         while batch.rows:
             before = calls.copy()
@@ -257,7 +257,7 @@ def test_a_proposal(kind: str, case: Case, data: st.DataObject) -> None:
         proposal = strategy.propose(session, pending)
     assert not (strategy.exact and proposal.trusted) and len(proposal.ways) in (0, 2)
     for row, drafts in zip(pending, proposal.drafts, strict=True):
-        assert len(drafts) <= row.room - 1 + proposal.trusted + strategy.withholds
+        assert len(drafts) <= row.room - 1 + proposal.trusted + 1 - strategy.draft_column
         assert not session.resets & set(drafts)
         assert not set(drafts) & set(vocab.NEVER_EMITTED) and vocab.EOS not in drafts[:-1]
     passes = proposal.passes

@@ -17,7 +17,7 @@ import pytest
 from bltkit import cli
 from bltkit.terminal import progress as progress_module
 from bltkit.terminal import streams
-from bltkit.terminal.characters import encodable_json, visible, visible_json
+from bltkit.terminal.control_characters import encodable_json, visible, visible_json
 from bltkit.terminal.progress import Progress
 
 HOSTILE = "\x1b]0;x\x07\x1b[2J\x9b31m\x7f\rover\u202egnp.exe\u2066\u200b\ufeff\U000e0041[red]:smile:"

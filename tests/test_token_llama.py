@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import bltkit
 from bltkit.checkpoint import TokenBundle, load_token_model, write_token_model
 from bltkit.config import parse
+from bltkit.cost.formulas.operations import forward_flops, token_flops
 from bltkit.model import TokenConfig, TokenLlama
-from bltkit.model.flops import forward_flops, token_flops
-from bltkit.patching import Vocabulary
+from bltkit.tokens import Vocabulary
 from tests import tiny_training
 
 VOCABULARY = Vocabulary.train(tiny_training.documents(), 300)

@@ -14,7 +14,7 @@ from bltkit.eval.requests import (
     Answer,
     Coded,
     Compression,
-    Generation,
+    Continuation,
     Request,
     Scored,
     Written,
@@ -195,7 +195,7 @@ def test_spans(sizes: list[int], positions: int | None, window: int | None, shar
             assert tokens.ends[one.stop - 1] - tokens.begins[one.begin] <= window or one.stop == one.first + 1
 
 
-GENERATIONS: tuple[Generation, ...] = (
+GENERATIONS: tuple[Continuation, ...] = (
     generation("Question: What is", 40),
     generation("", 25),
     generation("The", 60, temperature=1.0, seed=5),
@@ -207,7 +207,7 @@ GENERATIONS: tuple[Generation, ...] = (
 )
 
 
-def written_alone(subject: TokenModel, request: Generation, noise: Any) -> tuple[bytes, str]:
+def written_alone(subject: TokenModel, request: Continuation, noise: Any) -> tuple[bytes, str]:
     """The definition: the whole row anew for every token, the answer cut once it is complete."""
     ids = list(subject.tokenizer.encode([request.context])[0].ids)
     data, made, ended = b"", 0, False

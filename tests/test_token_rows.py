@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bltkit.data import IGNORE, Batch, Document, Loader, TokenBatch
-from bltkit.patching import Vocabulary
-from bltkit.patching.vocabulary import SPECIAL
+from bltkit.tokens import Vocabulary
+from bltkit.tokens.vocabulary import SPECIAL
 from bltkit.vocab import BOS, EOS, OFFSET, PAD
 from tests import tiny_training
 from tests.tiny_corpus import everything, row_sizes, seeds
@@ -145,7 +145,7 @@ def test_a_vocabulary_is_stored_and_loaded(tmp_path: Path) -> None:
 
 
 def test_special_tokens_of_a_tokenizer_that_has_others_or_none(tmp_path: Path) -> None:
-    from bltkit.patching import train_bpe
+    from bltkit.tokens import train_bpe
 
     file = tmp_path / "tokenizer.json"
     file.write_text(train_bpe(tiny_training.documents(), 280))

@@ -13,9 +13,9 @@ from bltkit.checkpoint import load_token_model
 from bltkit.config import dump_toml, load_toml, parse
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, parse_source, validation_batches
 from bltkit.model import TokenConfig, TokenLlama
-from bltkit.patching import Vocabulary, train_bpe
+from bltkit.tokens import Vocabulary, train_bpe
 from bltkit.train import TrainConfig, read_metrics, train
-from bltkit.train.vocabulary import trained_vocabulary
+from bltkit.train.token_vocabulary import trained_vocabulary
 from bltkit.vocab import BOS, EOS, OFFSET
 from tests.tiny_training import Workplace, documents, same
 

@@ -14,7 +14,7 @@ from bltkit.checkpoint import load_bundle
 from bltkit.config import dump_toml
 from bltkit.train.parallel import World
 from bltkit.train.process import KERNELS, numerics
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from tests.processes import port, train_together
 from tests.tiny_training import Workplace, same
 

@@ -18,12 +18,12 @@ from bltkit.checkpoint import Bundle
 from bltkit.generate import (
     STRATEGIES,
     Autoregressive,
-    Batch,
     Chunk,
     Diffusion,
     Passes,
     Request,
     Sampling,
+    SequenceBatch,
     Session,
     Strategy,
     Utf8,
@@ -32,8 +32,9 @@ from bltkit.generate import (
     generate_rows,
     strategy_of,
 )
-from bltkit.generate.sampling import Tops, choose, most_probable
+from bltkit.generate.sampling import choose
 from bltkit.generate.strategies import Outcome, Pending, Proposal
+from bltkit.generate.top_logprobs import Tops, most_probable
 from bltkit.model import Blt
 from bltkit.vocab import EOS, OFFSET
 from tests import tiny
@@ -115,12 +116,12 @@ class Slow:
         case = self.uncached.case
         while not self.finish:
             before, constraint, chosen = list(self.row), self.constraint, self.pick()
-            if not strategy.withholds:
+            if strategy.draft_column:
                 self.add(chosen)
                 if self.finish:
                     break
                 constraint = self.constraint
-            room = self.left - int(strategy.withholds)
+            room = self.left - 1 + strategy.draft_column
             pending = Pending(chosen, room, self.request.sampling, constraint, strategy.first_state)
             drafts = strategy.propose(start(case).extend(before), [pending]).drafts[0]
             added = False
@@ -130,7 +131,7 @@ class Slow:
                     break
                 self.add(value)
                 added = True
-            if strategy.withholds and not added:
+            if strategy.draft_column == 0 and not added:
                 self.add(chosen)
         return Decoded(self.data, self.finish, self.logprobs, self.tops if self.request.top_logprobs else [])
 
@@ -175,7 +176,7 @@ def test_thousands_of_prompts(kind: str, temperature: float) -> None:
             for row, prompt in enumerate(prompts)
         ]
         sessions = [start(case).extend(prompt) for prompt in prompts]
-        batch, chunks = Batch(), [list[Chunk]() for _ in prompts]
+        batch, chunks = SequenceBatch(), [list[Chunk]() for _ in prompts]
         waiting = list(zip(sessions, asked, strict=True))
         while batch.rows or waiting:
             for session, request in waiting[:5]:
@@ -251,8 +252,8 @@ class Parrot(Strategy):
     instead: bool = False
 
     @property
-    def withholds(self) -> bool:
-        return self.instead
+    def draft_column(self) -> int:
+        return 1 - self.instead
 
     def propose(self, session: Session, rows: Any) -> Proposal:
         drafts = (*(byte + OFFSET for byte in self.says), EOS)
@@ -398,7 +399,7 @@ def test_a_model_that_cannot_says_so_before_it_reads(kind: str) -> None:
         inner.remove()
         session = start(case).extend([vocab.BOS])
         with pytest.raises(ValueError, match=named):
-            Batch().admit(session, [by(strategy_of(kind, **options), Request())])
+            SequenceBatch().admit(session, [by(strategy_of(kind, **options), Request())])
         with pytest.raises(ValueError, match=named):
             list(generate_rows(session, [by(strategy_of(kind, **options), Request())]))
         assert lm.generate(b"abc", strategy="speculative", max_bytes=4).data

@@ -19,12 +19,12 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from bltkit import api, cli
 from bltkit.patching import PatchingRule, SpaceRule, StrideRule, ThresholdRule, parse_rule
 from bltkit.patching.patched import PatchedText, patch_text
-from bltkit.study.compare import Comparison, compare
-from bltkit.study.patch_lengths import PatchLengths, lengths_of, measure_lengths
-from bltkit.study.pictures import draw, html_page, write_picture
-from bltkit.study.scene import Label, png_glyphs
-from bltkit.study.terminal import MAX_LINES, render
 from bltkit.terminal import palette
+from bltkit.views.ansi import MAX_LINES, render
+from bltkit.views.compare import Comparison, compare
+from bltkit.views.patch_lengths import PatchLengths, lengths_of, measure_lengths
+from bltkit.views.pictures import draw, html_page, write_picture
+from bltkit.views.scene import Label, png_glyphs
 
 Channels = tuple[float, float, float]
 
@@ -260,7 +260,7 @@ def test_a_very_long_file_needs_little_memory(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from bltkit.patching import parse_rule\n"
-        "from bltkit.study.patch_lengths import measure_lengths\n"
+        "from bltkit.views.patch_lengths import measure_lengths\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = measure_lengths((b'some words ' * 6000 for _ in range(60)), parse_rule('stride:k=4'))\n"
         "print(found.num_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Generation, Written
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Continuation, Written
 from bltkit.eval.tasks import overlap
 from bltkit.eval.tasks.arithmetic import Arithmetic
 from bltkit.eval.tasks.cute import PARTS, Cute
@@ -20,7 +20,7 @@ from bltkit.eval.tasks.gsm8k import Gsm8k
 from bltkit.eval.tasks.languages import NAMES, name_of
 from bltkit.eval.tasks.task import Item, Task
 from bltkit.eval.tasks.translation import RESERVED, Translation
-from bltkit.eval.tasks.utf8 import PROMPTS, Utf8
+from bltkit.eval.tasks.utf8 import PROMPTS, Utf8Task
 from tests.eval_rows_writing import contexts, items_of, place_of
 from tests.shared import SHARED
 
@@ -58,7 +58,7 @@ def test_g2p_bounds_answers_by_the_longest_of_the_language(tmp_path: Path) -> No
     (tmp_path / "g2p" / "xx_train.tsv").write_text("a\tx y z\n")
     (tmp_path / "g2p" / "xx_dev.tsv").write_text("b\tx\nc\tx\n")
     requests = [G2p(shots=1).requests(item)[0] for item in G2p(shots=1).items(Place.of([tmp_path]))]
-    assert [one.max_bytes for one in requests if isinstance(one, Generation)] == [len(" x y z\n")] * 2
+    assert [one.max_bytes for one in requests if isinstance(one, Continuation)] == [len(" x y z\n")] * 2
 
 
 def test_g2p_names_what_is_wrong_with_its_files(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_translation_asks_behind_pairs_that_are_never_evaluated(tmp_path: Path) 
     for item in items:
         assert len(item["shots"]) == 4 and (item["source"], item["gold"]) not in item["shots"]
     (request,) = task.requests(items_of(task, tmp_path)[0])
-    assert isinstance(request, Generation) and request.stop == (b"\n",)
+    assert isinstance(request, Continuation) and request.stop == (b"\n",)
 
 
 def test_translation_reads_flores_folders(tmp_path: Path) -> None:
@@ -190,18 +190,18 @@ def test_utf8_prompts_are_of_their_scripts_and_end_within_a_character() -> None:
 
 
 def test_utf8_asks_whole_and_cut_greedily_and_drawn() -> None:
-    task = Utf8(part=("greek",), samples=2, max_bytes=9, temperature=0.5)
+    task = Utf8Task(part=("greek",), samples=2, max_bytes=9, temperature=0.5)
     items = list(task.items(Place()))
     assert [item.id.removeprefix("greek/") for item in items] == [
         *("whole/greedy", "cut/greedy", "whole/sample-1", "cut/sample-1", "whole/sample-2", "cut/sample-2")
     ]
-    requests = [one for item in items for one in task.requests(item) if isinstance(one, Generation)]
+    requests = [one for item in items for one in task.requests(item) if isinstance(one, Continuation)]
     whole = PROMPTS["greek"].encode()
     assert [one.context for one in requests] == [whole, whole[:-1]] * 3
     assert [one.temperature for one in requests] == [0.0, 0.0, 0.5, 0.5, 0.5, 0.5]
     assert len({one.seed for one in requests[2:]}) == 4
     assert all(one.max_bytes == 9 and not one.stop for one in requests)
-    other = [one for item in items for one in task.replace(seed=1).requests(item) if isinstance(one, Generation)]
+    other = [one for item in items for one in task.replace(seed=1).requests(item) if isinstance(one, Continuation)]
     assert [one == two for one, two in zip(requests, other, strict=True)] == [True, True, False, False, False, False]
 
 
@@ -223,7 +223,7 @@ def test_utf8_counts_what_is_no_valid_character(
     form: str, data: bytes, finish: str, valid: float, sums: tuple[float, float]
 ) -> None:
     item = Item("x", {"prompt": "καλά", "cut": int(form == "cut")}, {"decoding": "greedy"})
-    grade = Utf8().grade(item, [Written(data, finish)])  # type: ignore[arg-type]
+    grade = Utf8Task().grade(item, [Written(data, finish)])  # type: ignore[arg-type]
     assert grade.metrics == {"valid": valid, "invalid_bytes": sums}
 
 
@@ -246,7 +246,7 @@ def test_tasks_read_the_real_files(task: Task, count: int) -> None:
     assert len(items) == count == len({item.id for item in items})
     for item in items:
         for request in task.requests(item):
-            assert not isinstance(request, Generation) or 0 < request.max_bytes < 5000
+            assert not isinstance(request, Continuation) or 0 < request.max_bytes < 5000
 
 
 @real

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bltkit.config import parse
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Answer, Generation, Likelihood, Request, Scored, Written
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Answer, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.tasks.arithmetic import Arithmetic
 from bltkit.eval.tasks.cute import OF_WORDS, PARTS, RANDOM, TASKS, Cute
 from bltkit.eval.tasks.cute_prompts import PROMPTS
@@ -18,11 +18,11 @@ from bltkit.eval.tasks.g2p import G2p
 from bltkit.eval.tasks.gsm8k import SOLVED, Gsm8k, last_number
 from bltkit.eval.tasks.task import Item, Task
 from bltkit.eval.tasks.translation import Translation
-from bltkit.eval.tasks.utf8 import Utf8
+from bltkit.eval.tasks.utf8 import Utf8Task
 from bltkit.vocab import to_bytes
 from tests.eval_rows_writing import TRUTHS, contexts, items_of
 
-ALL: list[Task] = [Gsm8k(), Arithmetic(), Cute(), Cute(part=("spell_rand", "orth")), G2p(), Translation(), Utf8()]
+ALL: list[Task] = [Gsm8k(), Arithmetic(), Cute(), Cute(part=("spell_rand", "orth")), G2p(), Translation(), Utf8Task()]
 
 Answering = Callable[[Request, Any], Answer]
 
@@ -30,7 +30,7 @@ Answering = Callable[[Request, Any], Answer]
 def truth(request: Request, right: Any) -> Answer:
     if isinstance(request, Likelihood):
         return Scored(-0.1, greedy=right)
-    assert isinstance(request, Generation)
+    assert isinstance(request, Continuation)
     data = to_bytes(right)
     assert len(data) < request.max_bytes and not any(stop in data for stop in request.stop)
     return Written(data, "stop" if request.stop else "eos")
@@ -39,7 +39,7 @@ def truth(request: Request, right: Any) -> Answer:
 def lie(request: Request, right: Any) -> Answer:
     if isinstance(request, Likelihood):
         return Scored(-9.0, greedy=not right)
-    assert isinstance(request, Generation)
+    assert isinstance(request, Continuation)
     return Written(b"\xff" * request.max_bytes, "length")
 
 
@@ -103,7 +103,7 @@ def test_gsm8k_asks_behind_solved_items(tmp_path: Path) -> None:
     assert contexts(Gsm8k(shots=0), tmp_path)[0] == "Question: Lea has 3 pens and buys 4. How many has she?\nAnswer:"
     assert contexts(Gsm8k(), tmp_path)[0].count("Question: ") == 6
     (request,) = Gsm8k().requests(items_of(Gsm8k(), tmp_path)[0])
-    assert isinstance(request, Generation)
+    assert isinstance(request, Continuation)
     assert (request.max_bytes, request.stop, request.temperature) == (1024, (b"\n\n", b"\nQuestion:"), 0.0)
 
 
@@ -156,7 +156,7 @@ def test_cute_asks_in_the_form_of_its_examples(tmp_path: Path) -> None:
         '2. Replace every "up" by "old" in "The moon is up.". Answer: "'
     )
     (request,) = Cute().requests(items_of(Cute(), tmp_path)[0])
-    assert isinstance(request, Generation) and request.stop == (b'"',)
+    assert isinstance(request, Continuation) and request.stop == (b'"',)
 
 
 def test_cute_has_fourteen_tasks_in_two_kinds_and_three_skills(tmp_path: Path) -> None:
@@ -265,13 +265,13 @@ def test_mistaken_fields_are_refused() -> None:
         (Cute, "shots", 5),
         (Translation, "shots", 17),
         (Arithmetic, "shots", 1),
-        (Utf8, "shots", 1),
+        (Utf8Task, "shots", 1),
     ):
         with pytest.raises(ValueError, match=r"part|shots"):
             parse(kind, {field: part}, "--tasks")
     for task, message in (
         (Cute(part=("spel",)), "cute:spel: .*did you mean 'spell'"),
-        (Utf8(part=("grek",)), "utf8:grek: .*did you mean 'greek'"),
+        (Utf8Task(part=("grek",)), "utf8:grek: .*did you mean 'greek'"),
     ):
         with pytest.raises(ValueError, match=message):
             next(task.items(Place()))

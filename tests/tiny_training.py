@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from bltkit.checkpoint import is_token_model, load_bundle, load_token_model
 from bltkit.config import apply_overrides, parse
-from bltkit.patching import train_bpe
+from bltkit.tokens import train_bpe
 from bltkit.train import Result, TrainConfig, read_metrics, train
 
 STACK = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 24}

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from bltkit.annotate.plan import Progress, ShardPlan, ShardReader
-from bltkit.annotate.work import Work, compute_shard, load_scorer
+from bltkit.annotate.annotation_plan import Progress, ShardPlan, ShardReader
+from bltkit.annotate.shard_work import ShardWork, compute_shard, load_scorer
 from bltkit.checkpoint import scorer_hash
 
 
 class RayWorker:
     """One process of the cluster: it loads the model once."""
 
-    def __init__(self, work: Work, folder: str) -> None:
+    def __init__(self, work: ShardWork, folder: str) -> None:
         os.chdir(folder)  # paths may be relative to where the command was given
         scorer, _ = load_scorer(work.model, work.device)
         if scorer_hash(scorer) != work.scorer_sha256:
@@ -32,7 +32,7 @@ class RayWorker:
         return {"bytes": done}
 
 
-def run_on_ray(work: Work, missing: list[ShardPlan], workers: int | None, progress: Progress | None) -> None:
+def run_on_ray(work: ShardWork, missing: list[ShardPlan], workers: int | None, progress: Progress | None) -> None:
     """Compute the missing shards on the running cluster, or on this machine where none runs.
 
     Raises ValueError where Ray is not installed, or as `compute_shard` does.

@@ -1,33 +1,33 @@
 """Benchmarks side by side with a peer: same weights, same threads, runs in turn, and equal answers checked first.
 
-What is measured comes as a `Row`, which says on which machine and commit; decoding makes several. A server under load
-is measured over HTTP (`serving`).
+What is measured comes as a `BenchRow`, which says on which machine and commit; decoding makes several. A server under
+load is measured over HTTP (`serving`).
 """
 
+from bltkit.bench.bench_subject import BenchSubject, benchmark_text, preset_subject, row, subject_of
 from bltkit.bench.decode import NUM_BYTES, decode, decoding_rows
 from bltkit.bench.generate import generate, strategies_of
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.patch import patch
 from bltkit.bench.peer import PEERS
 from bltkit.bench.prefill import prefill
-from bltkit.bench.prompts import prompts_of, repeated_share
-from bltkit.bench.rates import MachineRates, machine_rates
-from bltkit.bench.record import Decoding, Form, Row, append_rows
-from bltkit.bench.serving import ServingRow, serving
-from bltkit.bench.subject import Subject, benchmark_text, preset_subject, row, subject_of
-from bltkit.bench.timing import Limits, Timing
+from bltkit.bench.prompt_texts import prompts_of, repeated_share
+from bltkit.bench.record import BenchRow, DecodingFigures, Form, append_rows
+from bltkit.bench.server_load import ServingRow, serving
+from bltkit.bench.timing import RepeatLimits, Timing
 from bltkit.bench.train import train
-from bltkit.bench.weights import weights
+from bltkit.bench.weight_forms import weights
 
 __all__ = [
     "NUM_BYTES",
     "PEERS",
-    "Decoding",
+    "BenchRow",
+    "BenchSubject",
+    "DecodingFigures",
     "Form",
-    "Limits",
     "MachineRates",
-    "Row",
+    "RepeatLimits",
     "ServingRow",
-    "Subject",
     "Timing",
     "append_rows",
     "benchmark_text",

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bltkit.bench.parts import parts_of
+from bltkit.bench.bench_subject import MAX_CONTEXT, BenchSubject, benchmark_text
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.peer import BYTES_PER_TOKEN, BltPeer, LlamaPeer, Peer, compared, peer_of
-from bltkit.bench.rates import MachineRates, machine_rates
-from bltkit.bench.record import Decoding, Form, Row, row_of
-from bltkit.bench.subject import MAX_CONTEXT, Subject, benchmark_text
-from bltkit.bench.timing import Limits, Progress, Side, Timing, check_batch, in_turn, silent, threads_of
+from bltkit.bench.record import BenchRow, DecodingFigures, Form, row_of
+from bltkit.bench.step_parts import parts_of
+from bltkit.bench.timing import Progress, RepeatLimits, Side, Timing, check_batch, in_turn, silent, threads_of
 from bltkit.config import parse
-from bltkit.generate import Batch, Passes, Request, Sampling, Session, Stats
+from bltkit.generate import Passes, Request, Sampling, SequenceBatch, Session, Stats
 from bltkit.generate.sampling import choose
 from bltkit.model.quantize import LOSSLESS, WeightForm
 from bltkit.vocab import VOCAB_SIZE, encode
@@ -70,7 +70,7 @@ def decoding_rows(context: int, num_bytes: int = NUM_BYTES, batch: int = 1) -> I
 
 
 def decode(
-    subject: Subject,
+    subject: BenchSubject,
     contexts: Sequence[int] = (1024,),
     *,
     batches: Sequence[int] = (1,),
@@ -79,11 +79,11 @@ def decode(
     temperature: float = 0.0,
     peer: str | None = None,
     peer_dtype: torch.dtype = torch.float32,
-    limits: Limits | None = None,
+    limits: RepeatLimits | None = None,
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Bytes per second of `batches` rows side by side behind each of `contexts`; a row for each form of the weights.
 
     Speeds are those of all rows of a batch together. All forms and the peer take turns. Row.parts: see `parts_of`.
@@ -101,20 +101,20 @@ def decode(
         for context in contexts:
             for batch in batches:
                 point = _Point(subject, formed, context, batch, num_bytes, temperature)
-                yield from point.measure(other, limits or Limits(), rates, count, command, progress)
+                yield from point.measure(other, limits or RepeatLimits(), rates, count, command, progress)
 
 
-class _Walk:
+class _DecodingWalk:
     """Rounds of the engine, in every run the same."""
 
     def __init__(self, session: Session, requests: Sequence[Request], rounds: int) -> None:
         self.session, self.requests, self.rounds = session, requests, rounds
-        self.batch = Batch()
+        self.batch = SequenceBatch()
 
     def prepare(self) -> None:
         """Everything in front of the first pass; storage of its own, so that the run copies none."""
-        self.batch = Batch()
-        self.batch, _ = Batch().admit(self.session.fork(), self.requests).step()
+        self.batch = SequenceBatch()
+        self.batch, _ = SequenceBatch().admit(self.session.fork(), self.requests).step()
 
     def run(self) -> None:
         """A pass and a choice in each round."""
@@ -138,8 +138,8 @@ class _Point:
 
     def __init__(
         self,
-        subject: Subject,
-        formed: dict[WeightForm, Subject],
+        subject: BenchSubject,
+        formed: dict[WeightForm, BenchSubject],
         context: int,
         batch: int,
         num_bytes: int,
@@ -153,8 +153,14 @@ class _Point:
         self.samplings = [Sampling(temperature=temperature, seed=row) for row in range(batch)]
 
     def measure(
-        self, peer: Peer | None, limits: Limits, rates: MachineRates, threads: int, command: str, progress: Progress
-    ) -> Iterator[Row]:
+        self,
+        peer: Peer | None,
+        limits: RepeatLimits,
+        rates: MachineRates,
+        threads: int,
+        command: str,
+        progress: Progress,
+    ) -> Iterator[BenchRow]:
         """A row for each form."""
         progress(f"{self.name}: reading the context")
         sessions = {form: self._session(subject) for form, subject in self.formed.items()}
@@ -162,7 +168,7 @@ class _Point:
         if "fp32" not in logits:
             logits["fp32"] = self._logits(self._session(self.subject))
         differences = {} if not isinstance(peer, BltPeer) else self._compared(peer, logits)
-        walks = {form: _Walk(session, self._requests(), self.num_bytes) for form, session in sessions.items()}
+        walks = {form: _DecodingWalk(session, self._requests(), self.num_bytes) for form, session in sessions.items()}
         sides = [
             Side(f"{self.name}, {form}", self.batch * self.num_bytes, walk.run, walk.prepare)
             for form, walk in walks.items()
@@ -173,7 +179,7 @@ class _Point:
         timings = in_turn(sides, limits, self.subject.device, progress)
         for (form, walk), timing in zip(walks.items(), timings, strict=False):
             subject = self.formed[form]
-            decoding = Decoding(
+            decoding = DecodingFigures(
                 temperature=self.temperature,
                 form=Form(form),
                 peer_dtype=dtype_of(peer),
@@ -199,7 +205,7 @@ class _Point:
                 decoding=decoding,
             )
 
-    def _session(self, subject: Subject) -> Session:
+    def _session(self, subject: BenchSubject) -> Session:
         session = Session.start(subject.model, subject.scorer, subject.rule, self.batch)
         return session.extend(self.ids[:, : self.context].to(subject.device))
 
@@ -228,7 +234,7 @@ class _Point:
         ours, right = (torch.tensor(choose(greedy, one, [0] * len(one)).ids) for one in (logits, exact))
         return float((ours == right).double().mean())
 
-    def _ledger(self, subject: Subject, walk: _Walk, timing: Timing) -> Stats:
+    def _ledger(self, subject: BenchSubject, walk: _DecodingWalk, timing: Timing) -> Stats:
         runs = len(timing.seconds)
         passes = sum([walk.batch.passes] * runs, Passes())
         num_bytes = runs * self.batch * self.num_bytes
@@ -260,7 +266,7 @@ def _llama_side(llama: LlamaPeer, context: int, batch: int, steps: int) -> Side:
 
 
 def dtype_of(peer: Peer | None) -> str | None:
-    """What `Decoding.peer_dtype` says."""
+    """What `DecodingFigures.peer_dtype` says."""
     return None if peer is None else str(peer.model.dtype).removeprefix("torch.")
 
 

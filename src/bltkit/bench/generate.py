@@ -9,21 +9,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from bltkit.bench.bench_subject import BenchSubject
 from bltkit.bench.decode import dtype_of, peer_side
+from bltkit.bench.machine_rates import MachineRates, machine_rates
 from bltkit.bench.peer import BltPeer, Peer, compared, peer_of
-from bltkit.bench.prompts import prompts_of, repeated_share
-from bltkit.bench.rates import MachineRates, machine_rates
-from bltkit.bench.record import Decoding, Form, Row, row_of
-from bltkit.bench.subject import Subject
+from bltkit.bench.prompt_texts import prompts_of, repeated_share
+from bltkit.bench.record import BenchRow, DecodingFigures, Form, row_of
 from bltkit.bench.timing import Progress, Side, Timing, silent, threads_of, timed
 from bltkit.config import parse
 from bltkit.generate import (
     STRATEGIES,
     Autoregressive,
-    Batch,
     Passes,
     Request,
     Sampling,
+    SequenceBatch,
     Session,
     Stats,
     Strategy,
@@ -57,7 +57,7 @@ def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tu
 
 
 def generate(
-    subject: Subject,
+    subject: BenchSubject,
     texts: Sequence[bytes],
     contexts: Sequence[int] = (256,),
     *,
@@ -75,7 +75,7 @@ def generate(
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Bytes per second of continuing prompts; a row for each form of the weights and strategy, `ar` always the first.
 
     contexts: bytes of a prompt. prompts: as many of each text, spread evenly over it; those of the texts in turn.
@@ -121,7 +121,7 @@ def _prompts(texts: Sequence[bytes], count: int, num_bytes: int) -> list[bytes]:
 class _Side:
     """A way of decoding, and what it has made so far."""
 
-    subject: Subject
+    subject: BenchSubject
     form: WeightForm
     strategy: Strategy
     seconds: float = 0.0
@@ -151,7 +151,7 @@ class _Side:
         own, made = session.fork(), [b""] * len(requests)
 
         def run() -> None:
-            batch = Batch().admit(own, [replace(request, strategy=self.strategy) for request in requests])
+            batch = SequenceBatch().admit(own, [replace(request, strategy=self.strategy) for request in requests])
             while batch.rows:
                 batch, chunks = batch.step()
                 for key, chunk in chunks:
@@ -170,7 +170,7 @@ class _Race:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: BenchSubject,
         sides: Sequence[_Side],
         groups: Sequence[Sequence[bytes]],
         max_bytes: int,
@@ -186,7 +186,7 @@ class _Race:
 
     def measure(
         self, peer: Peer | None, rates: MachineRates, threads: int, command: str, progress: Progress
-    ) -> Iterator[Row]:
+    ) -> Iterator[BenchRow]:
         """A row for each side."""
         name = f"generate {self.context}" + (f" x {self.batch}" if self.batch > 1 else "")
         progress(f"{name}: warming up")
@@ -254,11 +254,11 @@ class _Race:
         ids = encode(self.groups[0][0])[None].to(self.subject.device)
         return compared(self.subject.logits(ids), peer.logits(ids))
 
-    def _decoding(self, side: _Side, peer: Peer | None, rates: MachineRates) -> Decoding:
+    def _decoding(self, side: _Side, peer: Peer | None, rates: MachineRates) -> DecodingFigures:
         ar = next(one for one in self.sides if _is_ar(one.strategy) and one.form == side.form)
         exact = next((one for one in self.sides if _is_ar(one.strategy) and one.form == "fp32"), None)
         repeated = sum(repeated_share(data) * len(data) for data in side.outputs)
-        return Decoding(
+        return DecodingFigures(
             strategy=side.strategy.kind,
             draft=_draft(side.strategy),
             temperature=self.temperature,

@@ -6,26 +6,26 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import BltPeer, blt_peer_of
-from bltkit.bench.record import Row, row_of
-from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Side, check_batch, in_turn, silent, threads_of
+from bltkit.bench.record import BenchRow, row_of
+from bltkit.bench.timing import Progress, RepeatLimits, Side, check_batch, in_turn, silent, threads_of
 
 TOLERANCE = 1e-4
 """Nats that the two sides' entropies may differ by."""
 
 
 def patch(
-    subject: Subject,
+    subject: BenchSubject,
     context: int,
     *,
     batch: int = 1,
     peer: str | None = None,
-    limits: Limits | None = None,
+    limits: RepeatLimits | None = None,
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Row:
+) -> BenchRow:
     """Bytes per second of patching rows of `context` ids.
 
     batch: rows that our side reads at once. The peer reads the same rows one after another: that is how whoever
@@ -42,7 +42,7 @@ def patch(
         if other is not None:
             difference = _compared(subject.scorer.scores(ids), _entropies(other, ids))
             sides.append(Side(f"patch {context}, {other.name}", batch * context, lambda: _entropies(other, ids)))
-        timings = in_turn(sides, limits or Limits(), subject.device, progress)
+        timings = in_turn(sides, limits or RepeatLimits(), subject.device, progress)
     found = row_of(
         subject,
         "patch",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.bench.subject import Subject
+from bltkit.bench.bench_subject import BenchSubject
 from bltkit.checkpoint import Bundle, save_bundle
 
 TOLERANCE = 1e-3
@@ -96,7 +96,7 @@ Peer = BltPeer | LlamaPeer
 
 
 @contextmanager
-def peer_of(name: str | None, subject: Subject, dtype: torch.dtype = torch.float32) -> Iterator[Peer | None]:
+def peer_of(name: str | None, subject: BenchSubject, dtype: torch.dtype = torch.float32) -> Iterator[Peer | None]:
     """The peer called `name` on the subject's device; None for no name. dtype: of the Llama's weights.
 
     Raises ValueError for an unknown peer, where it is not installed, where it cannot say what the model is, and for a
@@ -122,7 +122,7 @@ def installed(name: str) -> Any:
 
 
 @contextmanager
-def blt_peer_of(name: str | None, subject: Subject) -> Iterator[BltPeer | None]:
+def blt_peer_of(name: str | None, subject: BenchSubject) -> Iterator[BltPeer | None]:
     """`peer_of`, for what needs a peer with the same weights. Raises ValueError for another one as well."""
     if name == "llama":
         raise ValueError("peer 'llama' has other weights and only decodes; take 'transformers' here")
@@ -132,7 +132,7 @@ def blt_peer_of(name: str | None, subject: Subject) -> Iterator[BltPeer | None]:
 
 
 @contextmanager
-def _blt(transformers: Any, subject: Subject, dtype: torch.dtype) -> Iterator[BltPeer]:
+def _blt(transformers: Any, subject: BenchSubject, dtype: torch.dtype) -> Iterator[BltPeer]:
     if dtype != torch.float32:
         # Rounded entropies cut other patches, so no answer of it could be checked.
         raise ValueError(f"peer dtype = {str(dtype).removeprefix('torch.')}: peer 'transformers' runs in float32 only")
@@ -164,7 +164,7 @@ def load_blt(directory: str, name: str) -> Any:
 
 
 @contextmanager
-def _llama(transformers: Any, subject: Subject, dtype: torch.dtype) -> Iterator[LlamaPeer]:
+def _llama(transformers: Any, subject: BenchSubject, dtype: torch.dtype) -> Iterator[LlamaPeer]:
     stack = subject.model.config.latent
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -183,7 +183,7 @@ def _llama(transformers: Any, subject: Subject, dtype: torch.dtype) -> Iterator[
     yield LlamaPeer(name, model.eval().to(subject.device, dtype))
 
 
-_Opener = Callable[[Any, Subject, torch.dtype], AbstractContextManager[Peer]]
+_Opener = Callable[[Any, BenchSubject, torch.dtype], AbstractContextManager[Peer]]
 _OPENERS: dict[str, _Opener] = {"transformers": _blt, "llama": _llama}
 
 PEERS = tuple(_OPENERS)

@@ -1,21 +1,21 @@
 """Reading a prompt: scorer, rule and model over a whole row, logits of every position."""
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import blt_peer_of, compared
-from bltkit.bench.record import Row, row_of
-from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Side, in_turn, silent, threads_of
+from bltkit.bench.record import BenchRow, row_of
+from bltkit.bench.timing import Progress, RepeatLimits, Side, in_turn, silent, threads_of
 
 
 def prefill(
-    subject: Subject,
+    subject: BenchSubject,
     context: int,
     *,
     peer: str | None = None,
-    limits: Limits | None = None,
+    limits: RepeatLimits | None = None,
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Row:
+) -> BenchRow:
     """Bytes per second of a full forward pass over `context` ids.
 
     Raises ValueError for a bad number or peer, RuntimeError where the peer's logits are others.
@@ -27,7 +27,7 @@ def prefill(
         sides = [Side(f"prefill {context}, ours", context, lambda: subject.logits(ids))]
         if other is not None:
             sides.append(Side(f"prefill {context}, {other.name}", context, lambda: other.logits(ids)))
-        timings = in_turn(sides, limits or Limits(), subject.device, progress)
+        timings = in_turn(sides, limits or RepeatLimits(), subject.device, progress)
         patches = subject.patches(ids).max_patches
     return row_of(
         subject,

@@ -11,14 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from bltkit.bench.rates import MachineRates
-from bltkit.bench.subject import Subject
+from bltkit.bench.bench_subject import BenchSubject
+from bltkit.bench.machine_rates import MachineRates
 from bltkit.bench.timing import Timing
 from bltkit.generate.ledger import Stats
 
 
 @runtime_checkable
-class Written(Protocol):
+class JsonLine(Protocol):
     """What a line of a file of rows can be."""
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingFigures:
     """What a row of decoding says besides; what is None was not measured."""
 
     strategy: str = "ar"
@@ -137,7 +137,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement."""
 
     what: str
@@ -159,7 +159,7 @@ class Row:
     command: str
     parts: Mapping[str, Mapping[str, float]] | None = None
     """By module, where that was measured."""
-    decoding: Decoding | None = None
+    decoding: DecodingFigures | None = None
     """None for what does not decode."""
     training: Details | None = None
     """None for what does not train."""
@@ -202,7 +202,7 @@ class Row:
 
 
 def row_of(
-    subject: Subject,
+    subject: BenchSubject,
     what: str,
     timings: Sequence[Timing],
     *,
@@ -214,11 +214,11 @@ def row_of(
     peer_name: str | None = None,
     max_difference: float | None = None,
     parts: Mapping[str, Mapping[str, float]] | None = None,
-    decoding: Decoding | None = None,
+    decoding: DecodingFigures | None = None,
     training: Details | None = None,
-) -> Row:
+) -> BenchRow:
     """A row with what is known without measuring; timings are ours and, where there is one, the peer's."""
-    return Row(
+    return BenchRow(
         what=what,
         preset=subject.name,
         context=context,
@@ -239,7 +239,7 @@ def row_of(
     )
 
 
-def append_rows(path: str | Path, rows: Sequence[Written]) -> None:
+def append_rows(path: str | Path, rows: Sequence[JsonLine]) -> None:
     """Add rows to a file of JSON lines, which is made where there is none. Raises OSError."""
     lines = "".join(json.dumps(row.to_json(), allow_nan=False) + "\n" for row in rows)
     with Path(path).open("a", encoding="utf-8") as file:

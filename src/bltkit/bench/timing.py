@@ -34,7 +34,7 @@ def silent(line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RepeatLimits:
     """How long to measure each side: at least so many runs and so many seconds."""
 
     repeats: int = 5
@@ -83,7 +83,7 @@ class Side:
 
 def in_turn(
     sides: Sequence[Side],
-    limits: Limits,
+    limits: RepeatLimits,
     device: torch.device,
     progress: Progress = silent,
 ) -> list[Timing]:

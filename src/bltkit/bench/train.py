@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 
+from bltkit.bench.bench_subject import BenchSubject, row
 from bltkit.bench.peer import installed
-from bltkit.bench.process import Remote
-from bltkit.bench.record import Row, row_of
-from bltkit.bench.subject import Subject, row
-from bltkit.bench.timing import Limits, Progress, Side, check_batch, in_turn, silent, threads_of
-from bltkit.bench.training import OurSide, PatchesFrom, Task, TransformersSide, UpdateOf, dense_adamw
+from bltkit.bench.record import BenchRow, row_of
+from bltkit.bench.side_process import Remote
+from bltkit.bench.timing import Progress, RepeatLimits, Side, check_batch, in_turn, silent, threads_of
+from bltkit.bench.training import OurSide, PatchesFrom, TrainingTask, TransformersSide, UpdateOf, dense_adamw
 from bltkit.checkpoint import Bundle, save_bundle
-from bltkit.model.flops import forward_flops
+from bltkit.cost.formulas.operations import forward_flops
 
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -96,18 +96,18 @@ class Training:
 
 
 def train(
-    subject: Subject,
+    subject: BenchSubject,
     context: int,
     *,
     batch: int = 2,
     peer: str | None = None,
     patches: PatchesFrom = "own",
     update_of: UpdateOf = dense_adamw,
-    limits: Limits | None = None,
+    limits: RepeatLimits | None = None,
     threads: int | None = None,
     command: str = "",
     progress: Progress = silent,
-) -> Row:
+) -> BenchRow:
     """Bytes per second of training steps on `batch` rows of `context` ids. The subject keeps its weights.
 
     update_of: makes our optimizer, by default the peer's; importable by its name. Raises ValueError for a bad number
@@ -124,7 +124,7 @@ def train(
         save_bundle(directory, Bundle(subject.model, subject.scorer, subject.rule))
         found = subject.patches(ids)
         starts = found.starts.cpu().numpy()
-        task = Task(directory, subject.name, ids.cpu().numpy(), starts, patches, count, str(subject.device))
+        task = TrainingTask(directory, subject.name, ids.cpu().numpy(), starts, patches, count, str(subject.device))
         progress(f"train {batch} x {context}: loading")
         remotes = [stack.enter_context(Remote("our side", OurSide, task, update_of))]
         if peer_name is not None:
@@ -137,7 +137,7 @@ def train(
             remote.call("step")  # the first is slow
         square = torch.ones(MATMUL_WIDTH, MATMUL_WIDTH, device=subject.device)
         sides.append(Side("products", 1.0, lambda: [square @ square for _ in range(MATMUL_RUNS)]))
-        *timings, products = in_turn(sides, limits or Limits(repeats=3), subject.device, progress)
+        *timings, products = in_turn(sides, limits or RepeatLimits(repeats=3), subject.device, progress)
         memory = [Memory(*remote.call("memory")) for remote in remotes]
         attention = remotes[0].call("global_attention")
     mean_patch_bytes = batch * (context - 1) / max(1, int(found.num_patches.sum()) - batch)

@@ -1,4 +1,4 @@
-"""The two sides of a training benchmark, each made and asked inside a process of its own (`process.py`)."""
+"""The two sides of a training benchmark, each made and asked inside a process of its own (`side_process.py`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bltkit.bench.bench_subject import subject_of
 from bltkit.bench.peer import load_blt
-from bltkit.bench.process import resident_bytes
-from bltkit.bench.subject import subject_of
+from bltkit.bench.side_process import resident_bytes
 from bltkit.bench.timing import finish, timed
 from bltkit.checkpoint import load_bundle
 from bltkit.checkpoint.names import blt_parts
@@ -33,7 +33,7 @@ UpdateOf = Callable[[nn.Module], Callable[[], object]]
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What both sides do, as it goes through a pipe."""
 
     directory: str
@@ -67,7 +67,7 @@ class TrainingSide:
 
     model: nn.Module
 
-    def __init__(self, task: Task, update_of: UpdateOf) -> None:
+    def __init__(self, task: TrainingTask, update_of: UpdateOf) -> None:
         torch.set_num_threads(task.threads)
         self.device = torch.device(task.device)
         self.ids = torch.from_numpy(task.ids).to(self.device)
@@ -77,7 +77,7 @@ class TrainingSide:
         self.before = resident_bytes()
         self.update = update_of(self.model)
 
-    def load(self, task: Task) -> None:
+    def load(self, task: TrainingTask) -> None:
         """Set `model`."""
         raise NotImplementedError
 
@@ -118,7 +118,7 @@ class TrainingSide:
 class OurSide(TrainingSide):
     """bltkit's."""
 
-    def load(self, task: Task) -> None:
+    def load(self, task: TrainingTask) -> None:
         """See `TrainingSide`."""
         bundle = load_bundle(task.directory, dtype=torch.float32)
         for module in (bundle.model, bundle.scorer):
@@ -166,7 +166,7 @@ class TransformersSide(TrainingSide):
     """Its `BltForCausalLM` as it comes. Where it cuts the text itself, what its entropy model computed is kept for
     backward as well; no gradient gets there, so the optimizer leaves its weights alone."""
 
-    def load(self, task: Task) -> None:
+    def load(self, task: TrainingTask) -> None:
         """See `TrainingSide`."""
         self.model = load_blt(task.directory, task.name).to(self.device)
 

@@ -72,19 +72,19 @@ upper ones; scales and zeros [out, in / 32] bf16. `model/rounding.py` says what 
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """One tensor of the file: its name and shape."""
 
     name: str
     shape: tuple[int, ...]
 
 
-def blt_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+def blt_parts(name: str, shape: Iterable[int]) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a `Blt`."""
     return _parts(name, tuple(shape), STAGES, OWN_PREFIX)
 
 
-def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[Part, ...]:
+def scorer_parts(name: str, shape: Iterable[int], prefix: str) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a scorer. prefix: `SCORER_PREFIX`, or nothing."""
     stages = {ours: prefix + theirs for ours, theirs in SCORER_STAGES.items()}
     return _parts(name, tuple(shape), stages, prefix)
@@ -95,7 +95,7 @@ class Room:
     """A module of a checkpoint, and where its tensors stand in the file."""
 
     module: nn.Module
-    parts: Callable[[str, Iterable[int]], tuple[Part, ...]]
+    parts: Callable[[str, Iterable[int]], tuple[TensorPart, ...]]
     """(name, shape) of a tensor of the module -> the file's tensors that make it up."""
     rounded: str
     """Prefix of matrices that the file holds as steps and scales, in front of the module's own names."""
@@ -110,7 +110,7 @@ def rooms(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[Room]:
         yield Room(scorer, lambda name, shape: scorer_parts(name, shape, prefix), f"{OWN_PREFIX}scorer.")
 
 
-def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[Part, ...]]]:
+def stored_parts(model: nn.Module | None, scorer: nn.Module | None) -> Iterator[tuple[Tensor, tuple[TensorPart, ...]]]:
     """Every tensor of a `Blt` and of its scorer, or of a scorer alone, with the file's tensors that it is made of."""
     for room in rooms(model, scorer):
         for name, tensor in room.module.state_dict().items():
@@ -122,7 +122,7 @@ def rounded_names(base: str, form: WeightForm | None) -> tuple[str, ...]:
     return tuple(f"{base}.{leaf}" for leaf in ROUNDED[form])
 
 
-def token_parts(name: str, shape: Iterable[int]) -> tuple[Part, ...]:
+def token_parts(name: str, shape: Iterable[int]) -> tuple[TensorPart, ...]:
     """The file's tensors that make up tensor `name` of a `TokenLlama`, but for the order of rows of q and k."""
     return _parts(name, tuple(shape), TOKEN_STAGES, OWN_PREFIX)
 
@@ -132,18 +132,19 @@ def is_hugging_face(name: str) -> bool:
     return any(name.startswith(stage) for stage in STAGES)
 
 
-def _parts(name: str, shape: tuple[int, ...], stages: dict[str, str], otherwise: str) -> tuple[Part, ...]:
+def _parts(name: str, shape: tuple[int, ...], stages: dict[str, str], otherwise: str) -> tuple[TensorPart, ...]:
     stage = next((stage for stage in stages if name.startswith(stage)), None)
     if stage is None:
-        return (Part(otherwise + name, shape),)
+        return (TensorPart(otherwise + name, shape),)
     rest, table = name.removeprefix(stage), _inner_table(stage)
     if table is None:
-        return (Part(stages[stage] + rest, shape),)
+        return (TensorPart(stages[stage] + rest, shape),)
     index, _, inner = rest.partition(".")
     split = table[inner]
     rows = _rows(len(split), shape)
     return tuple(
-        Part(f"{stages[stage]}{index}.{theirs}", (count, *shape[1:])) for theirs, count in zip(split, rows, strict=True)
+        TensorPart(f"{stages[stage]}{index}.{theirs}", (count, *shape[1:]))
+        for theirs, count in zip(split, rows, strict=True)
     )
 
 

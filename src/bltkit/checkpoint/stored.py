@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint.names import ROUNDED, Part, Room, rounded_names
+from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.model.formed import KINDS
 from bltkit.model.quantize import MIN_ELEMENTS, Matrix, WeightForm, linears_of, parse_form
 from bltkit.model.rounding import fill_rows, round_int4, round_int8, to_nibbles
@@ -26,7 +26,7 @@ def parse_stored(name: str) -> WeightForm:
     return form
 
 
-def stored_matrices(room: Room, form: WeightForm) -> Iterator[tuple[str, tuple[Part, ...], torch.Size]]:
+def stored_matrices(room: Room, form: WeightForm) -> Iterator[tuple[str, tuple[TensorPart, ...], torch.Size]]:
     """The matrices of a module that a form applies to: beginning of their own names, parts in the file, shape."""
     for _, path, linear in linears_of(room.module):
         shape = linear.weight.shape

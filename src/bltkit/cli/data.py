@@ -22,7 +22,7 @@ from bltkit.cli.terminal import (
 )
 
 
-class Engine(StrEnum):
+class AnnotationEngine(StrEnum):
     """Who computes the shards."""
 
     local = "local"
@@ -44,7 +44,7 @@ def annotate(
         typer.Option("--out", "-o", metavar="DIR", help="Directory of the shards; of the same job: it is finished."),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="data.sources=...")] = None,
-    engine: Annotated[Engine, typer.Option(help="This process, or a Ray cluster.")] = Engine.local,
+    engine: Annotated[AnnotationEngine, typer.Option(help="This process, or a Ray cluster.")] = AnnotationEngine.local,
     dtype: Annotated[
         EntropyDtype, typer.Option(help="fp16 takes a threshold that `blt calibrate` has snapped.")
     ] = EntropyDtype.fp32,
@@ -115,7 +115,7 @@ def calibrate(
 ) -> None:
     """Find the threshold for a mean patch size and store it with the model."""
     place = run_on(model, device, threads, "rows")
-    from bltkit.study.calibration import calibrate_model
+    from bltkit.views.calibration import calibrate_model
 
     with progress_bar("entropies", "stretches") as progress:
         result = calibrate_model(

@@ -25,7 +25,7 @@ from bltkit.cli.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bltkit.eval.pairs import PairedEvaluation
+    from bltkit.eval.paired_noise import PairedEvaluation
     from bltkit.eval.runner import Evaluation
     from bltkit.eval.tasks import Task
 
@@ -106,9 +106,9 @@ def evaluate(
     import tempfile
 
     place = run_on(model, device, threads, "rows")
+    from bltkit.eval.dataset_source import Place
     from bltkit.eval.noise import parse_noise
-    from bltkit.eval.pairs import evaluate_pairs
-    from bltkit.eval.place import Place
+    from bltkit.eval.paired_noise import evaluate_pairs
     from bltkit.eval.runner import Settings
     from bltkit.eval.runner import evaluate as run
     from bltkit.eval.subjects import open_subject
@@ -149,7 +149,7 @@ def evaluate(
         _show(evaluation, as_json)
         _warn_of_cuts({"": evaluation}, chosen)
     if out is not None:
-        from bltkit.study.evaluation_page import write_page
+        from bltkit.eval.report import write_page
 
         for page in pages:
             say(f"wrote {write_page(page)}")
@@ -179,7 +179,7 @@ def _show_pairs(found: "PairedEvaluation", as_json: bool) -> None:
 
 def _warn_of_cuts(evaluations: "Mapping[str, Evaluation]", tasks: "Sequence[Task]") -> None:
     """One line on stderr for each task some of whose contexts were cut; tasks of an earlier run are left out."""
-    from bltkit.eval.results import cut_warning
+    from bltkit.eval.aggregate import cut_warning
 
     for label, evaluation in evaluations.items():
         for name in map(str, tasks):

@@ -9,8 +9,8 @@ import typer
 from bltkit.cli.terminal import Json, lists, print_json, print_text, say, show
 
 if TYPE_CHECKING:
-    from bltkit.study.flops import Ledger
-    from bltkit.study.plan import Run
+    from bltkit.cost.ledger import Ledger
+    from bltkit.cost.planning.training_plan import PlannedRun
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*\s*=")
 """`section.key=value`; a shape `llama:width=...` has a colon in front of its first `=`, a path a dot or a slash."""
@@ -64,8 +64,8 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """Parameters, operations and bytes read per byte of text, by module; with --mesh a plan of the run."""
-    from bltkit.study.flops import Decoding, SideBySide, ledger_of
-    from bltkit.study.flops.target import is_token_model
+    from bltkit.cost.ledger import Decoding, SideBySide, ledger_of
+    from bltkit.cost.ledger.target import is_token_model
 
     names = [one for at, one in enumerate(targets) if not at or not _OVERRIDE.match(one)]
     overrides = [one for at, one in enumerate(targets) if at and _OVERRIDE.match(one)]
@@ -98,14 +98,14 @@ def flops(
         return
     (target,), (ledger,) = names, ledgers
     if plot is not None:
-        from bltkit.study.flops.drawing import write_costs
+        from bltkit.cost.ledger.drawing import write_costs
 
         write_costs(target, plot, context, overrides)
         say(f"wrote {plot}")
     if mesh is None:
         show(ledger, as_json)
         return
-    from bltkit.study.planner import plan
+    from bltkit.cost.planning.planner import plan
 
     found = plan(
         _run_of(target, overrides, ledger),
@@ -122,13 +122,13 @@ def flops(
         print_text(f"{ledger.summary()}\n\n{found.summary()}")
 
 
-def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
+def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "PlannedRun":
     """What a plan needs of a training config. ledger: its own, which knows the size of patches."""
     from bltkit.config import load_toml, parse
+    from bltkit.cost.ledger import scorer_named
+    from bltkit.cost.planning.training_plan import PlannedRun
     from bltkit.data.sources import AnnotatedSource
     from bltkit.model import TokenConfig
-    from bltkit.study.flops import scorer_named
-    from bltkit.study.plan import Run
     from bltkit.train import TrainConfig
 
     if not target.endswith(".toml"):
@@ -143,7 +143,7 @@ def _run_of(target: str, overrides: list[str], ledger: "Ledger") -> "Run":
     scorer = None
     if config.model.kind == "blt" and patching.model is not None and not (stored or silent):
         scorer = scorer_named(patching.model)[0]
-    return Run(
+    return PlannedRun(
         model=config.model,
         max_steps=trainer.max_steps,
         row_bytes=data.row_bytes,

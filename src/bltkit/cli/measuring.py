@@ -12,8 +12,8 @@ import typer
 from bltkit.cli.terminal import Device, Json, lists, print_json, print_text, read_file, say, threads_option
 
 if TYPE_CHECKING:
-    from bltkit.bench import Row, ServingRow, Subject
-    from bltkit.bench.weights import WeightsRow
+    from bltkit.bench import BenchRow, BenchSubject, ServingRow
+    from bltkit.bench.weight_forms import WeightsRow
 
 Source = tuple[str | None, str | None, str]
 """Preset and model, one of them or neither, and the device."""
@@ -24,7 +24,7 @@ SCORED_BYTES = 16_384
 NOT_SERVE = "is for what runs in this process, not for serve"
 
 
-class Measured(StrEnum):
+class BenchTarget(StrEnum):
     """What `blt bench` measures."""
 
     prefill = "prefill"
@@ -51,7 +51,7 @@ class PeerDtype(StrEnum):
 
 
 def bench(
-    what: Annotated[Measured, typer.Argument(help="What is measured.")],
+    what: Annotated[BenchTarget, typer.Argument(help="What is measured.")],
     preset: Annotated[str | None, typer.Option(help="Random weights of this shape; default: 69m.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A checkpoint instead of a preset.")] = None,
     context: Annotated[
@@ -123,11 +123,11 @@ def bench(
         "--plot": plot,
     }
     formed: dict[str, Any] = {"--weights": weights, "--file": file}
-    if what == Measured.serve:
+    if what == BenchTarget.serve:
         common = {"--temperature": temperature, "--max-bytes": max_bytes}
         unused = {"--batch": batch, "--peer": peer, "--seconds": seconds}
         _refuse({name: value for name, value in decoding.items() if name not in common} | prompted | unused, NOT_SERVE)
-    elif what != Measured.decode:
+    elif what != BenchTarget.decode:
         _refuse(decoding | prompted, f"is for `blt bench decode`, not for {what.value}")
     elif file is None:
         _refuse(prompted, "is for prompts of a text; add --file F and --model M")
@@ -136,17 +136,17 @@ def bench(
         _refuse({"--seconds": seconds}, "is for runs that are all the same; with --file give --prompts and --repeats")
         if model is None:
             raise ValueError("--file needs a trained model that continues prompts; add --model M, such as bltkit:tiny")
-    if what != Measured.serve:
+    if what != BenchTarget.serve:
         _refuse({"--clients": clients}, f"is for `blt bench serve`, not for {what.value}")
-    if what != Measured.train:
+    if what != BenchTarget.train:
         _refuse({"--patches": patches}, f"is for `blt bench train`, not for {what.value}")
-    if what == Measured.serve:
+    if what == BenchTarget.serve:
         _refuse({"--file": file}, NOT_SERVE)
-    elif what not in (Measured.decode, Measured.weights):
+    elif what not in (BenchTarget.decode, BenchTarget.weights):
         _refuse(formed, f"is for decode, weights and serve, not for {what.value}")
-    if what == Measured.prefill:
+    if what == BenchTarget.prefill:
         _refuse({"--batch": batch}, "is for decode, train, patch and weights; prefill reads one row")
-    if what == Measured.weights:
+    if what == BenchTarget.weights:
         _refuse({"--peer": peer}, "is for what a peer does as well; nobody else does weights")
         _refuse({"--context": context, "--seconds": seconds}, "is for what reads a row, not for weights")
     if preset is not None and model is not None:
@@ -163,20 +163,20 @@ def bench(
         "progress": progress.stage,
     }
     source = preset, model, device
-    measurements: Iterable[Row | WeightsRow | ServingRow]
-    if what == Measured.serve:
+    measurements: Iterable[BenchRow | WeightsRow | ServingRow]
+    if what == BenchTarget.serve:
         asked = {"temperature": temperature, "max_bytes": max_bytes, "clients": clients, "repeats": repeats}
         measurements = _serve(
             source, context or [256], weights or ["fp32"], shared | {"threads": threads or 1} | _given(**asked)
         )
-    elif what == Measured.weights:
+    elif what == BenchTarget.weights:
         measurements = _weights(source, file or [], batch or [1], shared | _given(forms=weights, repeats=repeats))
-    elif what != Measured.decode:
-        default = {Measured.train: [2], Measured.patch: [1]}.get(what)
+    elif what != BenchTarget.decode:
+        default = {BenchTarget.train: [2], BenchTarget.patch: [1]}.get(what)
         batches = [{}] if default is None else [{"batch": size} for size in batch or default]
         cut = None if patches is None else patches.value
         shared |= {"limits": _limits(repeats, seconds)} | _given(peer=peer, patches=cut)
-        if what == Measured.train:
+        if what == BenchTarget.train:
             from bltkit.train.optim import trainers_update
 
             shared |= {"update_of": trainers_update}
@@ -195,8 +195,12 @@ def bench(
 
 
 def _each(
-    what: Measured, source: Source, contexts: Sequence[int], batches: Sequence[dict[str, int]], options: dict[str, Any]
-) -> "Iterator[Row]":
+    what: BenchTarget,
+    source: Source,
+    contexts: Sequence[int],
+    batches: Sequence[dict[str, int]],
+    options: dict[str, Any],
+) -> "Iterator[BenchRow]":
     from bltkit import bench as benchmarks
 
     subject = _subject(source, [benchmarks.row(max(contexts))])
@@ -205,7 +209,9 @@ def _each(
             yield getattr(benchmarks, what.value)(subject, context, **batch, **options)
 
 
-def _decode(source: Source, contexts: Sequence[int], num_bytes: int | None, options: dict[str, Any]) -> "Iterator[Row]":
+def _decode(
+    source: Source, contexts: Sequence[int], num_bytes: int | None, options: dict[str, Any]
+) -> "Iterator[BenchRow]":
     from bltkit import bench as benchmarks
 
     size = benchmarks.NUM_BYTES if num_bytes is None else num_bytes
@@ -220,7 +226,7 @@ def _continue(
     strategies: Sequence[str],
     drafts: Sequence[str],
     options: dict[str, Any],
-) -> "Iterator[Row]":
+) -> "Iterator[BenchRow]":
     from bltkit import bench as benchmarks
 
     several = benchmarks.strategies_of(strategies, _drafts(drafts))
@@ -267,7 +273,7 @@ def _serve(
 
 
 def _report(
-    measurements: "Iterable[Row | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
+    measurements: "Iterable[BenchRow | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
 ) -> None:
     """Rows as they come: where a run is broken off, the file has what was measured."""
     from bltkit.bench import append_rows
@@ -284,7 +290,7 @@ def _report(
     if as_json:
         print_json(rows[0].to_json() if len(rows) == 1 else {"rows": [row.to_json() for row in rows]})
     if plot is not None:
-        from bltkit.study.speed import write_speeds
+        from bltkit.views.speed import write_speeds
 
         for place in write_speeds([row.to_json() for row in rows], plot):
             say(f"wrote {place}")
@@ -301,7 +307,7 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
+def _subject(source: Source, rows: Sequence[Any]) -> "BenchSubject":
     """A preset is cut on the rows that are to be read."""
     from bltkit import bench as benchmarks
     from bltkit.checkpoint import load_bundle, resolve_model
@@ -317,9 +323,9 @@ def _subject(source: Source, rows: Sequence[Any]) -> "Subject":
 
 
 def _limits(repeats: int | None, seconds: float | None) -> Any:
-    from bltkit.bench import Limits
+    from bltkit.bench import RepeatLimits
 
-    return Limits(**_given(repeats=repeats, seconds=seconds))
+    return RepeatLimits(**_given(repeats=repeats, seconds=seconds))
 
 
 def _dtype(name: PeerDtype | None) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from bltkit.cli.terminal import (
     Device,
+    DeviceMapOption,
     File,
     Json,
     Model,
@@ -24,6 +25,7 @@ from bltkit.cli.terminal import (
     progress_bar,
     read_text,
     run_on,
+    say_placement,
 )
 
 LONG_BYTES = 2**17
@@ -67,9 +69,9 @@ def patch(
     data = read_text(text, file)
     place = run_on(model, device, threads, "rows")
     from bltkit.api import ByteLM
-    from bltkit.study.compare import compare_bundle
-    from bltkit.study.pictures import write_picture
-    from bltkit.study.terminal import MAX_LINES, render
+    from bltkit.views.ansi import MAX_LINES, render
+    from bltkit.views.compare import compare_bundle
+    from bltkit.views.pictures import write_picture
 
     lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
     lm = lm if rule is None else lm.with_patching(rule)
@@ -90,7 +92,7 @@ def _count_lengths(
 ) -> None:
     """`blt patch --stats`: a file is read in pieces, so that its size does not matter."""
     from bltkit.api import ByteLM
-    from bltkit.study.patch_lengths import lengths_of, measure_lengths
+    from bltkit.views.patch_lengths import lengths_of, measure_lengths
 
     with contextlib.ExitStack() as stack:
         if file is not None and text is None and file.is_file():
@@ -124,16 +126,18 @@ def score(
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of a text under a model."""
     data = read_text(text, file)
-    place = run_on(model, device, threads, "rows")
+    place = run_on(model, device, threads, "rows", device_map)
     from bltkit.api import ByteLM
 
     with progress_bar("scoring", "bytes") as progress:
-        lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
+        lm = ByteLM.load(model, device=place, device_map=device_map, weights=weights, scorer_weights=scorer_weights)
+        say_placement(device_map, lm)
         result = lm.score(data, context=context, stride=stride, progress=progress)
     if as_json:
         print_json(result.to_json())

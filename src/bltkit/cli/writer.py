@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import COLOR_SYSTEMS
 from rich.style import Style
 
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.palette import ASCII_BORDER, BORDER, INSIDE, patch_style
 from bltkit.terminal.streams import console, is_terminal, write_bytes
 from bltkit.vocab import Utf8Stream

@@ -13,11 +13,11 @@ from bltkit.convert.job import TARGETS, Conversion, convert
 __all__ = ["TARGETS", "Conversion", "convert"]
 
 
-class _CallablePackage(ModuleType):
+class _ConvertPackage(ModuleType):
     """`bltkit.convert` is the function, and this package too: Python binds that name to it at its first import."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Conversion:
         return convert(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = _ConvertPackage

@@ -18,7 +18,7 @@ from bltkit.convert.companions import licences
 from bltkit.convert.fields import Fields, fields_of, read_fields
 from bltkit.convert.meta_names import meta_names, of_entropy_model
 from bltkit.convert.pickles import read_pickle, write_pickle
-from bltkit.convert.source import Counter, Source, stack_of
+from bltkit.convert.source_checkpoint import Counter, Source, stack_of
 from bltkit.convert.stream import METADATA, Computed, Stack
 from bltkit.model import BltConfig, EntropyConfig
 from bltkit.patching import PatchingRule

@@ -14,7 +14,7 @@ from bltkit.convert.meta import (
     write_entropy,
     write_texts,
 )
-from bltkit.convert.source import Counter, Source, Writer
+from bltkit.convert.source_checkpoint import Counter, Source, Writer
 from bltkit.convert.stream import write_shards
 
 NAME = "meta-hub"

@@ -16,7 +16,7 @@ from bltkit.convert.meta import (
     write_texts,
 )
 from bltkit.convert.pickles import write_pickle
-from bltkit.convert.source import Counter, Source, Writer
+from bltkit.convert.source_checkpoint import Counter, Source, Writer
 
 NAME = "meta-pth"
 _FOLDER, _SECTION = "blt", "model"

@@ -7,7 +7,7 @@ from bltkit.data.batch import IGNORE, Batch, Waste
 from bltkit.data.corpus import Corpus, DataConfig, SourceStats
 from bltkit.data.loader import Loader
 from bltkit.data.sources import Document, Source, SourceConfig, parse_source, read_documents, read_texts
-from bltkit.data.tokens import TokenBatch, TokenRows
+from bltkit.data.token_batches import TokenBatch, TokenRows
 from bltkit.data.validation import validation_batches
 
 __all__ = [

@@ -29,7 +29,7 @@ _MIN_TAIL_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Stream:
+class SourceStream:
     """The documents of one source as its policies let them through, and the tally of what they did not."""
 
     label: str
@@ -39,7 +39,7 @@ class Stream:
 
 
 def build(
-    streams: Sequence[Stream], validation_fraction: float, shelf: Shelf, progress: Progress | None
+    streams: Sequence[SourceStream], validation_fraction: float, shelf: Shelf, progress: Progress | None
 ) -> dict[str, Any]:
     """Fills the shelf; returns stats and fingerprint, as the manifest holds them."""
     writer = _Writer(shelf)
@@ -103,7 +103,7 @@ class _Writer:
         self.offsets.append(np.zeros(1, dtype=np.int64))
         self._last: Document | None = None  # its place is written when it is known whether another one follows
 
-    def take(self, stream: Stream, progress: Progress | None) -> int:
+    def take(self, stream: SourceStream, progress: Progress | None) -> int:
         """All documents of a source; how many they were."""
         before, first, told = self.total, self.documents, self.total
         for document in stream.documents:

@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bltkit.config import Config
 from bltkit.data import store
-from bltkit.data.blocks import Blocks
-from bltkit.data.build import Bits, Progress, Stream
+from bltkit.data.build import Bits, Progress, SourceStream
 from bltkit.data.build import build as build_columns
+from bltkit.data.checksummed_blocks import ChecksummedBlocks
 from bltkit.data.order import Indices, Visits
 from bltkit.data.packing import MIN_ROW_BYTES, MIN_ROW_PATCHES
 from bltkit.data.sources import Document, Faults, Source, SourceConfig, StdlibSource, read
@@ -180,7 +180,7 @@ class Corpus:
     opens: Bits | None = None
     num_opens: Indices | None = None
     folder: Path | None = None
-    blocks: Blocks | None = None
+    blocks: ChecksummedBlocks | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -259,7 +259,7 @@ class Corpus:
         def build(shelf: store.Shelf) -> dict[str, Any]:
             tallies = [Faults() for _ in sources]
             streams = [
-                Stream(source.label, source.weight, read(source, faults), faults)
+                SourceStream(source.label, source.weight, read(source, faults), faults)
                 for source, faults in zip(sources, tallies, strict=True)
             ]
             return build_columns(streams, validation_fraction, shelf, progress)
@@ -286,7 +286,7 @@ class Corpus:
         if not 0.0 <= validation_fraction < 1.0:
             raise ValueError(f"data.validation_fraction: {validation_fraction} is not in [0, 1)")
         named = (one if isinstance(one, Document) else Document(str(i), one) for i, one in enumerate(documents))
-        stream = Stream("memory", weight, (one for one in named if one.data), Faults())
+        stream = SourceStream("memory", weight, (one for one in named if one.data), Faults())
         shelf = store.Shelf()
         manifest = build_columns([stream], validation_fraction, shelf, None)
         return _in_memory(shelf, manifest)

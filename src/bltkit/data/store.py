@@ -3,7 +3,7 @@
 Below the corpus. A folder holds one raw file for each array and `manifest.json`, which says what it was made of:
 source configs, and size and time of every input file. Notable: documents go to disk as they are read; the folder
 appears under its name only when it is whole; one process lays it down while others wait for its lock. What is mapped
-is compared with checksums (`bltkit.data.blocks`), which folders that version 0.1.0 laid down do not have.
+is compared with checksums (`bltkit.data.checksummed_blocks`), which folders that version 0.1.0 laid down do not have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from bltkit.checkpoint import atomic_directory, write_atomic
-from bltkit.data.blocks import Blocks, Checksums, checksum_file
+from bltkit.data.checksummed_blocks import ChecksummedBlocks, Checksums, checksum_file
 from bltkit.data.sources import SourceConfig
 from bltkit.files import check_seal, needs_space, read_json, require_regular, sealed
 
@@ -157,11 +157,11 @@ def laid_down(
             write_atomic(temporary / MANIFEST, json.dumps(content, indent=1).encode())
 
 
-def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any], Blocks | None]:
+def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any], ChecksummedBlocks | None]:
     """The columns of a folder, memory-mapped read-only, its manifest and the checksums of its blocks, if it has any.
 
     Columns with a value for each document are compared with their checksums here, those with one for each byte of text
-    are left to `Blocks.check`. Raises ValueError where the folder is damaged.
+    are left to `ChecksummedBlocks.check`. Raises ValueError where the folder is damaged.
     """
     try:
         manifest = _read_manifest(folder)
@@ -169,7 +169,9 @@ def load(folder: Path) -> tuple[dict[str, Array], dict[str, Any], Blocks | None]
         columns = {name: _map(folder / file, dtype) for name, (file, dtype) in files.items()}
         if "checksums" not in manifest:
             return columns, manifest, None
-        blocks = Blocks.open(folder, manifest["checksums"], {files[name][0]: columns[name] for name in files})
+        blocks = ChecksummedBlocks.open(
+            folder, manifest["checksums"], {files[name][0]: columns[name] for name in files}
+        )
         for file, dtype in files.values():
             if dtype.itemsize > 1 and file.partition(".")[0] != "digests":  # those are of use when it is made
                 blocks.check_all(file)
@@ -196,7 +198,7 @@ def damages(folder: Path, tell: Callable[[int, int], None] = lambda done, total:
     for file, dtype in files.items():
         try:
             array = _map(folder / file, dtype)
-            Blocks.open(folder, {file: manifest["checksums"][file]}, {file: array}).check_all(file)
+            ChecksummedBlocks.open(folder, {file: manifest["checksums"][file]}, {file: array}).check_all(file)
         except (OSError, ValueError, KeyError) as error:
             yield f"{error}; remove the folder; the next run recreates it"
         done += sizes.get(file, 0)

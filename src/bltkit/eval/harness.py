@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bltkit.config import nearest
-from bltkit.eval.requests import Coded, Compression, Generation, Request, Scored, Written, likelihood
+from bltkit.eval.requests import Coded, Compression, Continuation, Request, Scored, Written, likelihood
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.subjects.subject import window_of
 from bltkit.generate import parse_strategy
@@ -184,7 +184,7 @@ class HarnessModel:
             _log.warning("%s: %d of %d contexts lost their beginning%s%s", what, cut, len(keys), sized, remedy)
 
 
-def generation_of(context: str, settings: Any, bytes_per_token: float, seed: int) -> Generation:
+def generation_of(context: str, settings: Any, bytes_per_token: float, seed: int) -> Continuation:
     """What the harness' generation settings ask for.
 
     `until`: a string or several. `max_gen_toks` (and its other names): 256 by default, `bytes_per_token` bytes each.
@@ -205,7 +205,7 @@ def generation_of(context: str, settings: Any, bytes_per_token: float, seed: int
             _log.warning("generation setting %s = %r is not known here and changes nothing", name, value)
         elif value not in NEUTRAL[name] and (heat > 0 or name not in ONLY_SAMPLES):
             raise ValueError(f"generation setting {name} = {value!r}: not supported; take one of {NEUTRAL[name][1:]}")
-    return Generation(
+    return Continuation(
         to_bytes(context),
         max(1, round(tokens * bytes_per_token)),
         tuple(map(to_bytes, stop)),

@@ -23,7 +23,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Continuation:
     """What does the model write behind BOS and `context`?
 
     max_bytes: at most, those of a stop string included. temperature: 0 is greedy. seed: of a sample.
@@ -59,7 +59,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Written:
-    """To a `Generation`: what precedes the first stop string, and why it ended."""
+    """To a `Continuation`: what precedes the first stop string, and why it ended."""
 
     data: bytes
     finish: Finish
@@ -79,7 +79,7 @@ class Coded:
     num_bytes: int
 
 
-Request: TypeAlias = Likelihood | Generation | Compression
+Request: TypeAlias = Likelihood | Continuation | Compression
 Answer: TypeAlias = Scored | Written | Coded
 
 
@@ -90,6 +90,6 @@ def likelihood(context: str | bytes, continuation: str | bytes) -> Likelihood:
 
 def generation(
     context: str | bytes, max_bytes: int, stop: tuple[str, ...] = (), *, temperature: float = 0.0, seed: int = 0
-) -> Generation:
-    """A `Generation` of texts."""
-    return Generation(to_bytes(context), max_bytes, tuple(map(to_bytes, stop)), temperature, seed)
+) -> Continuation:
+    """A `Continuation` of texts."""
+    return Continuation(to_bytes(context), max_bytes, tuple(map(to_bytes, stop)), temperature, seed)

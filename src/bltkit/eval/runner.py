@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bltkit.checkpoint import write_atomic
+from bltkit.eval.aggregate import is_result, result_of
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.item_log import Journal, Record, hash_of, hash_of_item
 from bltkit.eval.noise import Noise, Paired
-from bltkit.eval.place import Place
-from bltkit.eval.records import Journal, Record, hash_of, hash_of_item
-from bltkit.eval.requests import Answer, Coded, Compression, Generation, Request, Scored
-from bltkit.eval.results import is_result, result_of
+from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Request, Scored
 from bltkit.eval.subjects.subject import Subject, strategy_name, window_of
 from bltkit.eval.tasks.task import Grade, Item, Task
 from bltkit.files import LOCK_FILES, read_json_object, writer_lock
@@ -371,7 +371,10 @@ def _context_figures(requests: Iterable[Sequence[Request]]) -> dict[str, int]:
     """How many requests have a context that can be cut, and the bytes that the longest needs with what follows it."""
     asked = [one for several in requests for one in several if not isinstance(one, Compression)]
     longest = max(
-        (len(one.context) + (one.max_bytes if isinstance(one, Generation) else len(one.continuation)) for one in asked),
+        (
+            len(one.context) + (one.max_bytes if isinstance(one, Continuation) else len(one.continuation))
+            for one in asked
+        ),
         default=0,
     )
     return {"contexts": len(asked), "longest_bytes": longest}
@@ -380,4 +383,4 @@ def _context_figures(requests: Iterable[Sequence[Request]]) -> dict[str, int]:
 def _size(request: Request) -> int:
     if isinstance(request, Compression):
         return len(request.text)
-    return len(request.context) + (0 if isinstance(request, Generation) else len(request.continuation))
+    return len(request.context) + (0 if isinstance(request, Continuation) else len(request.continuation))

@@ -1,11 +1,11 @@
 """Files as the rest of the package meets them: structured text, compressed streams, locks. Imports nothing of it."""
 
 from bltkit.files.compressed import BrokenFile, chunks, lines, read_whole
+from bltkit.files.disk_space import needs_space
+from bltkit.files.entry_names import is_file_or_dangling
 from bltkit.files.lock import LOCK_FILES, writer_lock
-from bltkit.files.names import is_file_or_dangling
 from bltkit.files.regular import require_regular
 from bltkit.files.seal import check_seal, sealed
-from bltkit.files.space import needs_space
 from bltkit.files.structured import (
     parse_json,
     parse_text,

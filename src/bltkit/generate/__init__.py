@@ -1,9 +1,10 @@
-"""Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `Batch` joins them."""
+"""Generation: a `Session` holds growing rows, a `Strategy` drafts, `Sampling` chooses, `SequenceBatch` joins them."""
 
 from bltkit.generate.constraint import Constraint, Utf8
-from bltkit.generate.engine import Batch, generate, generate_rows
+from bltkit.generate.engine import SequenceBatch, generate, generate_rows
+from bltkit.generate.forward_pass import Reading
 from bltkit.generate.group import Group, Parked
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
 from bltkit.generate.options import (
     Options,
@@ -16,8 +17,8 @@ from bltkit.generate.options import (
     text_of,
     typed,
 )
-from bltkit.generate.reading import Reading
-from bltkit.generate.request import Chunk, Finish, Request
+from bltkit.generate.pass_counts import Passes
+from bltkit.generate.request import Chunk, Finish, Generation, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
@@ -36,6 +37,9 @@ from bltkit.generate.strategies import (
     strategy_of,
 )
 
+Batch = SequenceBatch
+"""The former name of `SequenceBatch`, for one release."""
+
 __all__ = [
     "ALIASES",
     "STRATEGIES",
@@ -46,6 +50,7 @@ __all__ = [
     "Constraint",
     "Diffusion",
     "Finish",
+    "Generation",
     "Group",
     "Options",
     "Parked",
@@ -55,6 +60,7 @@ __all__ = [
     "Reading",
     "Request",
     "Sampling",
+    "SequenceBatch",
     "SequenceMemory",
     "Session",
     "Speculative",

@@ -12,7 +12,7 @@ from torch import nn
 
 from bltkit.model.blt import Blt
 from bltkit.model.cross import CrossAttention
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import MIN_ELEMENTS, WeightForm, available_forms, reform, refuse_formed
 
 WALKS = 4

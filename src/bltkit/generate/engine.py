@@ -1,4 +1,4 @@
-"""Continuous batching: sequences of all strategies in one `Batch`, which is admitted to, stepped and cancelled from.
+"""Continuous batching: sequences of all strategies in one `SequenceBatch`, with `admit`, `step` and `cancel`.
 
 Nothing here knows text: bytes that are not UTF-8 are bytes like others.
 """
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from bltkit.generate.group import Group, Parked, Row
-from bltkit.generate.ledger import Passes
+from bltkit.generate.group import ActiveSequence, Group, Parked
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Request
 from bltkit.generate.session import Session
 from bltkit.generate.strategies import Strategy
@@ -17,7 +17,7 @@ from bltkit.vocab import BOS
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class SequenceBatch:
     """Rows that are continued side by side: a value. Rows may come in and go at any time.
 
     groups: the rows of each strategy; no group is empty, and no two have the same strategy.
@@ -33,7 +33,7 @@ class Batch:
     lanes: int = MIN_LANES
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[ActiveSequence, ...]:
         """All rows, group by group, in no particular order within one."""
         return tuple(row for group in self.groups for row in group.rows)
 
@@ -47,11 +47,11 @@ class Batch:
         group, index = self._places([key])[0]
         return group.session.select([index])
 
-    def admit(self, session: Session, requests: Sequence[Request]) -> "Batch":
+    def admit(self, session: Session, requests: Sequence[Request]) -> "SequenceBatch":
         """With the rows of `session`, one for each request. Empty rows begin with BOS.
 
-        Row.key counts from 0 in the order of admission. Raises ValueError where the numbers differ, for a session of
-        another model, and for a model that cannot do what a request's strategy needs.
+        `ActiveSequence.key` counts from 0 in the order of admission. Raises ValueError where the numbers differ, for a
+        session of another model, and for a model that cannot do what a request's strategy needs.
         """
         for request in requests:
             request.strategy.check(session.model)
@@ -59,7 +59,7 @@ class Batch:
             raise ValueError(f"{len(requests)} requests for a session of {session.rows} rows")
         if not all(session.positions):
             session = session.extend([[] if position else [BOS] for position in session.positions])
-        rows = [Row.of(self.next_key + i, request) for i, request in enumerate(requests)]
+        rows = [ActiveSequence.of(self.next_key + i, request) for i, request in enumerate(requests)]
         batch = replace(self, next_key=self.next_key + len(rows))
         strategies: list[Strategy] = []
         for request in requests:
@@ -70,13 +70,13 @@ class Batch:
             batch = batch._with(part, [rows[i] for i in chosen])
         return batch
 
-    def cancel(self, keys: Sequence[int]) -> "Batch":
+    def cancel(self, keys: Sequence[int]) -> "SequenceBatch":
         """Without these rows, finished or not."""
         gone = set(keys)
         groups = [left for group in self.groups if (left := group.without(gone)) is not None]
         return replace(self, groups=tuple(groups))
 
-    def park(self, keys: Sequence[int]) -> tuple["Batch", tuple[Parked, ...]]:
+    def park(self, keys: Sequence[int]) -> tuple["SequenceBatch", tuple[Parked, ...]]:
         """Without these rows, and the rows by themselves, in the order of `keys`: `resume` continues them.
 
         Raises ValueError for a key that no row has.
@@ -84,7 +84,7 @@ class Batch:
         parked = tuple(group.parked(i) for group, i in self._places(keys))
         return self.cancel(keys), parked
 
-    def resume(self, parked: Sequence[Parked]) -> "Batch":
+    def resume(self, parked: Sequence[Parked]) -> "SequenceBatch":
         """With rows of `park` again, under the same keys: they continue as if they had never left.
 
         Raises ValueError for a key that a row has, and for a session of another model.
@@ -96,7 +96,7 @@ class Batch:
             batch = batch._with(item.session, [item.row])
         return replace(batch, next_key=max([batch.next_key, *(item.key + 1 for item in parked)]))
 
-    def step(self) -> tuple["Batch", list[tuple[int, Chunk]]]:
+    def step(self) -> tuple["SequenceBatch", list[tuple[int, Chunk]]]:
         """One round of every group, and what became certain, by key; rows that finished are gone."""
         began, groups, certain, passes = perf_counter(), list[Group](), list[tuple[int, Chunk]](), self.passes
         for group in self.groups:
@@ -114,7 +114,7 @@ class Batch:
                 raise ValueError(f"keys = {list(keys)}: no row has key {key}; it may have finished")
         return [places[key] for key in keys]
 
-    def _with(self, session: Session, rows: Sequence[Row]) -> "Batch":
+    def _with(self, session: Session, rows: Sequence[ActiveSequence]) -> "SequenceBatch":
         strategy, groups = rows[0].request.strategy, list(self.groups)
         for at, group in enumerate(groups):
             if group.strategy == strategy:
@@ -136,7 +136,7 @@ def generate_rows(session: Session, requests: Sequence[Request]) -> Iterator[tup
 
     A row's stats count the passes made while it ran, which its neighbours of the same strategy shared.
     """
-    batch = Batch().admit(session, requests)
+    batch = SequenceBatch().admit(session, requests)
     while batch.rows:
         batch, chunks = batch.step()
         yield from chunks

@@ -16,12 +16,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from bltkit.generate.constraint import Constraint, follow, masks_along
-from bltkit.generate.ledger import Passes, Stats
+from bltkit.generate.ledger import Stats
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Request
-from bltkit.generate.sampling import Choice, Tops, choose, seen_along
+from bltkit.generate.sampling import Choice, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
+from bltkit.generate.top_logprobs import Tops
 from bltkit.model.cache import MIN_LANES
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 
@@ -29,7 +31,7 @@ ROOM = 64
 """Columns that caches have free before a round: more than it drafts and reads as a rule."""
 
 
-class Made(NamedTuple):
+class ChosenId(NamedTuple):
     """An id, and what is handed out with its byte."""
 
     id: int
@@ -41,7 +43,7 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class ActiveSequence:
     """A request that is being continued."""
 
     key: int
@@ -61,7 +63,7 @@ class Row:
     handed_out: int = 0
     drafted: int = 0
     accepted: int = 0
-    held: tuple[Made, ...] = ()
+    held: tuple[ChosenId, ...] = ()
     """Of bytes held back."""
 
     @classmethod
@@ -79,7 +81,7 @@ class Row:
 class RoundResult:
     """Result of one round for one row."""
 
-    taken: Sequence[Made]
+    taken: Sequence[ChosenId]
     chosen: int | None
     entropy: float | None = None
     outcome: Outcome | None = None
@@ -88,9 +90,9 @@ class RoundResult:
 
 @dataclass(frozen=True, eq=False)
 class Parked:
-    """A row that left its batch and may come back: `Batch.park`, `Batch.resume`."""
+    """A row that left its batch and may come back: `SequenceBatch.park`, `SequenceBatch.resume`."""
 
-    row: Row
+    row: ActiveSequence
     session: Session = field(repr=False)
     """Of this row alone."""
 
@@ -110,22 +112,22 @@ class Group:
 
     strategy: Strategy
     session: Session = field(repr=False)
-    rows: tuple[Row, ...]
+    rows: tuple[ActiveSequence, ...]
     passes: Passes = field(default_factory=Passes)
     seconds: float = 0.0
     lanes: int = MIN_LANES
 
-    def admit(self, session: Session, rows: Sequence[Row]) -> "Group":
+    def admit(self, session: Session, rows: Sequence[ActiveSequence]) -> "Group":
         """With further rows, which have spent what their `passes` and `seconds` say."""
         return replace(self, session=self.session.entered(session, self.lanes), rows=(*self.rows, *self._started(rows)))
 
     @classmethod
-    def start(cls, session: Session, rows: Sequence[Row], lanes: int = MIN_LANES) -> "Group":
+    def start(cls, session: Session, rows: Sequence[ActiveSequence], lanes: int = MIN_LANES) -> "Group":
         """A group of these rows, which have spent what their `passes` and `seconds` say."""
         empty = cls(rows[0].request.strategy, session, (), lanes=lanes)
         return replace(empty, rows=empty._started(rows))
 
-    def _started(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+    def _started(self, rows: Sequence[ActiveSequence]) -> tuple[ActiveSequence, ...]:
         return tuple(replace(row, passes=self.passes - row.passes, seconds=self.seconds - row.seconds) for row in rows)
 
     def without(self, keys: set[int]) -> "Group | None":
@@ -183,37 +185,33 @@ class Group:
             for i, row in zip(fresh, rows, strict=True)
         ]
         choice = self._choose(rows, logits[list(fresh), None], [positions[i] for i in fresh], texts, ((),) * len(rows))
-        count = 0 if self.strategy.withholds else 1
         for at, i in enumerate(fresh):
-            results[i] = _result(choice, at, count, 0, opens[i : i + 1])
+            results[i] = _result(choice, at, self.strategy.draft_column, 0, opens[i : i + 1])
         return results
 
     def _round(self) -> tuple[Session, list[RoundResult], Passes]:
-        session, withheld = self.session.with_room(ROOM), self.strategy.withholds
+        session, first = self.session.with_room(ROOM), self.strategy.draft_column
         proposal = self.strategy.propose(session, [self._pending(row) for row in self.rows])
         drafts = [_fitting(row, own, proposal) for row, own in zip(self.rows, proposal.drafts, strict=True)]
-        if withheld:
+        # The ids of the columns from `first` on.
+        along = drafts if first else [own or (_chosen(row),) for row, own in zip(self.rows, drafts, strict=True)]
+        reading = session.read([(*_read_first(row, first), *own) for row, own in zip(self.rows, along, strict=True)])
+        logits = reading.logits
+        if not first:
             assert proposal.trusted, "what is not verified cannot stand in place of the model's own choice"
-            along = [own or (_chosen(row),) for row, own in zip(self.rows, drafts, strict=True)]
-            reading = session.read(along)
-            # What was chosen in front of them is not handed out: columns begin there.
-            logits = torch.cat((session.logits[:, None], reading.logits), 1)
-        else:
-            along = drafts
-            reading = session.read([(_chosen(row), *own) for row, own in zip(self.rows, drafts, strict=True)])
-            logits = reading.logits
-        positions = [position + (not withheld) for position in session.positions]
+            logits = torch.cat((session.logits[:, None], logits), 1)
+        positions = [position + first for position in session.positions]
         choice = self._choose(self.rows, logits, positions, self._texts(), along, proposal.trusted)
         results, counts = [], []
         for row, own in enumerate(along):
             agreed = 0
             while agreed < len(own) and own[agreed] == choice.ids[row][agreed]:
                 agreed += 1
-            counts.append(agreed if withheld else agreed + 1)
+            counts.append(agreed + first)
             way = proposal.ways[row] if proposal.ways else ""
             outcome = Outcome(len(drafts[row]), min(agreed, len(drafts[row])), way)
             # A pass says of each id that it reads whether the next one opens a patch.
-            opens = (session.opens[row], *reading.opens[row]) if withheld else reading.opens[row]
+            opens = reading.opens[row] if first else (session.opens[row], *reading.opens[row])
             results.append(_result(choice, row, counts[-1], agreed, opens, outcome))
         return reading.keep(counts), results, reading.cost + proposal.passes
 
@@ -222,19 +220,19 @@ class Group:
         out."""
         if all(row.request.sampling.repetition_penalty == 1 for row in self.rows):
             return [[]] * len(self.rows)
-        withheld = self.strategy.withholds
+        first = self.strategy.draft_column
         return [
-            [*text.latest(row.request.sampling.repetition_window), *([] if withheld else [_chosen(row)])]
+            [*text.latest(row.request.sampling.repetition_window), *_read_first(row, first)]
             for row, text in zip(self.rows, self.session.texts, strict=True)
         ]
 
-    def _pending(self, row: Row) -> Pending:
-        room = row.request.max_bytes - row.made - self.strategy.withholds
+    def _pending(self, row: ActiveSequence) -> Pending:
+        room = row.request.max_bytes - row.made - (1 - self.strategy.draft_column)
         return Pending(_chosen(row), room, row.request.sampling, row.constraint, row.state, row.entropy)
 
     def _choose(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[ActiveSequence],
         logits: Tensor,
         positions: Sequence[int],
         texts: Sequence[Sequence[int]],
@@ -254,7 +252,7 @@ class Group:
             decided=drafts if trusted else (),
         )
 
-    def _stats(self, row: Row) -> Stats:
+    def _stats(self, row: ActiveSequence) -> Stats:
         return Stats.of(
             self.session.model,
             self.session.scorer,
@@ -266,12 +264,17 @@ class Group:
         )
 
 
-def _chosen(row: Row) -> int:
+def _chosen(row: ActiveSequence) -> int:
     assert row.chosen is not None
     return row.chosen
 
 
-def _fitting(row: Row, drafts: Sequence[int], proposal: Proposal) -> tuple[int, ...]:
+def _read_first(row: ActiveSequence, draft_column: int) -> tuple[int, ...]:
+    """The chosen id where a round reads it in front of the drafts."""
+    return (_chosen(row),) if draft_column else ()
+
+
+def _fitting(row: ActiveSequence, drafts: Sequence[int], proposal: Proposal) -> tuple[int, ...]:
     """The drafts that there is room for and that the constraint allows."""
     left = row.request.max_bytes - row.made
     drafts = drafts[: left if proposal.trusted else max(0, left - 1)]
@@ -280,7 +283,9 @@ def _fitting(row: Row, drafts: Sequence[int], proposal: Proposal) -> tuple[int, 
     return tuple(drafts)
 
 
-def _allowed(rows: Sequence[Row], drafts: Sequence[Sequence[int]], size: int) -> Bool[Tensor, "R S V"] | None:
+def _allowed(
+    rows: Sequence[ActiveSequence], drafts: Sequence[Sequence[int]], size: int
+) -> Bool[Tensor, "R S V"] | None:
     if all(row.constraint is None for row in rows):
         return None
     masks = []
@@ -294,7 +299,7 @@ def _allowed(rows: Sequence[Row], drafts: Sequence[Sequence[int]], size: int) ->
 
 
 def _seen(
-    rows: Sequence[Row], texts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], size: int
+    rows: Sequence[ActiveSequence], texts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], size: int
 ) -> Bool[Tensor, "R S V"] | None:
     if all(row.request.sampling.repetition_penalty == 1 for row in rows):
         return None
@@ -317,15 +322,15 @@ def _result(
     tops = choice.tops[row] if choice.tops else [()] * count
     entropy = None if choice.certainty is None else float(choice.certainty.entropy[row, last])
     # `opens` may end in front of `ids`' last column or after it.
-    taken = tuple(map(Made, ids, logprobs, opens, tops))
+    taken = tuple(map(ChosenId, ids, logprobs, opens, tops))
     return RoundResult(taken, choice.ids[row][last], entropy, outcome)
 
 
-def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk]:
+def _take(row: ActiveSequence, result: RoundResult, strategy: Strategy) -> tuple[ActiveSequence, Chunk]:
     """The row with its new ids, and what became certain; ids behind an end do not count."""
     data, held = b"", list(row.held)
     finish: Finish | None = None
-    ending: Made | None = None
+    ending: ChosenId | None = None
     constraint, stop, made, taken = row.constraint, row.stop, row.made, 0
     if made >= row.request.max_bytes:
         finish = "length"
@@ -367,7 +372,7 @@ def _take(row: Row, result: RoundResult, strategy: Strategy) -> tuple[Row, Chunk
     return moved, chunk
 
 
-def _chunk(request: Request, data: bytes, made: Sequence[Made], finish: Finish | None) -> Chunk:
+def _chunk(request: Request, data: bytes, made: Sequence[ChosenId], finish: Finish | None) -> Chunk:
     return Chunk(
         data,
         finish,

@@ -22,12 +22,11 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from bltkit.config import Config
+from bltkit.generate.top_logprobs import Tops, tops_of
 from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
 
 _NEVER = list(NEVER_EMITTED)
 
-Tops = tuple[tuple[int, float], ...]
-"""Ids with the natural logarithms of their probabilities, the most probable first; of equals the lower id first."""
 
 MAX_BIAS = 100.0
 """Largest absolute value of a bias; more than lies between the logits of a trained model."""
@@ -178,24 +177,8 @@ def choose(
         entropy = np.log(total) - products.cumsum(-1)[:, -1] / total
         sure = Certainty((1 / total).reshape(num_rows, num_columns), entropy.reshape(num_rows, num_columns))
     if any(tops):
-        alternatives = _tops((emittable - np.log(total)[:, None]).reshape(logits.shape), tops)
+        alternatives = tops_of((emittable - np.log(total)[:, None]).reshape(logits.shape), tops)
     return Choice(ids, chosen_logprobs, sure, alternatives)
-
-
-def most_probable(logprobs: Float64[np.ndarray, "S V"], count: int) -> list[Tops]:
-    """Of each column the `count` most probable ids, without those that have no probability."""
-    order = np.argsort(-logprobs, axis=-1, kind="stable")[:, :count]
-    values = np.take_along_axis(logprobs, order, -1)
-    return [
-        tuple((at, value) for at, value in zip(ids, row, strict=True) if value > -np.inf)
-        for ids, row in zip(order.tolist(), values.tolist(), strict=True)
-    ]
-
-
-def _tops(logprobs: Float64[np.ndarray, "R S V"], counts: Sequence[int]) -> list[list[Tops]]:
-    return [
-        most_probable(row, count) if count else [()] * len(row) for row, count in zip(logprobs, counts, strict=True)
-    ]
 
 
 def seen_along(ids: Sequence[int], drafts: Sequence[int], window: int) -> Bool[Tensor, "S V"]:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from bltkit.generate.sampling import Tops, most_probable
 from bltkit.generate.session import Session
+from bltkit.generate.top_logprobs import Tops, most_probable
 from bltkit.vocab import NEVER_EMITTED
 
 

@@ -13,10 +13,11 @@ from bltkit.model.config import (
     TokenConfig,
     TrainedTokenizer,
 )
-from bltkit.model.entropy import BoundaryModel, CnnEntropy, EntropyModel, EntropyTable, Scorer
+from bltkit.model.entropy import BoundaryModel, EntropyModel, Scorer
+from bltkit.model.learned_boundaries import RoutedBlt
 from bltkit.model.presets import BLT_PRESETS, ENTROPY_PRESETS, RELEASED_THRESHOLD, blt_preset, entropy_preset
-from bltkit.model.routed import RoutedBlt
-from bltkit.model.token import TokenLlama
+from bltkit.model.token_llama import TokenLlama
+from bltkit.model.two_id_scorers import CnnEntropy, EntropyTable
 
 __all__ = [
     "BLT_PRESETS",

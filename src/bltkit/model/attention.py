@@ -1,9 +1,9 @@
 """Self-attention's backend: rotary positions, and who sees whom. The only file that calls an attention kernel.
 
-A `Visibility` is built once per stack and shared by its layers. Sliding windows go in blocks (`blocks.py`). Without a
-window a row on the CPU goes document by document, each a causal call of its own, which needs no mask: looking at the
-documents' bounds costs nothing there. Elsewhere a look would make the host wait for the device, so there is a dense
-mask; these are worked off in a few steps of queries, which skips most of the masked half.
+A `Visibility` is built once per stack and shared by its layers. Sliding windows go in blocks (`window_blocks.py`).
+Without a window a row on the CPU goes document by document, each a causal call of its own, which needs no mask: looking
+at the documents' bounds costs nothing there. Elsewhere a look would make the host wait for the device, so there is a
+dense mask; these are worked off in a few steps of queries, which skips most of the masked half.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from bltkit.model.blocks import Blocks, Turn
 from bltkit.model.cache import Slot, StackCache
+from bltkit.model.window_blocks import RotateIntoBlocks, WindowBlocks
 
 STEPS = 8
 """Parts that a long dense causal mask is cut into: 9/16 of the whole is computed."""
@@ -36,7 +36,7 @@ class Rotation:
     @classmethod
     def of(cls, positions: Int64[Tensor, "... T"], head_dim: int, theta: float, like: Tensor) -> Self:
         """For activations such as `like`."""
-        frequencies = _frequencies(head_dim, theta, like.dtype, like.device)
+        frequencies = rotary_frequencies(head_dim, theta, like.dtype, like.device)
         return cls(positions[..., None] * frequencies, like.dtype)
 
     def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
@@ -63,8 +63,9 @@ class Rotation:
 
 
 @lru_cache(maxsize=64)
-def _frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " d"]:
-    """Kept, since a step of a small model would spend a tenth of its time on them."""
+def rotary_frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " d"]:
+    """theta^(-2i / head_dim), in fp32 at least: angles of position 1. Kept, since a step of a small model would spend a
+    tenth of its time on them."""
     wide = torch.promote_types(dtype, torch.float32)
     with torch.inference_mode(False):
         return theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)
@@ -89,7 +90,7 @@ class Visibility:
     """True where a key is seen; or, for `blocks`, 0 there and minus infinity elsewhere."""
     lengths: tuple[int, ...] = ()
     """Of `documents`: those of all rows, one row after the other."""
-    blocks: Blocks | None = None
+    blocks: WindowBlocks | None = None
 
     @classmethod
     def of(
@@ -116,7 +117,7 @@ class Visibility:
             return cls("causal", reach) if len(lengths) == len(segments) else cls("documents", reach, lengths=lengths)
         if queries <= reach or history >= reach:
             return cls("dense", reach, _dense_mask(queries, history, reach, segments, device))
-        blocks = Blocks.of(keys, reach)
+        blocks = WindowBlocks.of(keys, reach)
         seen = blocks.seen(segments, device)
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
         return cls("blocks", reach, mask, blocks=blocks)
@@ -189,7 +190,7 @@ class RowAttention:
         by a kernel of our own."""
         if fused.dtype in (torch.float32, torch.float64) and not _compiling():
             factors, blocks = self.rotation.factors, self.visible.blocks
-            q, k, v = Turn.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
+            q, k, v = RotateIntoBlocks.apply(fused.transpose(1, 2), factors, self.heads, self.kv_heads, blocks)  # type: ignore[no-untyped-call]
             return q, k, v, blocks is not None
         qk, v = fused.split((self.heads + self.kv_heads, self.kv_heads), 1)
         q, k = self.rotation.turn(qk).split((self.heads, self.kv_heads), 1)

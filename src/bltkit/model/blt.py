@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
 from bltkit.model.decoder import LocalDecoder
-from bltkit.model.diffusion import BlockRows
 from bltkit.model.embed import byte_embedding
 from bltkit.model.encoder import LocalEncoder
 from bltkit.model.latent import LatentTransformer
+from bltkit.model.masked_blocks import BlockRows
 from bltkit.patches import Patches
 from bltkit.vocab import BOS
 

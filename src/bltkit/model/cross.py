@@ -1,7 +1,7 @@
 """Cross-attention between bytes and patches as segment attention: O(T k), and no [T, P] mask (BLT 3.2.2, 3.3).
 
 In the encoder every byte lies in one patch, so a softmax over a patch's bytes is a segmented one; in the decoder
-every byte sees the k vectors of one patch, so its keys are gathered (`segments.py`).
+every byte sees the k vectors of one patch, so its keys are gathered (`segment_ops.py`).
 """
 
 import torch
@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bltkit.model.config import StackConfig
+from bltkit.model.fused_linear import Linear, RMSNorm, normed_product
 from bltkit.model.layers import truncated_normal
-from bltkit.model.products import Linear, RMSNorm, normed_product
-from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.one_segment import OneSegment
+from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 
 
 class CrossAttention(nn.Module):

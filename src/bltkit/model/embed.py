@@ -19,7 +19,7 @@ WIDENED_AT_ONCE = 1024
 """Positions whose n-gram vectors are held one by one; for 6 tables of width 1,024 that is 25 MB in fp32."""
 
 
-class Rows(Protocol):
+class TableRows(Protocol):
     """Where rows of n-gram tables are read that shall not be in memory."""
 
     def serves(self, table: Tensor) -> bool:
@@ -90,7 +90,7 @@ class NgramEmbedding(ByteEmbedding):
     """Whether the tables' gradient is a sparse tensor of the rows that were looked up (uncoalesced), not one of all
     rows: what a step costs then does not grow with the tables. Only for tables in the dtype of the bytes."""
 
-    rows: Rows | None = None
+    rows: TableRows | None = None
     """Reads rows of tables that another dtype leaves in their file (`checkpoint/mapped.py`), in place of `ngrams`."""
 
     def __init__(self, config: NgramConfig, width: int, averaged: bool = False) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer, truncated_normal
+from bltkit.model.one_segment import OneSegment
 from bltkit.model.pooling import pooling
-from bltkit.model.products import Linear
-from bltkit.model.segments import OneSegment, Segments
+from bltkit.model.segment_ops import Segments
 from bltkit.patches import Patches
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bltkit.model.attention import Attend, CachedAttention, Rotation, RowAttention, SeveralCaches, Visibility
 from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import StackConfig
-from bltkit.model.products import Linear, RMSNorm, gated_product, normed_product
+from bltkit.model.fused_linear import Linear, RMSNorm, gated_product, normed_product
 
 Before = Callable[[int, Tensor], Tensor]
 """What happens to the stream in front of layer i: (i, x) -> x."""
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kv_heads = config, config.num_kv_heads
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         visible = Visibility.of(length, 0, config.window, segments, x.device, x.dtype)
         positions = torch.arange(length, device=x.device)
         rotation = Rotation.of(positions, config.head_dim, config.rope_theta, x)
-        return RowAttention(rotation, visible, config.heads, config.num_kv_heads)
+        return RowAttention(rotation, visible, config.heads, self.kv_heads)
 
     def extend(
         self, x: Float[Tensor, "R S D"], caches: Sequence[StackCache], before: Before | None = None
@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         config, parts, row = self.config, [], 0
         for cache in StackCache.apart(caches) if len(caches) > 1 else caches:
             own = x[row : row + len(cache.stops)]
-            parts.append(CachedAttention(cache, x.shape[1], config.heads, config.num_kv_heads, config.rope_theta, own))
+            parts.append(CachedAttention(cache, x.shape[1], config.heads, self.kv_heads, config.rope_theta, own))
             row += len(cache.stops)
         attend: Attend = parts[0] if len(parts) == 1 else SeveralCaches(tuple(parts))
         return self.through(x, attend, before), tuple(part.slot for part in parts)

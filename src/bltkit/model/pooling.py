@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bltkit.model.config import BltConfig
-from bltkit.model.segments import Latents, OneSegment, RowsOfLatents, Segments
+from bltkit.model.one_segment import OneSegment
+from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 
 Pooling = Callable[[Tensor, Segments | OneSegment], Tensor]
 """(states [N, D] of all bytes, patches) -> [BP, W]."""

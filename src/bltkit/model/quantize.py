@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bltkit.config import nearest
 from bltkit.model.formed import KINDS, FormedLinear, WeightForm
-from bltkit.model.products import Linear
+from bltkit.model.fused_linear import Linear
 from bltkit.model.rounding import Matrix
 
 __all__ = [

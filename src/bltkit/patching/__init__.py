@@ -5,16 +5,15 @@
 `parse_rule("threshold:threshold=1.34")` reads a rule.
 """
 
+from bltkit.patching.apply_rule import patch
 from bltkit.patching.bpe import BpeOracleRule, BpeRule
-from bltkit.patching.engine import Answers, Stream, ask, extend, patch, start_stream
-from bltkit.patching.entropy import BothRule, RiseRule, ThresholdRule
+from bltkit.patching.entropy_rules import BothRule, RiseRule, ThresholdRule
 from bltkit.patching.random import RandomRule
-from bltkit.patching.registry import RULES, Rule, parse_rule
 from bltkit.patching.rule import PatchingRule, ScoreKind
+from bltkit.patching.rule_stream import Answers, Stream, ask, extend, start_stream
+from bltkit.patching.rules import RULES, Rule, parse_rule
 from bltkit.patching.space import SpaceRule
 from bltkit.patching.stride import ByteRule, StrideRule
-from bltkit.patching.tokenizer import ByteTokenizer, train_bpe
-from bltkit.patching.vocabulary import Vocabulary
 
 __all__ = [
     "RULES",
@@ -23,7 +22,6 @@ __all__ = [
     "BpeOracleRule",
     "BpeRule",
     "ByteRule",
-    "ByteTokenizer",
     "PatchingRule",
     "RandomRule",
     "RiseRule",
@@ -33,11 +31,9 @@ __all__ = [
     "Stream",
     "StrideRule",
     "ThresholdRule",
-    "Vocabulary",
     "ask",
     "extend",
     "parse_rule",
     "patch",
     "start_stream",
-    "train_bpe",
 ]

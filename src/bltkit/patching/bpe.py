@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bltkit.patching.rule import PatchingRule, ScoreKind
-from bltkit.patching.tokenizer import ByteTokenizer
+from bltkit.tokens.tokenizer import ByteTokenizer
 from bltkit.vocab import OFFSET
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.patching.engine import patch
+from bltkit.patching.apply_rule import patch
 from bltkit.patching.finite import check_finite
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.vocab import BOS, OFFSET

@@ -13,8 +13,8 @@ from typing import Any
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from bltkit.patching.apply_rule import patch
 from bltkit.patching.calibrate import tuned_field
-from bltkit.patching.engine import patch
 from bltkit.patching.finite import check_finite
 from bltkit.patching.rule import PatchingRule, ScoreKind
 from bltkit.vocab import encode

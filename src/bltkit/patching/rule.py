@@ -1,8 +1,8 @@
 """What a patching rule is: a frozen config and one method, "does the byte after t open a patch?".
 
 A rule sees ids, per-byte scores and positions; it knows nothing of document borders, maximum lengths,
-batches or streams. `engine.py` adds those once for every rule, so that a new rule is one file and one line in
-`registry.py`.
+batches or streams. `rule_stream.py` adds those once for every rule, so that a new rule is one file and one line in
+`rules.py`.
 """
 
 import json

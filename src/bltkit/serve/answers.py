@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bltkit.serve.delivery import FINISH_REASONS, Choice, Ending, Part
-from bltkit.serve.text import Piece, chat_logprobs, completion_logprobs
-from bltkit.serve.work import Work
+from bltkit.serve.byte_text import Piece, chat_logprobs, completion_logprobs
+from bltkit.serve.delivery import FINISH_REASONS, ChoicePart, ChoiceState, Ending
+from bltkit.serve.work import CompletionWork
 
 
 class Shape:
@@ -20,11 +20,13 @@ class Shape:
     whole_object: str
     event_object: str
 
-    def __init__(self, work: Work, model: str) -> None:
+    def __init__(self, work: CompletionWork, model: str) -> None:
         self.work = work
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
-    def whole(self, choices: Sequence[Choice], pieces: Sequence[Piece], usage: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(
+        self, choices: Sequence[ChoiceState], pieces: Sequence[Piece], usage: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The answer at once. pieces: all of each choice."""
         several = [
             self._choice(choice, piece, self._full(piece), choice.ending)
@@ -32,7 +34,7 @@ class Shape:
         ]
         return {**self._head, "object": self.whole_object, "choices": several, "usage": dict(usage)}
 
-    def event(self, choice: Choice, part: Part, first: bool) -> dict[str, Any]:
+    def event(self, choice: ChoiceState, part: ChoicePart, first: bool) -> dict[str, Any]:
         """An event of a stream. first: of its choice."""
         usage: dict[str, Any] = {"usage": None} if self.work.include_usage else {}
         several = [self._choice(choice, part.piece, self._grown(part, first), part.ending)]
@@ -42,7 +44,9 @@ class Shape:
         """The last event of a stream, where it is asked for."""
         return {**self._head, "object": self.event_object, "choices": [], "usage": dict(usage)}
 
-    def _choice(self, choice: Choice, piece: Piece, text: Mapping[str, Any], ending: Ending | None) -> dict[str, Any]:
+    def _choice(
+        self, choice: ChoiceState, piece: Piece, text: Mapping[str, Any], ending: Ending | None
+    ) -> dict[str, Any]:
         return {
             "index": choice.index,
             **text,
@@ -55,7 +59,7 @@ class Shape:
     def _full(self, piece: Piece) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _grown(self, part: Part, first: bool) -> dict[str, Any]:
+    def _grown(self, part: ChoicePart, first: bool) -> dict[str, Any]:
         raise NotImplementedError
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
@@ -71,7 +75,7 @@ class CompletionShape(Shape):
     def _full(self, piece: Piece) -> dict[str, Any]:
         return {"text": piece.text}
 
-    def _grown(self, part: Part, first: bool) -> dict[str, Any]:
+    def _grown(self, part: ChoicePart, first: bool) -> dict[str, Any]:
         return {"text": part.piece.text}
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
@@ -88,7 +92,7 @@ class ChatShape(Shape):
     def _full(self, piece: Piece) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
 
-    def _grown(self, part: Part, first: bool) -> dict[str, Any]:
+    def _grown(self, part: ChoicePart, first: bool) -> dict[str, Any]:
         role = {"role": "assistant"} if first else {}
         return {"delta": {**role, "content": part.piece.text} if first or part.piece.text else {}}
 

@@ -7,12 +7,12 @@ from time import perf_counter
 from typing import Literal
 
 from bltkit.generate import Finish
+from bltkit.serve.byte_text import ChoiceText, Entry, Piece, entries_of
 from bltkit.serve.errors import ApiError
-from bltkit.serve.handle import Engine, Stream
+from bltkit.serve.handle import Engine, EventStream
 from bltkit.serve.messages import Delta, Failed, Prompted
-from bltkit.serve.metrics import Meter
-from bltkit.serve.text import ChoiceText, Entry, Piece, entries_of
-from bltkit.serve.work import Work
+from bltkit.serve.prometheus import Meter
+from bltkit.serve.work import CompletionWork
 from bltkit.vocab import EOS
 
 Ending = Finish | Literal["timeout", "draining"]
@@ -29,7 +29,7 @@ FINISH_REASONS: dict[Ending, Literal["stop", "length"]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class ChoicePart:
     """What a choice has gained; its last part has `ending`."""
 
     index: int
@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass
-class Choice:
+class ChoiceState:
     """The state of a choice."""
 
     index: int
@@ -56,20 +56,20 @@ class Choice:
 class Delivery:
     """All choices of a request. Whoever does not read all of `parts` calls `cancel`."""
 
-    def __init__(self, engine: Engine, work: Work, seconds: float | None, meter: Meter) -> None:
+    def __init__(self, engine: Engine, work: CompletionWork, seconds: float | None, meter: Meter) -> None:
         """seconds: to the deadline; None: there is none."""
         self.work, self._meter = work, meter
         self.began = perf_counter()
-        self.choices: list[Choice] = []
-        self._streams: list[tuple[Stream, int, Sequence[Choice]]] = []
+        self.choices: list[ChoiceState] = []
+        self._streams: list[tuple[EventStream, int, Sequence[ChoiceState]]] = []
         self._arrived = asyncio.Event()
         most = engine.settings.limits.sequences
         for at, (prompt, requests) in enumerate(zip(work.prompts, work.requests, strict=True)):
-            choices: list[Choice] = []
+            choices: list[ChoiceState] = []
             for request in requests:
                 index = len(self.choices) + len(choices)
                 echo = Piece() if work.echo else None
-                choices.append(Choice(index, request.sampling.seed, ChoiceText(work.logprobs), echo))
+                choices.append(ChoiceState(index, request.sampling.seed, ChoiceText(work.logprobs), echo))
             self.choices += choices
             # More choices than run side by side are several requests of the engine.
             for first in range(0, len(requests), most):
@@ -78,7 +78,7 @@ class Delivery:
                 stream.arrived = self._arrived
                 self._streams.append((stream, at, choices[first : first + most]))
 
-    async def parts(self) -> AsyncGenerator[list[Part]]:
+    async def parts(self) -> AsyncGenerator[list[ChoicePart]]:
         """Parts as they come, of several choices at once. Asking for the next ones says that the last were taken.
 
         Raises ApiError where the request fails and nothing was generated.
@@ -86,8 +86,8 @@ class Delivery:
         open_streams = self._streams
         while open_streams:
             self._arrived.clear()
-            parts: list[Part] = []
-            taken: list[tuple[Stream, int, int]] = []
+            parts: list[ChoicePart] = []
+            taken: list[tuple[EventStream, int, int]] = []
             for stream, at, choices in open_streams:
                 for event in stream.take():
                     if isinstance(event, Delta):
@@ -123,7 +123,7 @@ class Delivery:
             "completion_patches": sum(choice.patches for choice in self.choices),
         }
 
-    def _echoed(self, choices: Sequence[Choice], at: int, event: Prompted) -> list[Part]:
+    def _echoed(self, choices: Sequence[ChoiceState], at: int, event: Prompted) -> list[ChoicePart]:
         """The scored prompt in front of each choice."""
         prompt = self.work.prompts[at]
         tops = event.top_logprobs or ((),) * len(event.logprobs)
@@ -135,10 +135,10 @@ class Delivery:
         parts = []
         for choice in choices:
             choice.echo = None
-            parts.append(Part(choice.index, choice.text.feed(prompt.data, entries)))
+            parts.append(ChoicePart(choice.index, choice.text.feed(prompt.data, entries)))
         return [part for part in parts if part.piece]
 
-    def _grown(self, choice: Choice, at: int, event: Delta) -> list[Part]:
+    def _grown(self, choice: ChoiceState, at: int, event: Delta) -> list[ChoicePart]:
         chunk = event.chunk
         piece = Piece()
         if choice.echo is not None:
@@ -156,9 +156,9 @@ class Delivery:
             end = [Entry(EOS, chunk.eos_logprob, chunk.eos_top_logprobs)] if scored_end else []
             piece += choice.text.end(end)
             self._end(choice, chunk.finish)
-        return [Part(choice.index, piece, choice.ending)] if piece or choice.ending else []
+        return [ChoicePart(choice.index, piece, choice.ending)] if piece or choice.ending else []
 
-    def _failed(self, choices: Sequence[Choice], event: Failed) -> list[Part]:
+    def _failed(self, choices: Sequence[ChoiceState], event: Failed) -> list[ChoicePart]:
         """A request whose time is over ends with what it has."""
         if event.reason not in ("timeout", "draining") or not any(choice.num_bytes for choice in choices):
             raise failure(event)
@@ -166,14 +166,14 @@ class Delivery:
         for choice in choices:
             if choice.ending is None:
                 self._end(choice, event.reason)
-                parts.append(Part(choice.index, choice.text.end(), choice.ending))
+                parts.append(ChoicePart(choice.index, choice.text.end(), choice.ending))
         return parts
 
-    def _end(self, choice: Choice, ending: Ending) -> None:
+    def _end(self, choice: ChoiceState, ending: Ending) -> None:
         choice.ending = ending
         self._meter.finished(FINISH_REASONS[ending])
 
-    def _time(self, choice: Choice, size: int) -> None:
+    def _time(self, choice: ChoiceState, size: int) -> None:
         if not size:
             return
         now = perf_counter()

@@ -2,24 +2,21 @@
 
 import time
 import traceback
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bltkit.serve.errors import ApiError
+from bltkit.serve.server import Server
 from bltkit.serve.sse import error_response
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import say
-
-if TYPE_CHECKING:
-    from bltkit.serve.app import Server
 
 
 class Gate:
     """Middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, server: "Server") -> None:
+    def __init__(self, app: ASGIApp, server: Server) -> None:
         self.app, self.server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

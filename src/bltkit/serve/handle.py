@@ -43,7 +43,7 @@ State = Literal["loading", "ready", "draining", "ended"]
 GONE = "the process that owns the model has ended"
 
 
-class Stream:
+class EventStream:
     """The events of one request, as an asynchronous iterator that ends behind the last of them.
 
     Whoever leaves it early calls `cancel`; whoever hands bytes on calls `read`, or the sequence pauses.
@@ -62,7 +62,7 @@ class Stream:
         self._events: deque[Prompted | Delta | Failed] = deque()
         self._ended = False
 
-    def __aiter__(self) -> "Stream":
+    def __aiter__(self) -> "EventStream":
         """Itself: a stream is read once."""
         return self
 
@@ -130,7 +130,7 @@ class Engine:
         self.figures = Figures()
         self.waiting, self.waiting_bytes = 0, 0
         """Sequences, and bytes of prompts, that were submitted and are not started."""
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, EventStream] = {}
         self._patches: dict[int, asyncio.Future[PatchedText]] = {}
         self._reports: list[asyncio.Future[Figures]] = []
         self._next_key = 0
@@ -139,7 +139,7 @@ class Engine:
 
     async def start(self) -> ModelInfo:
         """Start the process and wait until the model is loaded. Raises ValueError with one line where it cannot be."""
-        from bltkit.serve.process import main
+        from bltkit.serve.engine_process import main
 
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[ModelInfo] = self._loop.create_future()
@@ -165,11 +165,11 @@ class Engine:
         choices: Sequence[Request] = (),
         prompt_logprobs: int | None = None,
         seconds: float | None = None,
-    ) -> Stream:
+    ) -> EventStream:
         """A new request; see `Submit`. Without choices it is only scored."""
         if not choices and prompt_logprobs is None:
             raise ValueError("choices = []: nothing is asked for; give choices or prompt_logprobs")
-        stream = Stream(self, self._key(), len(choices), len(ids))
+        stream = EventStream(self, self._key(), len(choices), len(ids))
         self._streams[stream.key] = stream
         self._count(stream, 1)
         if self.state == "ended":
@@ -228,7 +228,7 @@ class Engine:
         else:
             self._orders.put(order)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: EventStream) -> None:
         """A stream has ended."""
         if self._streams.pop(stream.key, None) is not None and not stream.started:
             self._count(stream, -1)
@@ -237,7 +237,7 @@ class Engine:
         self._next_key += 1
         return self._next_key
 
-    def _count(self, stream: Stream, sign: int) -> None:
+    def _count(self, stream: EventStream, sign: int) -> None:
         self.waiting += sign * max(1, stream.choices)
         self.waiting_bytes += sign * stream.prompt_bytes
 

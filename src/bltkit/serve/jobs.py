@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from bltkit.generate import Request
 from bltkit.generate.group import Parked
 from bltkit.serve.messages import Submit
-from bltkit.serve.prompts import PromptReader
+from bltkit.serve.prompt_reading import PromptReader
 
 
 @dataclass(eq=False)
-class Choice:
+class JobChoice:
     """One continuation of a request's prompt."""
 
     request: Request
@@ -28,7 +28,7 @@ class Job:
     order: Submit
     arrived: float
     deadline: float | None
-    choices: list[Choice]
+    choices: list[JobChoice]
     due: float = 0.0
     """Prompts are read in the order of these times."""
     prompt: PromptReader | None = None
@@ -38,7 +38,7 @@ class Job:
     def of(cls, order: Submit, now: float) -> "Job":
         """A request that arrives now."""
         deadline = None if order.seconds is None else now + order.seconds
-        return cls(order, now, deadline, [Choice(request) for request in order.choices])
+        return cls(order, now, deadline, [JobChoice(request) for request in order.choices])
 
     @property
     def key(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bltkit.generate import Session
-from bltkit.generate.sampling import Tops
+from bltkit.generate.top_logprobs import Tops
 
 SHARED = 32
 """Fewest ids worth a state of their own."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bltkit.generate.request import MAX_TOPS
-from bltkit.serve.fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
+from bltkit.serve.body_fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
 
 MAX_CHOICES = 128
 """`n`, as OpenAI bounds it."""
@@ -38,7 +38,7 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[Any, Neutral((False,))] = None
 
 
-class Generation(Body):
+class GenerationBody(Body):
     """What completions and chats have in common."""
 
     model: Label = None
@@ -88,7 +88,7 @@ class Generation(Body):
     presence_penalty: Annotated[Any, Neutral((0,))] = None
 
     @model_validator(mode="after")
-    def _agree(self) -> "Generation":
+    def _agree(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: is for streams; leave it out, or set stream to true")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
@@ -112,7 +112,7 @@ class Generation(Body):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
     prompt: Prompts
@@ -146,7 +146,7 @@ class Message(Body):
     annotations: Annotated[Any, Neutral(([],))] = None
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from bltkit.generate import Batch, Chunk, Passes, Session
-from bltkit.generate.group import Parked, Row
-from bltkit.serve.jobs import Choice, Job
+from bltkit.generate import Chunk, Passes, SequenceBatch, Session
+from bltkit.generate.group import ActiveSequence, Parked
+from bltkit.serve.jobs import Job, JobChoice
 
 
 class Running:
@@ -16,7 +16,7 @@ class Running:
 
     def __init__(self, lanes: int, window: int) -> None:
         self.window = window
-        self.batch = Batch(lanes=lanes)
+        self.batch = SequenceBatch(lanes=lanes)
         self._owners: dict[int, tuple[Job, int]] = {}
         """Request and choice of every key of the batch, parked ones included."""
         self._leaving: set[int] = set()
@@ -94,11 +94,11 @@ class Running:
         try:
             rest, parked = self.batch.park([row.key for row in self.batch.rows])
         except Exception:  # the round has moved rows before it failed
-            rest, parked = Batch(lanes=self.batch.lanes, next_key=self.batch.next_key), ()
+            rest, parked = SequenceBatch(lanes=self.batch.lanes, next_key=self.batch.next_key), ()
         faults: dict[int, tuple[Job, Exception]] = {}
         for item in parked:
             try:
-                Batch().resume([item]).step()
+                SequenceBatch().resume([item]).step()
             except Exception as own:
                 job, _ = self._owners[item.key]
                 faults.setdefault(job.key, (job, own))
@@ -110,7 +110,7 @@ class Running:
         self._leaving.clear()  # none of them is in the batch
         return list(faults.values())
 
-    def rows(self, job: Job) -> Iterator[tuple[int, Row]]:
+    def rows(self, job: Job) -> Iterator[tuple[int, ActiveSequence]]:
         """The request's choices that are being generated, as the last round left them."""
         rows = {row.key: row for row in self.batch.rows}
         for index, choice in enumerate(job.choices):
@@ -129,7 +129,7 @@ class Running:
             if choice.parked is not None:
                 yield (job, *lengths_of(choice.parked.session, 0))
 
-    def _choices(self) -> Iterator[tuple[Job, Choice]]:
+    def _choices(self) -> Iterator[tuple[Job, JobChoice]]:
         return ((job, job.choices[index]) for job, index in self._owners.values())
 
     def _park(self) -> None:

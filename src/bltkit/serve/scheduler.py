@@ -37,11 +37,11 @@ from bltkit.serve.messages import (
     Submit,
 )
 from bltkit.serve.pace import FEWEST, Pace
-from bltkit.serve.patches import patched
+from bltkit.serve.patched_texts import patched
 from bltkit.serve.prefixes import PrefixCache
-from bltkit.serve.prompts import PromptReader
+from bltkit.serve.prompt_reading import PromptReader
 from bltkit.serve.running import Running, lengths_of
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import say
 
 PATIENCE = 4

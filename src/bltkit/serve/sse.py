@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from bltkit.serve.answers import Shape
-from bltkit.serve.delivery import Delivery, Part
+from bltkit.serve.byte_text import Piece
+from bltkit.serve.delivery import ChoicePart, Delivery
 from bltkit.serve.errors import ApiError
-from bltkit.serve.text import Piece
 
 PING_SECONDS = 15.0
 """Silence after which a comment is sent, for proxies that close silent connections."""
@@ -134,7 +134,7 @@ class StreamResponse(WatchedResponse):
                 await coming
             await parts.aclose()
 
-    def _events(self, parts: Sequence[Part], begun: set[int]) -> list[bytes]:
+    def _events(self, parts: Sequence[ChoicePart], begun: set[int]) -> list[bytes]:
         events = []
         for part in merged(parts):
             choice = self.delivery.choices[part.index]
@@ -143,15 +143,15 @@ class StreamResponse(WatchedResponse):
         return events
 
 
-def merged(parts: Sequence[Part]) -> list[Part]:
+def merged(parts: Sequence[ChoicePart]) -> list[ChoicePart]:
     """Parts that came together, one for each choice: the later the reader, the larger the events."""
     if len(parts) < 2:
         return list(parts)
-    by_choice: dict[int, list[Part]] = {}
+    by_choice: dict[int, list[ChoicePart]] = {}
     for part in parts:
         by_choice.setdefault(part.index, []).append(part)
     return [
-        Part(index, joined([part.piece for part in several]), several[-1].ending)
+        ChoicePart(index, joined([part.piece for part in several]), several[-1].ending)
         for index, several in by_choice.items()
     ]
 

@@ -2,25 +2,23 @@
 
 import base64
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 
 from bltkit.data.template import ChatTemplate
+from bltkit.serve.byte_text import UNLIKELY
 from bltkit.serve.delivery import failure
 from bltkit.serve.errors import ApiError
 from bltkit.serve.messages import Failed, ModelInfo, Prompted
 from bltkit.serve.protocol import DetokenizeRequest, PatchesRequest, ScoreRequest, TokenizeRequest
-from bltkit.serve.text import UNLIKELY
+from bltkit.serve.server import Server
 from bltkit.serve.tokens import BOS_NAME, EOS_NAME, NAMES, ids_of, jinja_template, text_of_ids
 from bltkit.serve.work import PromptIds, check_choices, sized_prompts
 from bltkit.vocab import BOS, EOS, OFFSET, VOCAB_SIZE, decode
 
-if TYPE_CHECKING:
-    from bltkit.serve.app import Server
 
-
-async def tokenized(server: "Server", body: TokenizeRequest, request: Request) -> dict[str, Any]:
+async def tokenized(server: Server, body: TokenizeRequest, request: Request) -> dict[str, Any]:
     """The ids of a text: its bytes + 4. The name of BOS or EOS, as the whole text, is that id."""
     ids = ids_of(body.prompt)
     if body.add_special_tokens is not False and body.prompt not in NAMES:
@@ -28,7 +26,7 @@ async def tokenized(server: "Server", body: TokenizeRequest, request: Request) -
     return {"tokens": ids, "count": len(ids), "max_model_len": server.info.context}
 
 
-async def detokenized(server: "Server", body: DetokenizeRequest, request: Request) -> dict[str, Any]:
+async def detokenized(server: Server, body: DetokenizeRequest, request: Request) -> dict[str, Any]:
     """The text of ids, and its bytes as base64; special ids have none, unless one stands alone."""
     return {"prompt": text_of_ids(body.tokens), "bytes": base64.b64encode(decode(body.tokens)).decode("ascii")}
 
@@ -49,7 +47,7 @@ def tokenizer_info(info: ModelInfo, template: ChatTemplate | None) -> dict[str, 
     }
 
 
-async def patches(server: "Server", body: PatchesRequest, request: Request) -> dict[str, Any]:
+async def patches(server: Server, body: PatchesRequest, request: Request) -> dict[str, Any]:
     """The patches of a text, as `blt patch --json` tells them."""
     (prompt,) = sized_prompts([body.input], 0, server.info, "input")
     server.check_room(1, prompt.size)
@@ -60,7 +58,7 @@ async def patches(server: "Server", body: PatchesRequest, request: Request) -> d
         raise ApiError(500, str(error), code="internal_error", kind="server_error") from None
 
 
-async def score(server: "Server", body: ScoreRequest, request: Request) -> dict[str, Any]:
+async def score(server: Server, body: ScoreRequest, request: Request) -> dict[str, Any]:
     """Log-probabilities of texts, every byte given BOS and all bytes before it; nothing is generated."""
     check_choices(len(body.input), server.info)
     prompts = sized_prompts(body.input, 0, server.info, "input")

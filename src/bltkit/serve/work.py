@@ -12,10 +12,10 @@ from bltkit.config import nearest
 from bltkit.data.template import ChatTemplate
 from bltkit.generate import STRATEGIES, Request, parse_options
 from bltkit.generate.strategies import ALIASES
+from bltkit.serve.body_fields import strategy_names
 from bltkit.serve.errors import ApiError, invalid
-from bltkit.serve.fields import strategy_names
 from bltkit.serve.messages import ModelInfo
-from bltkit.serve.protocol import DEFAULT_COMPLETION_BYTES, ChatRequest, CompletionRequest, Generation
+from bltkit.serve.protocol import DEFAULT_COMPLETION_BYTES, ChatRequest, CompletionRequest, GenerationBody
 from bltkit.serve.tokens import EOS_NAME
 from bltkit.vocab import BOS, OFFSET, decode, to_bytes
 
@@ -50,7 +50,7 @@ class PromptIds:
 
 
 @dataclass(frozen=True)
-class Work:
+class CompletionWork:
     """What is asked for. Choice i of prompt p is the answer's choice p * n + i."""
 
     prompts: tuple[PromptIds, ...]
@@ -79,7 +79,7 @@ class Work:
         return self.top_logprobs if self.echo and self.logprobs else None
 
 
-def completion_work(body: CompletionRequest, info: ModelInfo) -> Work:
+def completion_work(body: CompletionRequest, info: ModelInfo) -> CompletionWork:
     """A completion. Raises ApiError for what does not fit the model."""
     check_choices(len(body.prompt) * body.choices, info)
     limit = DEFAULT_COMPLETION_BYTES if body.limit is None else body.limit
@@ -89,7 +89,7 @@ def completion_work(body: CompletionRequest, info: ModelInfo) -> Work:
     return _work(body, prompts, [limit] * len(prompts), stops, body.logprobs is not None, top, bool(body.echo))
 
 
-def chat_work(body: ChatRequest, info: ModelInfo, template: ChatTemplate | None) -> Work:
+def chat_work(body: ChatRequest, info: ModelInfo, template: ChatTemplate | None) -> CompletionWork:
     """A chat. Raises ApiError for a model that knows no conversations, and for what does not fit it."""
     if template is None:
         raise ApiError(
@@ -143,14 +143,14 @@ def sized_prompts(
 
 
 def _work(
-    body: Generation,
+    body: GenerationBody,
     prompts: tuple[PromptIds, ...],
     limits: Sequence[int],
     stops: Sequence[str],
     logprobs: bool,
     top: int,
     echo: bool,
-) -> Work:
+) -> CompletionWork:
     seed = secrets.randbelow(_DRAWN) if body.seed is None else body.seed
     options: dict[str, Any] = {name: value for name in _OPTIONS if (value := getattr(body, name)) is not None}
     options |= {
@@ -173,7 +173,7 @@ def _work(
             raise _refused(body, error) from None
         seeded = [first.sampling.replace(seed=seed + i) for i in range(body.choices)]
         requests.append(tuple(replace(first, sampling=sampling) for sampling in seeded))
-    return Work(
+    return CompletionWork(
         prompts,
         tuple(requests),
         echo,
@@ -193,7 +193,7 @@ def _strategy(text: str) -> str:
     return text
 
 
-def _refused(body: Generation, error: ValueError) -> ApiError:
+def _refused(body: GenerationBody, error: ValueError) -> ApiError:
     """The engine's own message names the field; it is passed on where no text of the user's can be in it."""
     if body.strategy is not None and ":" in body.strategy:
         return invalid(

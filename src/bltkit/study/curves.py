@@ -7,8 +7,8 @@ of their dots as well. Each says in its title what it shows.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bltkit.study.evaluation_page.lanes import Axis, axis, symbol
-from bltkit.study.html import Html, tag
+from bltkit.eval.report.lanes import Axis, axis, symbol
+from bltkit.views.html import Html, tag
 
 SERIES = 8
 """Colours and shapes that there are; they repeat from the ninth line on."""

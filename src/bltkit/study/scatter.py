@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bltkit.study.chart import number
-from bltkit.study.pictures import HAIRLINE, INK, MUTED, PAPER
-from bltkit.study.scene import Box, Curve, Dot, Label, Scene, Shape
+from bltkit.views.chart import number
+from bltkit.views.pictures import HAIRLINE, INK, MUTED, PAPER
+from bltkit.views.scene import Box, Curve, Dot, Label, Scene, Shape
 
 Marker = Literal["circle", "square", "diamond", "up", "down", "star"]
 Scale = Literal["log", "linear", "percent"]
@@ -80,7 +80,7 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _ScatterAxis:
     """low .. high, from pixel `start` to `end`."""
 
     scale: Scale
@@ -190,14 +190,14 @@ def _heights(panel: Panel) -> list[float]:
     return [point.y for point in panel.points] + [y for y, _ in panel.levels]
 
 
-def _axis(scale: Scale, values: Sequence[float], start: float, end: float) -> _Axis:
+def _axis(scale: Scale, values: Sequence[float], start: float, end: float) -> _ScatterAxis:
     """With room around the values, and of some length also where they are all the same."""
     low, high = min(values), max(values)
     if scale == "log":
         room = max((high / low) ** 0.08, math.sqrt(1.5 * low / high), 1.05)
-        return _Axis(scale, low / room, high * room, start, end)
+        return _ScatterAxis(scale, low / room, high * room, start, end)
     room = max(0.08 * (high - low), (0.2 * max(abs(high), abs(low), 1e-6) - (high - low)) / 2)
-    return _Axis(scale, low - room, high + room, start, end)
+    return _ScatterAxis(scale, low - room, high + room, start, end)
 
 
 _SHAPES: dict[str, tuple[tuple[float, float], ...]] = {

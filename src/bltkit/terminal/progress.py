@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from bltkit.terminal.characters import visible
+from bltkit.terminal.control_characters import visible
 from bltkit.terminal.streams import console, is_terminal, say
 
 FIRST_SECONDS = 10.0

@@ -2,7 +2,7 @@
 
 A stream may be closed, full, or a pipe that nobody reads any more. A result that cannot be written is an error of the
 command; a message that cannot be written is lost, and the exit status tells. Data is made harmless where a terminal
-shows it (`characters.py`) and passes untouched into pipes and files.
+shows it (`control_characters.py`) and passes untouched into pipes and files.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bltkit.terminal.characters import encodable_json, visible, visible_json
+from bltkit.terminal.control_characters import encodable_json, visible, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console

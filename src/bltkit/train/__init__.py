@@ -13,11 +13,11 @@ from bltkit.train.trainer import train
 __all__ = ["Result", "TrainConfig", "bits_per_byte", "build_model", "read_metrics", "train"]
 
 
-class _CallablePackage(ModuleType):
+class _TrainPackage(ModuleType):
     """`bltkit.train` is the function, and this package too: Python binds that name to it at its first import."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Result:
         return train(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = _TrainPackage

@@ -160,7 +160,7 @@ def shares_weights(ours: Shape, theirs: Shape) -> bool:
     blocks that they were trained to fill in.
 
     What Hugging Face trained knows no documents; rows of several conversations should be told apart all the same.
-    A token model takes the checkpoint's tokenizer along (`vocabulary.py`).
+    A token model takes the checkpoint's tokenizer along (`tokens/vocabulary.py`).
     """
     free = {"document_masks", "diffusion_block", "tokenizer"}
     return ours.model_dump(exclude=free) == theirs.model_dump(exclude=free)

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bltkit.config import Config
+from bltkit.cost.formulas.operations import cell_flops, forward_flops
 from bltkit.data import DataConfig
 from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, TokenConfig
-from bltkit.model.flops import cell_flops, forward_flops
 from bltkit.model.presets import expand_preset
 from bltkit.patching import Rule, parse_rule
 from bltkit.train.adapt import AdaptSection, continue_from
-from bltkit.train.guard import GuardSection
+from bltkit.train.loss_guard import GuardSection
 from bltkit.train.objectives import OBJECTIVES, BlockDiffusion, LearnedBoundary, NextByte, Objective
 from bltkit.train.optim import OptimSection
 

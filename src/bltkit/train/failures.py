@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WORKER = "DataLoader worker"

@@ -23,6 +23,7 @@ from bltkit.checkpoint import (
     load_bundle,
     load_token_model,
     resolve_model,
+    unreadable,
     write_bundle,
     write_token_model,
 )
@@ -31,13 +32,13 @@ from bltkit.model import Blt, BltConfig, BoundaryModel, CnnEntropy, EntropyModel
 from bltkit.model.cross import CrossAttention
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import FeedForward, SelfAttention, Transformer
-from bltkit.model.routed import without_router
+from bltkit.model.learned_boundaries import without_router
 from bltkit.patches import Patches
-from bltkit.patching import Vocabulary
+from bltkit.tokens import Vocabulary
 from bltkit.train.adapt import adapt, merged_state, shares_weights
 from bltkit.train.config import ModelConfig, TrainConfig
 from bltkit.train.ema import WeightAverage
-from bltkit.train.guard import GuardState, judge
+from bltkit.train.loss_guard import GuardState, judge
 from bltkit.train.objectives import LearnedBoundary, Losses
 from bltkit.train.optim import build_optimizer
 from bltkit.train.parallel import TABLES, World, distribute, materialize, named_weights, whole_weights
@@ -48,7 +49,7 @@ TrainedModel = Blt | EntropyModel | BoundaryModel | CnnEntropy | TokenLlama
 
 
 @dataclass(frozen=True)
-class Figures:
+class StepFigures:
     """Of one step, all processes together."""
 
     nats: float
@@ -68,7 +69,7 @@ class Figures:
 
 
 class Counts(NamedTuple):
-    """Of the rows of a step, all processes together; see `Figures`."""
+    """Of the rows of a step, all processes together; see `StepFigures`."""
 
     targets: int
     text_bytes: int
@@ -81,14 +82,14 @@ class Counts(NamedTuple):
         return cls(sum(batch.num_targets for batch in batches), sum(batch.text_bytes for batch in batches), seen)
 
 
-class Evaluation(NamedTuple):
+class HeldOutFigures(NamedTuple):
     """Of held-out rows, all processes together."""
 
     nats: float
     """Of the bytes of text, each as the next byte."""
     num_bytes: int
     parts: tuple[tuple[float, float], ...]
-    """See `Figures`."""
+    """See `StepFigures`."""
 
 
 def build_model(config: ModelConfig) -> TrainedModel:
@@ -190,7 +191,7 @@ class Learner:
     def _gathered_dtype(self) -> torch.dtype | None:
         return None if self.autocast is contextlib.nullcontext else torch.bfloat16
 
-    def step(self, batches: Sequence[Batch], step: int, schedule_steps: int, counts: Counts) -> Figures:
+    def step(self, batches: Sequence[Batch], step: int, schedule_steps: int, counts: Counts) -> StepFigures:
         """One update from the gradients of `batches`, this process's rows.
 
         step: updates before this one. counts: of all processes' rows. Raises FloatingPointError where the guard stops.
@@ -218,7 +219,7 @@ class Learner:
         else:
             self.optimizer.discard()
         pairs = tuple(zip(more[::2], more[1::2], strict=True))
-        return Figures(nats, text_nats, *counts, int(num_patches), norm_value, not allowed, pairs)
+        return StepFigures(nats, text_nats, *counts, int(num_patches), norm_value, not allowed, pairs)
 
     def _merge_rows(self) -> None:
         """Add up the tables' gradient row by row: over many batches it would hold every look-up of all of them."""
@@ -244,7 +245,7 @@ class Learner:
         return self.patcher.patches(batch, self.world.device, self.config.data.row_patches)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, batches: Iterable[Batch]) -> HeldOutFigures:
         """What all processes' batches cost."""
         self.model.eval()
         sums, count = torch.zeros(1 + 2 * len(self.config.objective.parts), dtype=torch.float64), 0
@@ -254,7 +255,7 @@ class Learner:
             sums += torch.stack([losses.text, *parts]).to(sums)
             count += batch.text_bytes
         num_bytes, nats, *more = self.world.sums([count, *sums.tolist()])
-        return Evaluation(nats, int(num_bytes), tuple(zip(more[::2], more[1::2], strict=True)))
+        return HeldOutFigures(nats, int(num_bytes), tuple(zip(more[::2], more[1::2], strict=True)))
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
         """A block in which the model has the weights that are exported: their moving average, where one is kept."""
@@ -264,6 +265,15 @@ class Learner:
         """All weights to export on the CPU of the main process, adapters merged into what they adapt."""
         with self.exported():
             return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
+
+    def unreadable(self) -> str | None:
+        """The part of a BLT that keeps transformers from loading what is exported, as a noun; None for other models."""
+        with torch.device("meta"):
+            model = build_trained(self.config)
+        if not isinstance(model, Blt):
+            return None
+        patcher = self.patcher.of(model)
+        return unreadable(Bundle(without_router(model), patcher.scorer, patcher.rule))
 
     def write(
         self,

@@ -1,4 +1,4 @@
-"""What a run tells: a line of JSON per report in metrics.jsonl, a progress bar on a terminal, and `sinks.py`."""
+"""What a run tells: a line of JSON per report in metrics.jsonl, a progress bar on a terminal, and `loggers.py`."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from bltkit.checkpoint import write_atomic
 from bltkit.files import parse_json
 from bltkit.terminal import streams
 from bltkit.terminal.progress import Progress
-from bltkit.train.sinks import Sink, open_sinks
+from bltkit.train.loggers import Sink, open_sinks
 
 if TYPE_CHECKING:
     from bltkit.train.config import TrainConfig
-    from bltkit.train.learner import Figures
+    from bltkit.train.learner import StepFigures
 
 METRICS = "metrics.jsonl"
 BROKEN = "metrics.jsonl.broken"
@@ -50,7 +50,7 @@ class Tally:
     """Of `seen_bytes` those of this process's time."""
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, figures: "Figures", parts: Sequence[str]) -> None:
+    def add(self, figures: "StepFigures", parts: Sequence[str]) -> None:
         """Count one step in. parts: the names of its parts."""
         self.nats += figures.nats
         self.text_nats += figures.text_nats

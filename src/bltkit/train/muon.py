@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bltkit.model.cross import CrossAttention
+from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import FeedForward, SelfAttention
-from bltkit.model.products import Linear
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration; they maximise its slope at zero."""

@@ -1,9 +1,9 @@
 """The optimizer as the trainer sees it (BLT 4.7): clip the step's whole gradient, look at its norm, update.
 
 Dense weights, FSDP's shards among them, go through torch's fused AdamW, or the matrices among them through Muon
-(`muon.py`); the n-gram tables, whose gradients are sparse, are updated row by row (`rows.py`). State has names, not
-numbers: `PARAMETER|moment`, so that a checkpoint can be read by any number of processes and by a run that trains other
-parts of the model.
+(`muon.py`); the n-gram tables, whose gradients are sparse, are updated row by row (`sparse_adamw.py`). State has names,
+not numbers: `PARAMETER|moment`, so that a checkpoint can be read by any number of processes and by a run that trains
+other parts of the model.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from bltkit.config import Config
 from bltkit.model.embed import NgramEmbedding
 from bltkit.train.muon import Muon, matrices_of
-from bltkit.train.rows import RowAdamW
 from bltkit.train.schedules import CosineSchedule, Schedule
+from bltkit.train.sparse_adamw import RowAdamW
 
 LATENT = "latent."
 """What the names of the global transformer's weights begin with."""
@@ -62,8 +62,8 @@ class OptimSection(Config):
     decay: Literal["all", "matrices"] = "all"
     """What decays: `all`, as in the released models, or `matrices`: neither norms nor embeddings (tables included)."""
     tables: Literal["rows", "dense"] = "rows"
-    """How the n-gram tables are updated: only the rows that a step looked up (`rows.py`), or all of them in every step,
-    which costs time and memory in proportion to the tables."""
+    """How the n-gram tables are updated: only the rows that a step looked up (`sparse_adamw.py`), or all of them in
+    every step, which costs time and memory in proportion to the tables."""
     clip: PositiveFloat = 1.0
     """Largest 2-norm of the gradient of a whole step."""
     schedule: Schedule = CosineSchedule()

@@ -2,8 +2,8 @@
 
 Parallelism is put on a model from outside; no module knows of it. Dense weights are sharded by FSDP2 (each transformer
 layer a unit of its own, the rest of the model another), over all processes or, as HSDP, over groups that each hold a
-copy. The n-gram tables are sharded by rows over all processes and never gathered (`tables.py`). One process needs none
-of this and gets none.
+copy. The n-gram tables are sharded by rows over all processes and never gathered (`sharded_tables.py`). One process
+needs none of this and gets none.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from bltkit import compute
 from bltkit.model import Blt
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.layers import Transformer
-from bltkit.train.tables import RowShards, ShardedEmbedding, shard_tables
+from bltkit.train.sharded_tables import RowShards, ShardedEmbedding, shard_tables
 
 T = TypeVar("T")
 

@@ -45,7 +45,7 @@ WEIGHT, _MOMENT, _AVERAGE = "model.", "optim.", "ema."
 
 
 @dataclass(frozen=True)
-class Position:
+class RunPosition:
     """Where a run stands: everything besides weights and the optimizer's moments that the next step depends on."""
 
     step: int
@@ -93,7 +93,7 @@ class Saver:
         self,
         directory: Path,
         state: Mapping[str, Tensor],
-        position: Position,
+        position: RunPosition,
         beside: Callable[[], None],
         done: Callable[[], None],
     ) -> None:
@@ -150,7 +150,7 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
 
 
-def read_position(checkpoint: Path) -> Position:
+def read_position(checkpoint: Path) -> RunPosition:
     """The position of a checkpoint, compared with its checksum where it has one.
 
     Raises ValueError for one that is damaged, or that this version cannot read.
@@ -165,7 +165,7 @@ def read_position(checkpoint: Path) -> Position:
         version = content.pop("format", 1)
         if not isinstance(version, int) or version > FORMAT:
             raise ValueError(f"{POSITION} has format {version}, this version reads up to {FORMAT}: update bltkit")
-        position = Position(**content)
+        position = RunPosition(**content)
         if type(position.step) is not int:
             raise TypeError(f"{POSITION}: step = {position.step!r}")
     except (DamagedCheckpointError, PermissionError):
@@ -205,7 +205,7 @@ def verify(checkpoint: Path, run: str | None = None) -> bool:
 
 def restore(
     checkpoint: Path, model: nn.Module, optimizer: Optimizer, world: World, average: WeightAverage | None = None
-) -> Position:
+) -> RunPosition:
     """Load weights, moments and their average, whatever number of processes wrote them, and return the position.
 
     Averages that the checkpoint does not hold begin with its weights.

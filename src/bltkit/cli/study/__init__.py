@@ -13,7 +13,7 @@ from bltkit.cli.verb import Verb, Verbs
 
 STUDIES = {
     "fast-decoding": "bltkit.cli.study.fast_decoding:fast_decoding",
-    "entropy": "bltkit.cli.study.entropy:entropy",
+    "entropy": "bltkit.cli.study.entropy_quality:entropy",
     "evaluations": "bltkit.cli.study.evaluations:evaluations",
     "robustness": "bltkit.cli.study.robustness:robustness",
     "scaling": "bltkit.cli.study.scaling:scaling",

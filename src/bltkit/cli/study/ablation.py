@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report, show
+from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report, show
 from bltkit.cli.terminal import Json, lists, progress_bar, say
 
 MAX_SEEDS = 1000
@@ -85,9 +85,9 @@ def ablation(
 
 def _run(ablation: Any, fields: dict[str, Any], out: Path, only: list[str], as_json: bool) -> None:
     from bltkit.config import parse
-    from bltkit.study.ablation import Settings, run
+    from bltkit.study.ablation import AblationSettings, run
 
-    settings: Settings = parse(Settings, fields, "study ablation")
+    settings: AblationSettings = parse(AblationSettings, fields, "study ablation")
     with progress_bar(ablation.name) as progress:
         run(ablation, settings, out, circumstances(), only=only, progress=progress, say=say)
     _report(measured(out), out, as_json)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, only_report, show
+from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Json, print_text, progress_bar
 
 if TYPE_CHECKING:

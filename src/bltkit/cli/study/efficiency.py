@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, circumstances, measured, only_report, show
+from bltkit.cli.study.study_options import Out, Report, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Device, Json, progress_bar, say, threads_option
 
 FIELDS = {
@@ -69,9 +69,9 @@ def _measure(fields: dict[str, Any], out: Path, device: str, threads: int) -> li
     from bltkit.bench.timing import threads_of
     from bltkit.compute import device_of
     from bltkit.config import parse
-    from bltkit.study.efficiency import Plan, run
+    from bltkit.study.efficiency import EfficiencyPlan, run
 
-    plan: Plan = parse(Plan, fields, "study efficiency")
+    plan: EfficiencyPlan = parse(EfficiencyPlan, fields, "study efficiency")
     place = device_of(device, "--device")
     if place.type != "cpu":
         say(f"device: {place}")

@@ -22,7 +22,7 @@ def evaluations(
     as_json: Json = False,
 ) -> None:
     """One HTML page: of one evaluation, or of several with their differences to the first."""
-    from bltkit.study.evaluation_page import write_comparison, write_page
+    from bltkit.eval.report import write_comparison, write_page
 
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a page's name ends in .html")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Out, Report, Threads, circumstances, measured, named, only_report
+from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report
 from bltkit.cli.terminal import Json, lists, print_json, print_text, progress_bar, say
 
 NOISES = ("antspeak", "drop", "randomcase", "repeat", "uppercase")
@@ -80,10 +80,10 @@ def _measure(
     import torch
 
     from bltkit.config import parse
-    from bltkit.eval.place import Place
-    from bltkit.study.robustness import Plan, run
+    from bltkit.eval.dataset_source import Place
+    from bltkit.study.robustness import RobustnessPlan, run
 
-    plan: Plan = parse(Plan, fields, "study robustness")
+    plan: RobustnessPlan = parse(RobustnessPlan, fields, "study robustness")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar("robustness") as progress:

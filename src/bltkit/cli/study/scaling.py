@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.options import Report, circumstances, measured, only_report, show
+from bltkit.cli.study.study_options import Report, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Json, print_json, print_text, progress_bar, say
 
 if TYPE_CHECKING:
-    from bltkit.study.scaling import Plan
+    from bltkit.study.scaling import ScalingPlan
 
 
 def scaling(
@@ -89,7 +89,7 @@ def _needed(out: Path | None) -> Path:
     return out
 
 
-def _cost(plan: "Plan", only: list[str], rate: float | None, as_json: bool) -> None:
+def _cost(plan: "ScalingPlan", only: list[str], rate: float | None, as_json: bool) -> None:
     from bltkit.study.scaling import cost_of
 
     found = cost_of(plan, plan.chosen(only), None if rate is None else rate * 1e9)
@@ -99,7 +99,7 @@ def _cost(plan: "Plan", only: list[str], rate: float | None, as_json: bool) -> N
         print_text(found.summary())
 
 
-def _measure(plan: "Plan", out: Path, only: list[str], minutes: float | None, rates: bool) -> None:
+def _measure(plan: "ScalingPlan", out: Path, only: list[str], minutes: float | None, rates: bool) -> None:
     from bltkit.study.scaling import measure_rates, run
 
     with progress_bar("scaling") as progress:

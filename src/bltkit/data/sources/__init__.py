@@ -15,14 +15,14 @@ from bltkit.config import parse, parse_value
 from bltkit.data.sources.annotated import AnnotatedSource
 from bltkit.data.sources.binary import BinarySource
 from bltkit.data.sources.chat import ChatSource, chat_template
-from bltkit.data.sources.hub import HubSource
+from bltkit.data.sources.hub_datasets import HubSource
 from bltkit.data.sources.jsonl import JsonlSource
 from bltkit.data.sources.parquet import ParquetSource
+from bltkit.data.sources.plain_text import TextSource
 from bltkit.data.sources.prompts import PromptSource
 from bltkit.data.sources.source import Document, Fault, Faults, Input, SourceConfig, read
 from bltkit.data.sources.stdlib import StdlibSource
-from bltkit.data.sources.text import TextSource
-from bltkit.data.sources.texts import Texts
+from bltkit.data.sources.text_sequence import Texts
 from bltkit.files.compressed import SUFFIXES
 from bltkit.registry import Registry
 
@@ -86,10 +86,10 @@ def _from_string(value: Any) -> Any:
 SOURCES = Registry(
     "data source",
     SourceConfig,
-    "bltkit.data.sources.text:TextSource",
+    "bltkit.data.sources.plain_text:TextSource",
     "bltkit.data.sources.jsonl:JsonlSource",
     "bltkit.data.sources.parquet:ParquetSource",
-    "bltkit.data.sources.hub:HubSource",
+    "bltkit.data.sources.hub_datasets:HubSource",
     "bltkit.data.sources.binary:BinarySource",
     "bltkit.data.sources.stdlib:StdlibSource",
     "bltkit.data.sources.annotated:AnnotatedSource",

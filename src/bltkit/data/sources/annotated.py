@@ -1,6 +1,6 @@
 """Annotated shards as a source: documents that bring their patches along, so that training runs no entropy model.
 
-Written by `blt annotate` (see `bltkit.data.shards`). Another rule than the stored one is applied to the stored
+Written by `blt annotate` (see `bltkit.data.sources.shards`). Another rule than the stored one is applied to the stored
 entropies; where the stored ones are fp16, only one that their rounding cannot change.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator
 
-from bltkit.data.shards import (
+from bltkit.data.sources.shards import (
     MANIFEST,
     AnnotatedDocument,
     Cut,

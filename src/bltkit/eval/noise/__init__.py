@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 from bltkit.config import nearest, parse, parse_value
 from bltkit.eval.noise.noise import Damage, Noise
-from bltkit.eval.noise.paired import Paired, read_pairs
+from bltkit.eval.noise.noise_pairs import Paired, read_pairs
 from bltkit.registry import Registry
 
 __all__ = [
@@ -29,17 +29,17 @@ def _usual(kind: type[Damage]) -> str:
 NOISES = Registry(
     "noise",
     Damage,
-    "bltkit.eval.noise.characters:AntSpeak",
-    "bltkit.eval.noise.characters:Drop",
-    "bltkit.eval.noise.characters:RandomCase",
-    "bltkit.eval.noise.characters:Repeat",
-    "bltkit.eval.noise.characters:UpperCase",
-    "bltkit.eval.noise.looks:Ocr",
-    "bltkit.eval.noise.keys:Keyboard",
-    "bltkit.eval.noise.looks:Diacritics",
-    "bltkit.eval.noise.looks:Homoglyphs",
-    "bltkit.eval.noise.keys:Whitespace",
-    "bltkit.eval.noise.speech:Transcript",
+    "bltkit.eval.noise.paper_noise:AntSpeak",
+    "bltkit.eval.noise.paper_noise:Drop",
+    "bltkit.eval.noise.paper_noise:RandomCase",
+    "bltkit.eval.noise.paper_noise:Repeat",
+    "bltkit.eval.noise.paper_noise:UpperCase",
+    "bltkit.eval.noise.visual_noise:Ocr",
+    "bltkit.eval.noise.typo_noise:Keyboard",
+    "bltkit.eval.noise.visual_noise:Diacritics",
+    "bltkit.eval.noise.visual_noise:Homoglyphs",
+    "bltkit.eval.noise.typo_noise:Whitespace",
+    "bltkit.eval.noise.asr_noise:Transcript",
     "bltkit.eval.noise.social:Social",
     example=_usual,
 )

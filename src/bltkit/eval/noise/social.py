@@ -1,231 +1,12 @@
-"""Noise of social media: sooo long words, u for you, emoji, #hashtags. The tables are our own."""
+"""Noise of social media: sooo long words, u for you, emoji, #hashtags."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import ClassVar, Literal
 
 from bltkit.eval.noise.noise import Damage, Draw, pick, split
-
-ABBREVIATIONS: Mapping[str, tuple[str, ...]] = {
-    # Phrases; the longest one that matches is taken.
-    "as far as i know": ("afaik",),
-    "as soon as possible": ("asap",),
-    "be right back": ("brb",),
-    "by the way": ("btw",),
-    "for what it's worth": ("fwiw",),
-    "for your information": ("fyi",),
-    "if i recall correctly": ("iirc",),
-    "in my opinion": ("imo",),
-    "in my humble opinion": ("imho",),
-    "in real life": ("irl",),
-    "just kidding": ("jk",),
-    "let me know": ("lmk",),
-    "no problem": ("np",),
-    "of course": ("ofc",),
-    "oh my god": ("omg",),
-    "on my way": ("omw",),
-    "right now": ("rn",),
-    "see you": ("cu", "cya"),
-    "talk to you later": ("ttyl",),
-    "thank you": ("ty", "thx"),
-    "to be honest": ("tbh",),
-    "what the hell": ("wth",),
-    "i do not know": ("idk",),
-    "i don't know": ("idk", "dunno"),
-    "i do not care": ("idc",),
-    "i don't care": ("idc",),
-    "i love you": ("ily",),
-    "going to": ("gonna", "gna"),
-    "want to": ("wanna",),
-    "got to": ("gotta",),
-    "have to": ("hafta", "gotta"),
-    "give me": ("gimme",),
-    "let me": ("lemme",),
-    "kind of": ("kinda",),
-    "sort of": ("sorta",),
-    "out of": ("outta",),
-    "a lot": ("alot", "lots"),
-    "at the moment": ("atm",),
-    "never mind": ("nvm",),
-    "good night": ("gn", "g'nite"),
-    "i am": ("im",),
-    "you all": ("yall",),
-    # Words.
-    "about": ("abt", "bout"),
-    "account": ("acct",),
-    "actually": ("actly",),
-    "afternoon": ("aftn",),
-    "again": ("agn",),
-    "always": ("alwys",),
-    "and": ("n", "&"),
-    "are": ("r",),
-    "at": ("@",),
-    "ate": ("8",),
-    "awesome": ("awsm",),
-    "be": ("b",),
-    "because": ("bc", "cuz", "cos", "bcuz"),
-    "been": ("bn",),
-    "before": ("b4",),
-    "birthday": ("bday",),
-    "boyfriend": ("bf",),
-    "brother": ("bro",),
-    "but": ("bt",),
-    "can't": ("cant",),
-    "cannot": ("cant",),
-    "congratulations": ("congrats", "grats"),
-    "could": ("cud",),
-    "crazy": ("cray",),
-    "definitely": ("def", "defo"),
-    "didn't": ("didnt",),
-    "doesn't": ("doesnt",),
-    "don't": ("dont",),
-    "enough": ("enuf",),
-    "especially": ("esp",),
-    "everyone": ("every1",),
-    "everything": ("evrything",),
-    "facebook": ("fb",),
-    "family": ("fam",),
-    "favorite": ("fav", "fave"),
-    "favourite": ("fav", "fave"),
-    "following": ("ff",),
-    "for": ("4",),
-    "forever": ("4ever", "4eva"),
-    "friend": ("frnd", "buddy"),
-    "from": ("frm",),
-    "girl": ("gurl",),
-    "girlfriend": ("gf",),
-    "good": ("gd", "gud"),
-    "gorgeous": ("gorg",),
-    "great": ("gr8",),
-    "happy": ("hapy",),
-    "hate": ("h8",),
-    "have": ("hv", "hav"),
-    "here": ("hr",),
-    "hilarious": ("hilar",),
-    "hours": ("hrs",),
-    "hour": ("hr",),
-    "i'm": ("im",),
-    "i'll": ("ill",),
-    "i've": ("ive",),
-    "important": ("impt",),
-    "information": ("info",),
-    "instagram": ("insta", "ig"),
-    "isn't": ("isnt",),
-    "it's": ("its",),
-    "just": ("jst",),
-    "know": ("kno",),
-    "later": ("l8r", "l8er"),
-    "laughing": ("lol", "lmao"),
-    "little": ("lil",),
-    "love": ("luv", "<3"),
-    "lovely": ("luvly",),
-    "mate": ("m8",),
-    "maybe": ("mayb",),
-    "message": ("msg", "dm"),
-    "messages": ("msgs", "dms"),
-    "minute": ("min",),
-    "minutes": ("mins",),
-    "moment": ("mo",),
-    "months": ("mths",),
-    "morning": ("mornin", "am"),
-    "myself": ("myslf",),
-    "never": ("nvr",),
-    "night": ("nite",),
-    "nothing": ("nuthin", "nthn"),
-    "now": ("nw",),
-    "obviously": ("obvs",),
-    "of": ("o",),
-    "okay": ("ok", "k"),
-    "one": ("1",),
-    "opinion": ("op",),
-    "original": ("og",),
-    "outfit": ("fit",),
-    "people": ("ppl",),
-    "perfect": ("perf",),
-    "person": ("prsn",),
-    "phone": ("fone",),
-    "photo": ("pic",),
-    "photos": ("pics",),
-    "picture": ("pic",),
-    "pictures": ("pics",),
-    "please": ("pls", "plz"),
-    "pretty": ("prty",),
-    "probably": ("prob", "prolly"),
-    "problem": ("prob",),
-    "question": ("q",),
-    "quick": ("qk",),
-    "really": ("rly", "srsly"),
-    "ridiculous": ("ridic",),
-    "right": ("rite",),
-    "said": ("sed",),
-    "say": ("sa",),
-    "school": ("skool",),
-    "seconds": ("secs",),
-    "see": ("c",),
-    "seriously": ("srsly", "fr"),
-    "should": ("shud",),
-    "sister": ("sis",),
-    "someone": ("some1",),
-    "something": ("smth", "sth"),
-    "sorry": ("sry", "soz"),
-    "text": ("txt",),
-    "thanks": ("thx", "tx", "thnx"),
-    "that": ("dat", "tht"),
-    "that's": ("thats",),
-    "the": ("da", "teh"),
-    "them": ("em",),
-    "then": ("thn",),
-    "there": ("ther",),
-    "they": ("dey",),
-    "they're": ("theyre",),
-    "thing": ("thng",),
-    "this": ("dis", "ths"),
-    "though": ("tho",),
-    "through": ("thru",),
-    "to": ("2",),
-    "today": ("2day", "tdy"),
-    "together": ("2gether", "tgthr"),
-    "tomorrow": ("tmrw", "tmr", "2moro"),
-    "tonight": ("2nite", "tnite"),
-    "too": ("2",),
-    "totally": ("totes",),
-    "twitter": ("twtr",),
-    "two": ("2",),
-    "until": ("til",),
-    "very": ("v", "vry"),
-    "video": ("vid",),
-    "videos": ("vids",),
-    "wait": ("w8",),
-    "waiting": ("w8ing",),
-    "was": ("wz", "wuz"),
-    "wasn't": ("wasnt",),
-    "week": ("wk",),
-    "weekend": ("wknd",),
-    "welcome": ("wlcm",),
-    "well": ("wel",),
-    "what": ("wat", "wut"),
-    "what's": ("whats", "wassup"),
-    "when": ("wen",),
-    "where": ("wher",),
-    "whatever": ("whatevs", "wtv"),
-    "why": ("y",),
-    "will": ("wil",),
-    "with": ("w/", "wit"),
-    "without": ("w/o",),
-    "won't": ("wont",),
-    "work": ("wrk",),
-    "would": ("wud",),
-    "wouldn't": ("wouldnt",),
-    "year": ("yr",),
-    "years": ("yrs",),
-    "yes": ("yea", "yup", "yas"),
-    "yesterday": ("ystrdy",),
-    "you": ("u", "ya"),
-    "you're": ("ur", "youre"),
-    "your": ("ur", "yr"),
-    "yours": ("urs",),
-}
-"""What is written in full -> how it is abbreviated."""
+from bltkit.eval.noise.noise_tables import table
 
 EMOJI = ("😂", "😭", "❤️", "🔥", "🙏", "😍", "💀", "👀", "✨", "🙌", "😊", "🤔", "🥺", "💯", "👍", "🎉")
 
@@ -241,8 +22,15 @@ LONGEST = 5
 """Words of the longest phrase in the table."""
 
 
+@cache
+def abbreviations() -> Mapping[str, Sequence[str]]:
+    """Words and phrases in full -> how they are abbreviated (`data/abbreviations.json`)."""
+    short: Mapping[str, Sequence[str]] = table("abbreviations")
+    return short
+
+
 class Social(Damage):
-    """As on social media: abbreviations (`ABBREVIATIONS`), letters drawn out, #hashtags, emoji, no capitals.
+    """As on social media: abbreviations (`data/abbreviations.json`), letters drawn out, #hashtags, emoji, no capitals.
 
     intensity: share of the words, and of the phrases in the table, that one of these is done to. White space stays.
     """
@@ -260,7 +48,7 @@ def _units(text: str) -> Iterator[str]:
     at = 0
     while at < len(pieces):
         sizes = range(2 * LONGEST - 1, 1, -2) if not pieces[at].isspace() else ()
-        size = next((size for size in sizes if _plain("".join(pieces[at : at + size])) in ABBREVIATIONS), 1)
+        size = next((size for size in sizes if _plain("".join(pieces[at : at + size])) in abbreviations()), 1)
         yield "".join(pieces[at : at + size])
         at += size
 
@@ -283,10 +71,10 @@ def _posted(unit: str, number: float) -> str:
         return unit
     if not core:
         return unit + unit[-1] * (1 + int(number * 4))
-    if (plain := _plain(unit)) in ABBREVIATIONS:
+    if (plain := _plain(unit)) in abbreviations():
         abbreviated, number = split(number, ABBREVIATED)
         if abbreviated:
-            return before + pick(ABBREVIATIONS[plain], number) + behind
+            return before + pick(abbreviations()[plain], number) + behind
     longer, number = split(number, ELONGATED)
     if longer and (drawn_out := _elongated(core, 2 + int(number * 4))) != core:
         return before + drawn_out + behind

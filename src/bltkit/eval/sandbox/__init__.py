@@ -1,6 +1,6 @@
 """Runs programs that a model wrote where they can do no harm: in new namespaces, with limits, or not at all."""
 
-from bltkit.eval.sandbox.limits import Limits, Outcome
 from bltkit.eval.sandbox.sandbox import Sandbox
+from bltkit.eval.sandbox.sandbox_limits import ProgramOutcome, SandboxLimits
 
-__all__ = ["Limits", "Outcome", "Sandbox"]
+__all__ = ["ProgramOutcome", "Sandbox", "SandboxLimits"]

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bltkit.eval.sandbox.limits import Limits
+from bltkit.eval.sandbox.sandbox_limits import SandboxLimits
 
 GRACE = 10.0
 """Seconds that building and ending a run may take beyond its wall time."""
@@ -60,7 +60,7 @@ class _Ear:
         return self.tail.decode("utf-8", "replace")
 
 
-def attend(limits: Limits, message: bytes) -> Heard:
+def attend(limits: SandboxLimits, message: bytes) -> Heard:
     """Run to the end a launcher whose driver reads `message`."""
     life, keep = os.pipe()
     status, say = os.pipe()
@@ -105,7 +105,7 @@ def attend(limits: Limits, message: bytes) -> Heard:
     )
 
 
-def _start(limits: Limits, inner: dict[str, int]) -> "subprocess.Popen[bytes]":
+def _start(limits: SandboxLimits, inner: dict[str, int]) -> "subprocess.Popen[bytes]":
     numbers = inner | {
         "cpu_seconds": limits.cpu_seconds,
         "wall_milliseconds": limits.wall_seconds * 1000,
@@ -132,7 +132,7 @@ def _start(limits: Limits, inner: dict[str, int]) -> "subprocess.Popen[bytes]":
     )
 
 
-def _listen(process: "subprocess.Popen[bytes]", message: bytes, ears: dict[str, _Ear], limits: Limits) -> None:
+def _listen(process: "subprocess.Popen[bytes]", message: bytes, ears: dict[str, _Ear], limits: SandboxLimits) -> None:
     """Until the launcher closes `status`, too much was written, or time is over."""
     end = time.monotonic() + limits.wall_seconds + GRACE
     rest = memoryview(message)
@@ -160,5 +160,5 @@ def _listen(process: "subprocess.Popen[bytes]", message: bytes, ears: dict[str, 
                     stdin.close()
 
 
-def _flooded(ears: dict[str, _Ear], limits: Limits) -> bool:
+def _flooded(ears: dict[str, _Ear], limits: SandboxLimits) -> bool:
     return sum(ear.amount for ear in ears.values()) > limits.output_bytes

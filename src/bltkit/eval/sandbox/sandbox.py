@@ -21,8 +21,8 @@ from pathlib import Path
 
 from bltkit.compute import check_threads
 from bltkit.eval.sandbox.inside import syscalls
-from bltkit.eval.sandbox.limits import Limits, Outcome
 from bltkit.eval.sandbox.run import Heard, attend
+from bltkit.eval.sandbox.sandbox_limits import ProgramOutcome, SandboxLimits
 
 KERNEL = (5, 14)
 """The first whose limit on processes counts within a user namespace, not over all of a user's processes."""
@@ -41,22 +41,22 @@ SETTINGS = {
 class Sandbox:
     """Where programs run. Made by `open`, which tries it."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: SandboxLimits = field(default_factory=SandboxLimits)
 
     @classmethod
-    def open(cls, limits: Limits | None = None) -> "Sandbox":
+    def open(cls, limits: SandboxLimits | None = None) -> "Sandbox":
         """A sandbox that was tried: a harmless program has looked at its protection from inside.
 
         Raises ValueError, in one line, with the kernel's reason and the remedy.
         """
-        sandbox = cls(limits or Limits())
+        sandbox = cls(limits or SandboxLimits())
         look = Path(__file__).with_name("inside") / "look.py"
         outcome = sandbox.run(look.read_text(encoding="utf-8"), f"look({sandbox.limits.processes})")
         if not outcome.passed:
             raise _refusal(f"a trial run failed ({outcome.reason})")
         return sandbox
 
-    def run(self, code: str, tests: str = "") -> Outcome:
+    def run(self, code: str, tests: str = "") -> ProgramOutcome:
         """Executes `code` and then `tests`, in the same module, with nothing on standard input.
 
         Each is compiled for itself, so that code which ends in an open bracket or string cannot swallow its tests.
@@ -70,7 +70,7 @@ class Sandbox:
         heard = attend(self.limits, head + b"\n" + b"".join(parts))
         return _outcome(heard, token, self.limits)
 
-    def run_all(self, programs: Sequence[tuple[str, str]], workers: int | None = None) -> list[Outcome]:
+    def run_all(self, programs: Sequence[tuple[str, str]], workers: int | None = None) -> list[ProgramOutcome]:
         """Outcomes of (code, tests), in their order; `workers` at a time, by default one a processor."""
         if not programs:
             return []
@@ -80,7 +80,7 @@ class Sandbox:
             return list(pool.map(lambda program: self.run(*program), programs))
 
 
-def _outcome(heard: Heard, token: bytes, limits: Limits) -> Outcome:
+def _outcome(heard: Heard, token: bytes, limits: SandboxLimits) -> ProgramOutcome:
     lines = [line.split("\t") for line in heard.status.splitlines()]
     for kind, *rest in lines:
         if kind == "refused":
@@ -92,9 +92,9 @@ def _outcome(heard: Heard, token: bytes, limits: Limits) -> Outcome:
     ended = next((rest for kind, *rest in lines if kind == "ended"), None)
     stdout, stderr = heard.stdout, heard.stderr
 
-    def failed(reason: str, status: int | None = None, timed_out: bool = False) -> Outcome:
+    def failed(reason: str, status: int | None = None, timed_out: bool = False) -> ProgramOutcome:
         line = "".join(one if one.isprintable() else "?" for one in " ".join(reason.split()))
-        return Outcome(False, status, timed_out, line, stdout, stderr)
+        return ProgramOutcome(False, status, timed_out, line, stdout, stderr)
 
     if heard.flooded:
         return failed(f"wrote more than {limits.output_bytes} bytes")
@@ -108,7 +108,7 @@ def _outcome(heard: Heard, token: bytes, limits: Limits) -> Outcome:
     if why == "memory":
         return failed(f"used more than {limits.memory_bytes} bytes of memory")
     if why == "itself" and status == 0 and heard.result == token:
-        return Outcome(True, 0, False, "", stdout, stderr)
+        return ProgramOutcome(True, 0, False, "", stdout, stderr)
     if heard.result.startswith(b"raised "):
         return failed(heard.result.decode("utf-8", "replace"), status)
     return failed(f"ended before its end, with status {status}", status)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bltkit.checkpoint import Bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
-from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
+from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import byte_scores, predictive_rule, window_shape
-from bltkit.eval.subjects.prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
+from bltkit.eval.subjects.shared_prefixes import ROOT, WORTHWHILE, Tree, Visit, walk
 from bltkit.eval.subjects.subject import ContextWindow
-from bltkit.generate import Autoregressive, Batch, Chunk, Sampling, Session, Strategy
+from bltkit.generate import Autoregressive, Chunk, Sampling, SequenceBatch, Session, Strategy
 from bltkit.generate import Request as EngineRequest
-from bltkit.generate.loading import open_bundle
+from bltkit.generate.open_bundle import open_bundle
 from bltkit.generate.scoring import all_logprobs
 from bltkit.model.quantize import form_of
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
@@ -100,7 +100,7 @@ class ByteModel:
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """See `Subject.answers`."""
         yield from self._scored(_only(Likelihood, requests))
-        yield from self._written(_only(Generation, requests))
+        yield from self._written(_only(Continuation, requests))
         for at, request in _only(Compression, requests):
             shape = window_shape({}, self.context, None)
             found = byte_scores(self.bundle, request.text, *shape, batch_bytes=self.batch_bytes)
@@ -127,14 +127,14 @@ class ByteModel:
                         cut = len(request.context) - len(contexts[target.request])
                         yield at, Scored(logprobs[target.request], greedy[target.request], cut)
 
-    def _written(self, asked: Sequence[tuple[int, Generation]]) -> Iterator[tuple[int, Written]]:
+    def _written(self, asked: Sequence[tuple[int, Continuation]]) -> Iterator[tuple[int, Written]]:
         if not asked:
             return
         rooms = [max(self.context - request.max_bytes, self.context // 2) for _, request in asked]
         contexts = [_right(request.context, room) for (_, request), room in zip(asked, rooms, strict=True)]
-        batch, owners, parts = Batch(), dict[int, int](), dict[int, list[Chunk]]()
+        batch, owners, parts = SequenceBatch(), dict[int, int](), dict[int, list[Chunk]]()
 
-        def step(batch: Batch) -> tuple[Batch, list[tuple[int, Written]]]:
+        def step(batch: SequenceBatch) -> tuple[SequenceBatch, list[tuple[int, Written]]]:
             batch, chunks = batch.step()
             done = []
             for key, chunk in chunks:
@@ -157,7 +157,7 @@ class ByteModel:
             batch, done = step(batch)
             yield from done
 
-    def _request(self, asked: Generation) -> EngineRequest:
+    def _request(self, asked: Continuation) -> EngineRequest:
         sampling = Sampling(temperature=asked.temperature, seed=asked.seed)
         return EngineRequest(sampling, asked.max_bytes, asked.stop, strategy=self.strategy)
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from bltkit.checkpoint import resolve_model
 from bltkit.checkpoint.fingerprint import CHECKPOINT, fingerprint
-from bltkit.eval.requests import Answer, Coded, Compression, Generation, Likelihood, Request, Scored, Written
+from bltkit.eval.requests import Answer, Coded, Compression, Continuation, Likelihood, Request, Scored, Written
 from bltkit.eval.score import DEFAULT_CONTEXT
 from bltkit.eval.subjects.subject import ContextWindow
 from bltkit.eval.subjects.token_text import TextTokenizer, Tokens, spans
-from bltkit.eval.subjects.token_writing import Prompt, write
+from bltkit.eval.subjects.token_writing import TokenPrompt, write
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,7 @@ BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredTokens:
     """A line of a batch. ids: BOS and tokens of one text, of which those from `first` on are scored."""
 
     request: int
@@ -106,8 +106,8 @@ class TokenModel:
         yield from self._written(requests)
 
     def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        asked = [(at, one) for at, one in enumerate(requests) if not isinstance(one, Generation)]
-        rows, cuts = list[Row](), dict[int, int]()
+        asked = [(at, one) for at, one in enumerate(requests) if not isinstance(one, Continuation)]
+        rows, cuts = list[ScoredTokens](), dict[int, int]()
         for (at, request), tokens in zip(asked, self.tokenizer.encode([_text(one) for _, one in asked]), strict=True):
             own, cuts[at] = self._rows(at, request, tokens)
             rows += own
@@ -122,7 +122,7 @@ class TokenModel:
                 if not left[at]:
                     yield at, _answer(requests[at], sums[at], greedy[at], cuts[at])
 
-    def _rows(self, at: int, request: Request, tokens: Tokens) -> tuple[list[Row], int]:
+    def _rows(self, at: int, request: Request, tokens: Tokens) -> tuple[list[ScoredTokens], int]:
         """The rows that score a request, and bytes of its context cut off."""
         first, window = 0, None
         if isinstance(request, Likelihood):
@@ -136,13 +136,14 @@ class TokenModel:
             window = self.context if self.positions is None else min(self.context, self.positions)
         found = list(spans(tokens, first, self.positions, window))
         rows = [
-            Row(at, (self.start_token, *tokens.ids[one.begin : one.stop]), 1 + one.first - one.begin) for one in found
+            ScoredTokens(at, (self.start_token, *tokens.ids[one.begin : one.stop]), 1 + one.first - one.begin)
+            for one in found
         ]
         cut = min(tokens.begins[found[0].begin], len(request.context)) if isinstance(request, Likelihood) else 0
         return rows, cut
 
     @torch.inference_mode()
-    def _score(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    def _score(self, rows: Sequence[ScoredTokens]) -> list[tuple[float, bool]]:
         """Of each row the sum of the scored tokens' log-probabilities, and is each of them the most probable."""
         width = max(len(row.ids) for row in rows) - 1
         device = next(self.model.parameters()).device
@@ -162,17 +163,17 @@ class TokenModel:
         ]
 
     def _written(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        asked = [(at, one) for at, one in enumerate(requests) if isinstance(one, Generation)]
+        asked = [(at, one) for at, one in enumerate(requests) if isinstance(one, Continuation)]
         yield from ((at, Written(b"", "length")) for at, one in asked if not one.max_bytes)
         asked = [(at, one) for at, one in asked if one.max_bytes]
-        prompts, sizes = list[Prompt](), list[int]()
+        prompts, sizes = list[TokenPrompt](), list[int]()
         for (at, request), tokens in zip(asked, self.tokenizer.encode([one.context for _, one in asked]), strict=True):
             begin = 0
             if self.positions is not None:
                 room = max(self.positions - request.max_bytes, self.positions // 2)
                 begin = max(0, len(tokens.ids) + 1 - max(room, 1))
             cut = ([*tokens.begins, len(request.context)])[begin]
-            prompts.append(Prompt(at, request, (self.start_token, *tokens.ids[begin:]), cut))
+            prompts.append(TokenPrompt(at, request, (self.start_token, *tokens.ids[begin:]), cut))
             # A token is several bytes of most texts.
             sizes.append(len(prompts[-1].ids) + request.max_bytes // 3)
         for batch in _batches(prompts, sizes, self.batch_tokens):

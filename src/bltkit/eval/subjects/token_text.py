@@ -73,7 +73,7 @@ class TextTokenizer:
             found.append(Tokens(tuple(one.ids), tuple(accumulate(begins, max)), tuple(accumulate(ends, max))))
         return found
 
-    def writer(self, prompt: Sequence[int]) -> "Writer":
+    def writer(self, prompt: Sequence[int]) -> "TokenDecoder":
         """What turns the tokens that follow `prompt` into bytes."""
         return _Speller(self) if self._spelled else _Decoder(self, prompt)
 
@@ -91,7 +91,7 @@ class TextTokenizer:
         return bytes(_BYTE_OF[letter] for letter in text)
 
 
-class Writer:
+class TokenDecoder:
     """Tokens that arrive one at a time, as bytes."""
 
     def feed(self, token: int) -> bytes:
@@ -103,7 +103,7 @@ class Writer:
         return b""
 
 
-class _Speller(Writer):
+class _Speller(TokenDecoder):
     """For byte-level tokenizers: a token's bytes are its name's letters, so invalid UTF-8 comes out as it is."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
@@ -113,7 +113,7 @@ class _Speller(Writer):
         return self._tokenizer.spell(token)
 
 
-class _Decoder(Writer):
+class _Decoder(TokenDecoder):
     """For all others: through the decoded text, with U+FFFD for what makes no character.
 
     Tokens are decoded behind the prompt's last ones, as many decoders drop the space in front of a text.

@@ -14,31 +14,31 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.eval.requests import Generation, Written
-from bltkit.eval.subjects.token_text import TextTokenizer, Writer
+from bltkit.eval.requests import Continuation, Written
+from bltkit.eval.subjects.token_text import TextTokenizer, TokenDecoder
 from bltkit.generate.request import Finish
 from bltkit.generate.stop import StopStrings
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TokenPrompt:
     """ids: with BOS in front. cut: bytes of the context that are not in them."""
 
     key: int
-    request: Generation
+    request: Continuation
     ids: tuple[int, ...]
     cut: int
 
 
-class _Row:
+class _PromptInProgress:
     """A prompt on its way; told the tokens chosen for it."""
 
-    def __init__(self, prompt: Prompt, tokenizer: TextTokenizer) -> None:
+    def __init__(self, prompt: TokenPrompt, tokenizer: TextTokenizer) -> None:
         self.prompt = prompt
         self.last = 0
         self.made = 0
         self.finish: Finish | None = None
-        self._writer: Writer = tokenizer.writer(prompt.ids)
+        self._writer: TokenDecoder = tokenizer.writer(prompt.ids)
         self._stop = StopStrings(prompt.request.stop)
         self._data = b""
         self._bytes = 0
@@ -71,13 +71,13 @@ class _Row:
 
 
 def write(
-    model: Any, tokenizer: TextTokenizer, prompts: Sequence[Prompt], ends: frozenset[int], positions: int | None
+    model: Any, tokenizer: TextTokenizer, prompts: Sequence[TokenPrompt], ends: frozenset[int], positions: int | None
 ) -> Iterator[tuple[int, Written]]:
     """Continues all prompts side by side; (key, what was written) as rows end.
 
     ends: tokens that end a text. positions: tokens that the model can be shown at once; None where it has no limit.
     """
-    rows = [_Row(prompt, tokenizer) for prompt in prompts]
+    rows = [_PromptInProgress(prompt, tokenizer) for prompt in prompts]
     device = next(model.parameters()).device
     ids, mask = _left_padded([prompt.ids for prompt in prompts])
     ids, mask = ids.to(device), mask.to(device)
@@ -111,7 +111,7 @@ def write(
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), 1)
 
 
-def _choose(rows: Sequence[_Row], logits: Float[Tensor, "R V"]) -> list[int]:
+def _choose(rows: Sequence[_PromptInProgress], logits: Float[Tensor, "R V"]) -> list[int]:
     wide = logits.double().cpu()
     if not bool(wide.amax(-1).isfinite().all()):
         raise ValueError("the logits are not finite: the model's weights are broken, or too large for their dtype")

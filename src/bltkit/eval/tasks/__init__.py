@@ -28,7 +28,7 @@ TASKS = Registry(
     "bltkit.eval.tasks.g2p:G2p",
     "bltkit.eval.tasks.translation:Translation",
     "bltkit.eval.tasks.arithmetic:Arithmetic",
-    "bltkit.eval.tasks.utf8:Utf8",
+    "bltkit.eval.tasks.utf8:Utf8Task",
     "bltkit.eval.tasks.bpb:BitsPerByte",
     "bltkit.eval.tasks.paired:PairedTexts",
 )

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask
 from bltkit.eval.tasks.task import Item
 
 
-class _Arc(Choice):
+class _Arc(ChoiceTask):
     file: ClassVar[str]
     config: ClassVar[str]
     damaged: ClassVar[tuple[str, ...]] = ("query",)

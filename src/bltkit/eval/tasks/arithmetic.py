@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
-from bltkit.eval.place import Place, needed
+from bltkit.eval.dataset_source import Place, needed
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, hub_configs, read_rows
+from bltkit.eval.dataset_source import HubSet, Place, hub_configs, read_rows
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.choice import first_best, numbered
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task

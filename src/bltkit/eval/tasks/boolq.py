@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask
 from bltkit.eval.tasks.task import Item, Metric
 
 
-class BoolQ(Choice):
+class BoolQ(ChoiceTask):
     """BoolQ, 0 shots: "Passage: ...", "Question: ...?", a line "Answer:", then " no" or " yes".
 
     Normalisation: none, `acc` is of the sums. Source: `boolq.jsonl` (query, choices, gold), or google/boolq,

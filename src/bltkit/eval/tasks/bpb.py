@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from bltkit.eval.place import Place, read_rows, unpacked_name
+from bltkit.eval.dataset_source import Place, read_rows, unpacked_name
 from bltkit.eval.requests import Answer, Coded, Compression, Request
 from bltkit.eval.scripts import main_script
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from bltkit.eval.place import HubSet, Place, Row, needed
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes
 
 
-class Choice(Task):
+class ChoiceTask(Task):
     """A question and its choices; the score of a choice is its log-probability behind the question.
 
     `acc` takes the highest sum, `acc_norm` the highest sum per byte of the choice (the space in front counts); ties go

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import HubSet, Place, Row, needed
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.cute_prompts import COMPOSITION, PROMPTS, SIMILARITY
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task

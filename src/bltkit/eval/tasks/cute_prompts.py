@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CutePrompt:
     """instruction: one sentence. form: the question, with {0}, {1}, ... for an item's inputs (`input1`, `input2`, ...).
     examples: inputs and, last, the label."""
 
@@ -18,8 +18,8 @@ class Prompt:
     examples: tuple[tuple[str, ...], ...]
 
 
-COMPOSITION: Mapping[str, Prompt] = {
-    "spell": Prompt(
+COMPOSITION: Mapping[str, CutePrompt] = {
+    "spell": CutePrompt(
         "Spell out each word, with a space between its letters.",
         'Spell out the word "{0}".',
         (
@@ -29,7 +29,7 @@ COMPOSITION: Mapping[str, Prompt] = {
             ("coffee", "c o f f e e"),
         ),
     ),
-    "spell_inverse": Prompt(
+    "spell_inverse": CutePrompt(
         "Join the letters of each word that is spelled out.",
         'Join the letters "{0}".',
         (
@@ -39,7 +39,7 @@ COMPOSITION: Mapping[str, Prompt] = {
             ("l a d d e r", "ladder"),
         ),
     ),
-    "contains_char": Prompt(
+    "contains_char": CutePrompt(
         'Answer "Yes" or "No": does the word contain the letter?',
         'Is the letter "{0}" in the word "{1}"?',
         (
@@ -49,7 +49,7 @@ COMPOSITION: Mapping[str, Prompt] = {
             ("o", "pencil", "No"),
         ),
     ),
-    "contains_word": Prompt(
+    "contains_word": CutePrompt(
         'Answer "Yes" or "No": does the sentence contain the word?',
         'Is the word "{0}" in the sentence "{1}"?',
         (
@@ -61,8 +61,8 @@ COMPOSITION: Mapping[str, Prompt] = {
     ),
 }
 
-SIMILARITY: Mapping[str, Prompt] = {
-    "orth": Prompt(
+SIMILARITY: Mapping[str, CutePrompt] = {
+    "orth": CutePrompt(
         "Choose the word that is spelled more like the first word.",
         'Which word is spelled more like "{0}": "{1}" or "{2}"?',
         (
@@ -72,7 +72,7 @@ SIMILARITY: Mapping[str, Prompt] = {
             ("angry", "furious", "hungry", "hungry"),
         ),
     ),
-    "sem": Prompt(
+    "sem": CutePrompt(
         "Choose the word that is closer in meaning to the first word.",
         'Which word is closer in meaning to "{0}": "{1}" or "{2}"?',
         (
@@ -84,8 +84,8 @@ SIMILARITY: Mapping[str, Prompt] = {
     ),
 }
 
-CHARACTERS: Mapping[str, Prompt] = {
-    "ins_char": Prompt(
+CHARACTERS: Mapping[str, CutePrompt] = {
+    "ins_char": CutePrompt(
         "Insert a letter into each word, behind every occurrence of another letter.",
         'Insert "{0}" after every "{1}" in "{2}".',
         (
@@ -95,7 +95,7 @@ CHARACTERS: Mapping[str, Prompt] = {
             ("b", "r", "winter", "winterb"),
         ),
     ),
-    "del_char": Prompt(
+    "del_char": CutePrompt(
         "Delete every occurrence of a letter from each word.",
         'Delete every "{0}" from "{1}".',
         (
@@ -105,7 +105,7 @@ CHARACTERS: Mapping[str, Prompt] = {
             ("s", "mattress", "mattre"),
         ),
     ),
-    "sub_char": Prompt(
+    "sub_char": CutePrompt(
         "Replace every occurrence of a letter in each word by another letter.",
         'Replace every "{0}" by "{1}" in "{2}".',
         (
@@ -115,7 +115,7 @@ CHARACTERS: Mapping[str, Prompt] = {
             ("g", "w", "finger", "finwer"),
         ),
     ),
-    "swap_char": Prompt(
+    "swap_char": CutePrompt(
         "Swap two letters of each word.",
         'Swap "{0}" and "{1}" in "{2}".',
         (
@@ -127,8 +127,8 @@ CHARACTERS: Mapping[str, Prompt] = {
     ),
 }
 
-WORDS: Mapping[str, Prompt] = {
-    "ins_word": Prompt(
+WORDS: Mapping[str, CutePrompt] = {
+    "ins_word": CutePrompt(
         "Insert a word into each sentence, behind every occurrence of another word.",
         'Insert "{0}" after every "{1}" in "{2}".',
         (
@@ -143,7 +143,7 @@ WORDS: Mapping[str, Prompt] = {
             ("lamp", "Who", "Who painted this door?", "Who lamp painted this door?"),
         ),
     ),
-    "del_word": Prompt(
+    "del_word": CutePrompt(
         "Delete every occurrence of a word from each sentence.",
         'Delete every "{0}" from "{1}".',
         (
@@ -153,7 +153,7 @@ WORDS: Mapping[str, Prompt] = {
             ("Today", "Today the library opens late.", "the library opens late."),
         ),
     ),
-    "sub_word": Prompt(
+    "sub_word": CutePrompt(
         "Replace every occurrence of a word in each sentence by another word.",
         'Replace every "{0}" by "{1}" in "{2}".',
         (
@@ -163,7 +163,7 @@ WORDS: Mapping[str, Prompt] = {
             ("Who", "music", "Who painted this door?", "music painted this door?"),
         ),
     ),
-    "swap_word": Prompt(
+    "swap_word": CutePrompt(
         "Swap two words of each sentence.",
         'Swap "{0}" and "{1}" in "{2}".',
         (
@@ -175,4 +175,4 @@ WORDS: Mapping[str, Prompt] = {
     ),
 }
 
-PROMPTS: Mapping[str, Prompt] = {**COMPOSITION, **SIMILARITY, **CHARACTERS, **WORDS}
+PROMPTS: Mapping[str, CutePrompt] = {**COMPOSITION, **SIMILARITY, **CHARACTERS, **WORDS}

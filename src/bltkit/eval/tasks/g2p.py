@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import ENDINGS, Place, read_text_lines
+from bltkit.eval.dataset_source import ENDINGS, Place, read_text_lines
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.eval.tasks.writing import drawn, written

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice, numbered
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask, numbered
 from bltkit.eval.tasks.task import Item, Metric
 
 
-class HellaSwag(Choice):
+class HellaSwag(ChoiceTask):
     """HellaSwag, 0 shots: "ACTIVITY: CONTEXT", then each of four endings.
 
     Normalisation: `acc_norm` divides by the ending's bytes. Source: `hellaswag_val.jsonl` (ctx, endings, label), or

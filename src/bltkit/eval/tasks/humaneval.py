@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, needed
+from bltkit.eval.dataset_source import HubSet, Place, needed
 from bltkit.eval.tasks.programs import Programs
 from bltkit.eval.tasks.task import Item
 

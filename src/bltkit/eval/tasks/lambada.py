@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
+from bltkit.eval.dataset_source import HubSet, Place, Row
 from bltkit.eval.requests import Answer, Request, Scored, likelihood
 from bltkit.eval.tasks.choice import numbered
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import HubSet, Place, Row, needed, read_rows
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed, read_rows
 from bltkit.eval.tasks.programs import Programs
 from bltkit.eval.tasks.task import Item
 

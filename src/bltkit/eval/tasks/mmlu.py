@@ -5,14 +5,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice, numbered
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask, numbered
 from bltkit.eval.tasks.task import Item, Metric
 
 LETTERS = "ABCD"
 
 
-class Mmlu(Choice):
+class Mmlu(ChoiceTask):
     """MMLU, 5 shots: a line that names the subject, solved items of the subject in file order, then the item; the
     choices are " A" to " D".
 

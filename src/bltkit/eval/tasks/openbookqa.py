@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask
 from bltkit.eval.tasks.task import Item, Metric
 
 
-class OpenBookQa(Choice):
+class OpenBookQa(ChoiceTask):
     """OpenBookQA, 0 shots: the question's stem as it is, then each choice.
 
     Normalisation: `acc_norm` divides by the choice's bytes. Source: `openbook_qa.jsonl` (query, choices, gold), or

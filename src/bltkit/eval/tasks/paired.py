@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bltkit.config import nearest
-from bltkit.eval.noise.paired import pair_of
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.noise.noise_pairs import pair_of
 from bltkit.eval.requests import Answer, Coded, Compression, Request
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from bltkit.eval.place import HubSet, Place, Row
-from bltkit.eval.tasks.choice import Choice
+from bltkit.eval.dataset_source import HubSet, Place, Row
+from bltkit.eval.tasks.choice import ChoiceTask
 from bltkit.eval.tasks.task import Item
 
 
-class Piqa(Choice):
+class Piqa(ChoiceTask):
     """PIQA, 0 shots: "Question: GOAL", a line "Answer:", then each solution.
 
     Normalisation: `acc_norm` divides by the solution's bytes. Source: `piqa.jsonl` (query with its line end, choices,

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from bltkit.eval.requests import Answer, Generation, Request, Written, generation
-from bltkit.eval.sandbox import Limits, Sandbox
+from bltkit.eval.requests import Answer, Continuation, Request, Written, generation
+from bltkit.eval.sandbox import Sandbox, SandboxLimits
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 
 SEVERAL = 0.8
@@ -76,15 +76,15 @@ class Programs(Task):
             {"passed": passed, "samples": len(results), "reasons": [result.reason for result in results]},
         )
 
-    def _request(self, prompt: str, stops: tuple[str, ...], key: str) -> Generation:
+    def _request(self, prompt: str, stops: tuple[str, ...], key: str) -> Continuation:
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
         temperature = self.temperature
         if temperature is None:
             temperature = 0.0 if self.samples == 1 else SEVERAL
         return generation(prompt, self.max_bytes, stops, temperature=temperature, seed=seed)
 
-    def _limits(self) -> Limits:
-        return Limits(cpu_seconds=self.seconds, wall_seconds=4 * self.seconds)
+    def _limits(self) -> SandboxLimits:
+        return SandboxLimits(cpu_seconds=self.seconds, wall_seconds=4 * self.seconds)
 
 
 def pass_at(k: int, n: int, passed: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 from pydantic import Field, NonNegativeInt, model_validator
 
 from bltkit.config import Config, nearest
-from bltkit.eval.place import Place
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.requests import Answer, Request
 
 Numbers: TypeAlias = tuple[float, ...]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 from pydantic import Field, NonNegativeInt, field_validator
 
 from bltkit.config import nearest
-from bltkit.eval.place import HubSet, Place, Row, needed, read_rows, read_text_lines
+from bltkit.eval.dataset_source import HubSet, Place, Row, needed, read_rows, read_text_lines
 from bltkit.eval.requests import Answer, Request, generation
 from bltkit.eval.tasks.languages import name_of
 from bltkit.eval.tasks.overlap import bleu, bleu_sums, chrf, chrf_sums, need_sacrebleu, sentence_pieces
@@ -33,7 +33,7 @@ Pairs: TypeAlias = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class LanguagePair:
     """source, target: languages. examples: sentences that shots come from; sentences: those that are evaluated."""
 
     source: str
@@ -124,7 +124,7 @@ class Translation(Task):
         return Grade({**sums, "chrf": chrf_sums(found, gold)}, {"gold": gold, "read": found})
 
 
-def direction(pair: Pair) -> str:
+def direction(pair: LanguagePair) -> str:
     """`into_english`, `from_english` or `other`."""
     if pair.target.startswith("eng"):
         return "into_english"
@@ -136,7 +136,7 @@ def one_line(text: str) -> str:
     return " ".join(text.strip().splitlines())
 
 
-def pairs(part: Sequence[str], place: Place) -> Iterator[Pair]:
+def pairs(part: Sequence[str], place: Place) -> Iterator[LanguagePair]:
     """The pairs asked for, or the defaults: from the seed file, else from FLORES.
 
     Raises ValueError where neither is there, or a language is missing.
@@ -163,10 +163,10 @@ def pairs(part: Sequence[str], place: Place) -> Iterator[Pair]:
         for number, row in enumerate(rows, 1):
             needed(row, (source, target), f"{path}, row {number}")
             both.append((one_line(row[source]), one_line(row[target])))
-        yield Pair(source, target, _whole(both[:RESERVED]), _whole(both[RESERVED:]))
+        yield LanguagePair(source, target, _whole(both[:RESERVED]), _whole(both[RESERVED:]))
 
 
-def _flores_pairs(part: Sequence[str], place: Place) -> Iterator[Pair]:
+def _flores_pairs(part: Sequence[str], place: Place) -> Iterator[LanguagePair]:
     for name in part:
         source, target = name.split("-")
         splits = []
@@ -175,7 +175,7 @@ def _flores_pairs(part: Sequence[str], place: Place) -> Iterator[Pair]:
             if len(one) != len(other) or not one:
                 raise ValueError(f"translation:{name}: {split} has {len(one)} and {len(other)} sentences")
             splits.append(_whole(list(zip(one, other, strict=True))))
-        yield Pair(source, target, *splits)
+        yield LanguagePair(source, target, *splits)
 
 
 def _flores(language: str, split: str, place: Place) -> Sentences:

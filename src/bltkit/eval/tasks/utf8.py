@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bltkit.eval.place import Place
-from bltkit.eval.requests import Answer, Generation, Request, Written
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.requests import Answer, Continuation, Request, Written
 from bltkit.eval.tasks.task import Grade, Item, Metric, Task
 from bltkit.vocab import to_bytes
 
@@ -35,7 +35,7 @@ PROMPTS: Mapping[str, str] = {
 several bytes."""
 
 
-class Utf8(Task):
+class Utf8Task(Task):
     """Is what a model writes valid UTF-8, in 17 scripts.
 
     Source: this project's own; nothing of it is published, and it needs no data.
@@ -77,7 +77,7 @@ class Utf8(Task):
     def requests(self, item: Item) -> tuple[Request, ...]:
         sampled = item.groups["decoding"] == "sample"
         return (
-            Generation(
+            Continuation(
                 prompt_of(item),
                 self.max_bytes,
                 temperature=self.temperature if sampled else 0.0,

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def written(answers: Sequence[Answer]) -> Written:
-    """The answer to an item's only request, a `Generation`."""
+    """The answer to an item's only request, a `Continuation`."""
     (answer,) = answers
     assert isinstance(answer, Written), answer
     return answer

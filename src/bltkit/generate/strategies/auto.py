@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from bltkit.generate.ledger import Passes, WeightReads
+from bltkit.generate.ledger import WeightReads
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.session import Session
+from bltkit.generate.strategies.acceptance import CPU, GPU, LONGEST, WAYS, DraftPlan, Experience, RoundCosts, plan
 from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
-from bltkit.generate.strategies.odds import CPU, GPU, LONGEST, WAYS, Costs, Experience, Plan, plan
 from bltkit.generate.strategies.speculative import Speculative
 from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
 from bltkit.model import Blt, Scorer
@@ -76,7 +77,7 @@ def _is_sure(row: Pending) -> bool:
     return row.entropy is None or row.entropy < SURE
 
 
-def _plan(session: Session, rows: Sequence[Pending]) -> Plan:
+def _plan(session: Session, rows: Sequence[Pending]) -> DraftPlan:
     block = (session.model.config.diffusion_block or 1) - 1
     longest = dict(zip(WAYS, (LONGEST, block), strict=True))
     gains = {
@@ -85,7 +86,7 @@ def _plan(session: Session, rows: Sequence[Pending]) -> Plan:
     return plan(gains, _costs(session).rounds(LONGEST, block))
 
 
-def _costs(session: Session) -> Costs:
+def _costs(session: Session) -> RoundCosts:
     """Of the weights, and of the keys and values that are cached now."""
     model, scorer = session.model, session.scorer
     reads = _reads(weakref.ref(model), None if scorer is None else weakref.ref(scorer))
@@ -98,7 +99,7 @@ def _costs(session: Session) -> Costs:
     drafting = decoder + (0 if model.decoder.bytes is not None else encoder)
     layers = config.decoder.layers + (0 if model.decoder.bytes is not None else config.encoder.layers)
     closed = sum(sum(cache.positions) for cache in session.latents)
-    return Costs(
+    return RoundCosts(
         machine=CPU if session.device.type == "cpu" else GPU,
         rows=session.rows,
         read=scored + encoder + decoder,

@@ -17,15 +17,16 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from bltkit.generate.constraint import follow
-from bltkit.generate.ledger import Passes
+from bltkit.generate.id_text import Text
+from bltkit.generate.pass_counts import Passes
 from bltkit.generate.sampling import Certainty, choose, seen_along
 from bltkit.generate.session import Session
 from bltkit.generate.strategies.strategy import Pending, Strategy
-from bltkit.generate.text import Text
 from bltkit.model import Blt
+from bltkit.model.block_attention import BlockAttention
 from bltkit.model.decoder import PatchKV
-from bltkit.model.drafting import BlockAttention
-from bltkit.model.segments import OneSegment, Segments
+from bltkit.model.one_segment import OneSegment
+from bltkit.model.segment_ops import Segments
 from bltkit.patches import Patches
 from bltkit.vocab import EOS, MASK, PAD, VOCAB_SIZE
 

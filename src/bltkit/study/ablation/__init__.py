@@ -2,16 +2,16 @@
 
 from bltkit.study.ablation.catalog import ABLATIONS, Ablation, Variant, ablation_named
 from bltkit.study.ablation.report import PAGE, PICTURE, table, write_report
-from bltkit.study.ablation.runs import Tools, run
-from bltkit.study.ablation.settings import Settings
+from bltkit.study.ablation.training_settings import AblationSettings
+from bltkit.study.ablation.trainings import AblationTools, run
 
 __all__ = [
     "ABLATIONS",
     "PAGE",
     "PICTURE",
     "Ablation",
-    "Settings",
-    "Tools",
+    "AblationSettings",
+    "AblationTools",
     "Variant",
     "ablation_named",
     "run",

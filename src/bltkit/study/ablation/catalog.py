@@ -1,7 +1,7 @@
 """The ablations there are: a question, and variants of one small training that answer it. A new one is an entry here.
 
-A variant says what it changes of the common config (`runs.py`): sections and fields by dotted names. Rules are named by
-kind; those with a threshold are calibrated on the entropy model, so that all cut at the same rate.
+A variant says what it changes of the common config (`trainings.py`): sections and fields by dotted names. Rules are
+named by kind; those with a threshold are calibrated on the entropy model, so that all cut at the same rate.
 """
 
 from collections.abc import Mapping

@@ -14,14 +14,14 @@ from bltkit.train.learner import Learner
 from bltkit.train.parallel import world_of
 from bltkit.train.patcher import load_patcher
 from bltkit.train.process import numerics
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 from bltkit.train.state import read_position
-from bltkit.train.vocabulary import known_vocabulary
+from bltkit.train.token_vocabulary import known_vocabulary
 from bltkit.vocab import OFFSET
 
 
 @dataclass(frozen=True)
-class Heldout:
+class HeldoutText:
     """Of one text's held-out documents; unit_bytes: of a patch or token."""
 
     bits_per_byte: float
@@ -31,7 +31,7 @@ class Heldout:
 
 def heldout(
     config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None
-) -> dict[str, Heldout]:
+) -> dict[str, HeldoutText]:
     """Of each of the config's sources, under the names of `texts`; of all together under ''.
 
     rule: in place of the one that the run was trained with.
@@ -71,9 +71,9 @@ def seconds_of(run: Path) -> float:
     return read_position(checkpoint).seconds
 
 
-def _heldout(sums: Sequence[float]) -> Heldout:
+def _heldout(sums: Sequence[float]) -> HeldoutText:
     nats, num_bytes, seen, units = sums
-    return Heldout(nats / math.log(2) / num_bytes, int(num_bytes), seen / units if units else None)
+    return HeldoutText(nats / math.log(2) / num_bytes, int(num_bytes), seen / units if units else None)
 
 
 def _cache(config: TrainConfig) -> Path | None:

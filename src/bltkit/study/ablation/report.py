@@ -12,9 +12,9 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.ablation.catalog import ABLATIONS
-from bltkit.study.ablation.runs import best_rate, rate_of
-from bltkit.study.chart import COLOURS
+from bltkit.study.ablation.trainings import best_rate, rate_of
 from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
+from bltkit.views.chart import COLOURS
 
 PAGE = "table.md"
 PICTURE = "{name}.png"

@@ -4,20 +4,20 @@ cost (exact operations and bytes of a system in a phase) -> sides (the same as s
 -> fit (how much of the time the operations explain) -> report (table and picture).
 """
 
-from bltkit.study.efficiency.cost import Cost, Phase, System, equal_token_shape, systems_of
 from bltkit.study.efficiency.fit import Fit, fits_of, latest
-from bltkit.study.efficiency.measure import Plan, Tools, run
+from bltkit.study.efficiency.measure import EfficiencyPlan, EfficiencyTools, run
+from bltkit.study.efficiency.predicted_cost import ByteCost, Phase, System, equal_token_shape, systems_of
 from bltkit.study.efficiency.report import PICTURE, TABLE, picture, table, write_report
 
 __all__ = [
     "PICTURE",
     "TABLE",
-    "Cost",
+    "ByteCost",
+    "EfficiencyPlan",
+    "EfficiencyTools",
     "Fit",
     "Phase",
-    "Plan",
     "System",
-    "Tools",
     "equal_token_shape",
     "fits_of",
     "latest",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bltkit.eval.statistics import percentile_interval
-from bltkit.study.efficiency.cost import PHASES
+from bltkit.study.efficiency.predicted_cost import PHASES
 
 Row = Mapping[str, Any]
 Predictor = Literal["operations", "predicted"]

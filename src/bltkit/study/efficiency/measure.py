@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from bltkit.bench import Limits, MachineRates, Timing, machine_rates
+from bltkit.bench import MachineRates, RepeatLimits, Timing, machine_rates
 from bltkit.bench.timing import Progress, Side, in_turn, silent
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.model import blt_preset, entropy_preset
-from bltkit.study.efficiency.cost import ELEMENT, PHASES, Cost, Phase, System, systems_of
-from bltkit.study.efficiency.sides import Runner, learner_of, scorer_of
+from bltkit.study.efficiency.predicted_cost import ELEMENT, PHASES, ByteCost, Phase, System, systems_of
+from bltkit.study.efficiency.systems import Runner, learner_of, scorer_of
 from bltkit.study.row_file import ROWS
 
 MACHINE = "machine"
@@ -28,7 +28,7 @@ MACHINE = "machine"
 Row = dict[str, Any]
 
 
-class Plan(Config):
+class EfficiencyPlan(Config):
     """What is measured."""
 
     presets: tuple[str, ...] = Field(default=("69m",), min_length=1)
@@ -48,7 +48,7 @@ class Plan(Config):
 
 
 def measured_in_turn(
-    sides: Sequence[Side], limits: Limits, device: torch.device, progress: Progress = silent
+    sides: Sequence[Side], limits: RepeatLimits, device: torch.device, progress: Progress = silent
 ) -> list[Timing]:
     """One run of every side that is not timed, since first runs are slow; then rounds in an order that rotates.
 
@@ -58,7 +58,7 @@ def measured_in_turn(
         if side.prepare is not None:
             side.prepare()
         side.run()
-    once = Limits(repeats=1, seconds=limits.seconds / limits.repeats)
+    once = RepeatLimits(repeats=1, seconds=limits.seconds / limits.repeats)
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(limits.repeats):
         order = [(turn + at) % len(sides) for at in range(len(sides))]
@@ -68,10 +68,10 @@ def measured_in_turn(
 
 
 @dataclass(frozen=True)
-class Tools:
+class EfficiencyTools:
     """What has a clock in it."""
 
-    measure: Callable[[Sequence[Side], Limits, torch.device, Progress], list[Timing]] = measured_in_turn
+    measure: Callable[[Sequence[Side], RepeatLimits, torch.device, Progress], list[Timing]] = measured_in_turn
     rates: Callable[[torch.device], MachineRates] = machine_rates
 
 
@@ -89,12 +89,12 @@ class _Group:
 
 
 def run(
-    plan: Plan,
+    plan: EfficiencyPlan,
     out: Path,
     circumstances: Mapping[str, Any],
     *,
     device: torch.device | None = None,
-    tools: Tools | None = None,
+    tools: EfficiencyTools | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
@@ -104,7 +104,7 @@ def run(
     Raises ValueError for an unknown preset, sizes that do not fit, and where `out` holds rows of another machine or
     number of threads.
     """
-    device, tools = device or torch.device("cpu"), tools or Tools()
+    device, tools = device or torch.device("cpu"), tools or EfficiencyTools()
     systems = {preset: _systems(plan, preset) for preset in plan.presets}
     rows = read_lines(out / ROWS)
     conditions = _conditions(plan, circumstances)
@@ -151,13 +151,18 @@ def runners_of(systems: Sequence[System], device: torch.device) -> list[Runner]:
 
 
 def measure_group(
-    group: _Group, runners: Sequence[Runner], plan: Plan, device: torch.device, tools: Tools, progress: Progress
+    group: _Group,
+    runners: Sequence[Runner],
+    plan: EfficiencyPlan,
+    device: torch.device,
+    tools: EfficiencyTools,
+    progress: Progress,
 ) -> list[Row]:
     """A row for each system, without circumstances."""
     made = [runner.side(group.phase, group.context, plan.num_bytes) for runner in runners]
     rates: list[MachineRates] = []
     machine = Side(MACHINE, 1.0, lambda: rates.append(tools.rates(device)))
-    limits = Limits(repeats=plan.repeats, seconds=0.0)  # one run a round: a round's numbers belong together
+    limits = RepeatLimits(repeats=plan.repeats, seconds=0.0)  # one run a round: a round's numbers belong together
     *timings, _ = tools.measure([*(side for side, _ in made), machine], limits, device, progress)
     median = _median_rates(rates)
     return [
@@ -179,7 +184,7 @@ def summary(row: Mapping[str, Any]) -> str:
     )
 
 
-def _row(group: _Group, system: System, timing: Timing, cost: Cost, rates: MachineRates) -> Row:
+def _row(group: _Group, system: System, timing: Timing, cost: ByteCost, rates: MachineRates) -> Row:
     per_byte = 1 / timing.bytes_per_second
     operations, reads, update = cost.seconds(rates)
     predicted = cost.predicted(rates)
@@ -224,7 +229,7 @@ def _median_rates(found: Sequence[MachineRates]) -> MachineRates:
     )
 
 
-def _systems(plan: Plan, preset: str) -> tuple[System, ...]:
+def _systems(plan: EfficiencyPlan, preset: str) -> tuple[System, ...]:
     sizes = tuple(dict.fromkeys(plan.patch_bytes))
     shape = blt_preset(preset)
     fault = next((size for size in sizes if not 1 <= size <= plan.num_bytes), None)
@@ -240,7 +245,7 @@ def _systems(plan: Plan, preset: str) -> tuple[System, ...]:
     return systems_of(shape, sizes, plan.vocab_size, plan.bytes_per_token, scorer, plan.entropy or "")
 
 
-def _conditions(plan: Plan, circumstances: Mapping[str, Any]) -> dict[str, Any]:
+def _conditions(plan: EfficiencyPlan, circumstances: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all rows of a directory."""
     machine = circumstances["machine"]
     return {

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study.chart import COLOURS
-from bltkit.study.efficiency.cost import PHASES
 from bltkit.study.efficiency.fit import Fit, fits_of, latest
+from bltkit.study.efficiency.predicted_cost import PHASES
 from bltkit.study.scatter import Marker, Panel, Point, Scatter, draw_scatter
+from bltkit.views.chart import COLOURS
 
 TABLE = "table.md"
 PICTURE = "efficiency.png"

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bltkit.patching import ByteTokenizer, SpaceRule, patch
+from bltkit.patching import SpaceRule, patch
 from bltkit.study.entropy_quality.characters import Characters
-from bltkit.study.entropy_quality.measures import Flags, Numbers, evenness, per_patch
+from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers, evenness, per_patch
+from bltkit.tokens import ByteTokenizer
 from bltkit.vocab import encode
 
 

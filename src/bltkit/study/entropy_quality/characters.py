@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bltkit.eval.scripts import NONE, script
-from bltkit.study.entropy_quality.measures import Flags, Numbers
+from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers
 
 Integers = npt.NDArray[np.int64]
 

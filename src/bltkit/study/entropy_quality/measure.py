@@ -18,10 +18,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model
 from bltkit.checkpoint.fingerprint import fingerprint
 from bltkit.config import Config
-from bltkit.eval.context_mixing import context_mixing_nats
-from bltkit.eval.json_lines import append_lines, read_lines
 from bltkit.eval.score import window_shape
-from bltkit.patching import ByteTokenizer
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.study.entropy_quality.borders import (
     agreement,
     behind_spaces,
@@ -34,11 +32,13 @@ from bltkit.study.entropy_quality.borders import (
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import Characters, by_script, characters
-from bltkit.study.entropy_quality.measures import Flags, Numbers, calibration
+from bltkit.study.entropy_quality.context_mixing import context_mixing_nats
+from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers, calibration
 from bltkit.study.entropy_quality.ranks import spearman_interval
 from bltkit.study.entropy_quality.scores import LN2, ByteFigures, byte_figures, entropy_model
-from bltkit.study.entropy_quality.texts import Text, read_texts
+from bltkit.study.entropy_quality.texts import StudyText, read_texts
 from bltkit.study.row_file import ROWS
+from bltkit.tokens import ByteTokenizer
 
 STUDY = "entropy"
 
@@ -51,7 +51,7 @@ MAX_STRAY = 0.01
 Row = dict[str, Any]
 
 
-class Plan(Config):
+class EntropyPlan(Config):
     """What is measured of each text."""
 
     bytes: PositiveInt = Field(default=65_536, ge=64)
@@ -68,7 +68,7 @@ class Plan(Config):
 
 
 @dataclass(frozen=True)
-class Subject:
+class EntropySubject:
     """The model that is studied."""
 
     name: str
@@ -86,7 +86,7 @@ class Words:
 
 
 def run(
-    plan: Plan,
+    plan: EntropyPlan,
     model: str,
     sources: Mapping[str, str],
     out: Path,
@@ -105,7 +105,7 @@ def run(
     """
     texts = read_texts(sources, plan.bytes, plan.primed_bytes)
     directory = resolve_model(model)
-    subject = Subject(model, load_bundle(directory), fingerprint(directory))
+    subject = EntropySubject(model, load_bundle(directory), fingerprint(directory))
     entropy_model(subject.bundle)
     tokens = _words(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,11 @@ def run(
 
 
 def text_row(
-    plan: Plan, subject: Subject, text: Text, words: Words, progress: Callable[[int], None] = lambda done: None
+    plan: EntropyPlan,
+    subject: EntropySubject,
+    text: StudyText,
+    words: Words,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Row:
     """Everything about one text. progress: told the bytes that some model has read, of `_work` in all."""
     context, stride = window_shape(subject.bundle.record, None, None)
@@ -155,7 +159,7 @@ def text_row(
     }
 
 
-def _correlations(plan: Plan, figures: ByteFigures, judges: Mapping[str, Numbers]) -> dict[str, Any]:
+def _correlations(plan: EntropyPlan, figures: ByteFigures, judges: Mapping[str, Numbers]) -> dict[str, Any]:
     """Of the entropies with each surprisal, and of the judges' surprisals with one another."""
     entropies = figures.entropies
     pairs = {name: (entropies, values) for name, values in judges.items()}
@@ -168,7 +172,7 @@ def _correlations(plan: Plan, figures: ByteFigures, judges: Mapping[str, Numbers
 
 
 def _border_sets(
-    plan: Plan,
+    plan: EntropyPlan,
     figures: ByteFigures,
     data: bytes,
     words: Words,
@@ -201,7 +205,7 @@ def _border_sets(
     return {"rules": rules, "agreement": agreed}
 
 
-def _compressed(text: Text) -> dict[str, float]:
+def _compressed(text: StudyText) -> dict[str, float]:
     """Bits per byte of two compressors at their best, given the same bytes before."""
     packers: dict[str, Callable[[bytes], bytes]] = {
         "bzip2": lambda data: bz2.compress(data, 9),
@@ -225,7 +229,7 @@ def _words(tokenizer: str | Path | None) -> Words:
     return Words(loaded, f"{path.name} with {len(loaded.pieces)} tokens ({digest})")
 
 
-def _conditions(plan: Plan, subject: Subject, text: Text, words: Words) -> dict[str, Any]:
+def _conditions(plan: EntropyPlan, subject: EntropySubject, text: StudyText, words: Words) -> dict[str, Any]:
     """What must be the same for a row to stand for this measurement."""
     return {
         **plan.model_dump(),
@@ -235,7 +239,7 @@ def _conditions(plan: Plan, subject: Subject, text: Text, words: Words) -> dict[
     }
 
 
-def _there(rows: Sequence[Row], subject: Subject, text: Text, now: Mapping[str, Any], out: Path) -> bool:
+def _there(rows: Sequence[Row], subject: EntropySubject, text: StudyText, now: Mapping[str, Any], out: Path) -> bool:
     for row in rows:
         if (row["model"], row["text"]) != (subject.name, text.name):
             continue
@@ -249,7 +253,7 @@ def _there(rows: Sequence[Row], subject: Subject, text: Text, now: Mapping[str, 
     return False
 
 
-def _work(subject: Subject, text: Text) -> int:
+def _work(subject: EntropySubject, text: StudyText) -> int:
     """Bytes that models read for a row."""
     models = 2 if subject.bundle.model is None else 3
     return models * len(text.data) + len(text.primed)

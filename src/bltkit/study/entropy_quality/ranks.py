@@ -6,8 +6,8 @@ Neighbouring bytes are alike, so bytes are not what was drawn independently: the
 import numpy as np
 import numpy.typing as npt
 
-from bltkit.eval.resampling import NOTHING, Estimate
 from bltkit.eval.statistics import percentile_interval
+from bltkit.study.resampling import NOTHING, QuotientEstimate
 
 Numbers = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ def spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
 
 def spearman_interval(
     first: npt.ArrayLike, second: npt.ArrayLike, *, block: int, resamples: int, seed: int = 0
-) -> Estimate:
+) -> QuotientEstimate:
     """`spearman` with the percentile interval of a bootstrap over blocks of `block` neighbouring values.
 
     A block that is drawn twice counts twice; values are ranked anew in every draw. No interval with fewer than two
@@ -39,11 +39,11 @@ def spearman_interval(
     own_block = np.arange(len(levels[0])) // block
     count = int(own_block[-1]) + 1
     if count < 2:
-        return Estimate(value)
+        return QuotientEstimate(value)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = [_correlation(*levels, times[own_block].astype(np.float64)) for times in draws]
     interval = percentile_interval(np.array([one for one in drawn if one is not None], dtype=np.float64))
-    return Estimate(value, *(interval or (None, None)))
+    return QuotientEstimate(value, *(interval or (None, None)))
 
 
 def _levels(values: Numbers) -> Integers:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study import html
-from bltkit.study.entropy_quality.drawings import drawings
+from bltkit.study.entropy_quality.quality_drawings import drawings
+from bltkit.views import html
 
 TABLE = "table.md"
 PAGE = "report.html"
@@ -38,7 +38,7 @@ _BORDERS = (
 
 
 @dataclass(frozen=True)
-class Table:
+class QualityTable:
     """Texts under a head; `about` says what they are. The first `texts` columns are words."""
 
     title: str
@@ -75,7 +75,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[Row]) -> list[QualityTable]:
     """What was measured. Raises ValueError for no rows."""
     if not rows:
         raise ValueError("there are no rows of `blt study entropy` to report; measure first")
@@ -95,9 +95,9 @@ def label(rows: Sequence[Row], row: Row) -> str:
     return f"{row['model']}: {row['text']}" if several else str(row["text"])
 
 
-def _predictors(rows: Sequence[Row]) -> Table:
+def _predictors(rows: Sequence[Row]) -> QualityTable:
     names = ("blt", "entropy-model", "context-mixing", "bzip2", "xz")
-    return Table(
+    return QualityTable(
         "Bits per byte",
         "Of the same bytes. The last three start from nothing, or from the bytes they were primed with.",
         ("text", "bytes", "primed", "BLT", "entropy model", "context mixing", "bzip2 -9", "xz -9e"),
@@ -113,9 +113,9 @@ def _predictors(rows: Sequence[Row]) -> Table:
     )
 
 
-def _correlation(rows: Sequence[Row]) -> Table:
+def _correlation(rows: Sequence[Row]) -> QualityTable:
     names = ("blt", "context-mixing", "entropy-model", "drawn", "judges")
-    return Table(
+    return QualityTable(
         "Spearman's correlation of entropy and surprisal",
         "Of each byte's entropy with its surprisal by the BLT, the context-mixing model and the entropy model itself; "
         "then with that of bytes drawn from the entropy model (what a calibrated one would reach: entropy is the mean "
@@ -126,7 +126,7 @@ def _correlation(rows: Sequence[Row]) -> Table:
     )
 
 
-def _calibration(rows: Sequence[Row]) -> Table:
+def _calibration(rows: Sequence[Row]) -> QualityTable:
     lines = []
     for row in rows:
         found = row["calibration"]
@@ -140,7 +140,7 @@ def _calibration(rows: Sequence[Row]) -> Table:
                 _number(found["slope"], 3),
             )
         )
-    return Table(
+    return QualityTable(
         "Calibration of the entropy model",
         "Bits. Error: mean distance of mean surprisal and mean entropy in bins of equal size (in brackets: by chance, "
         "were the model calibrated). Slope: of surprisal over entropy, 1 if calibrated.",
@@ -150,7 +150,7 @@ def _calibration(rows: Sequence[Row]) -> Table:
     )
 
 
-def _borders(rows: Sequence[Row], row: Row) -> Table:
+def _borders(rows: Sequence[Row], row: Row) -> QualityTable:
     judges = [name for name in JUDGES if name in row["rules"]["own"]["judges"]]
     head = ["borders", "bytes a patch"]
     for name in judges:
@@ -170,7 +170,7 @@ def _borders(rows: Sequence[Row], row: Row) -> Table:
                     _number(own["patch_gini"], 3),
                 ]
             lines.append((*cells, _percent(found["cut_characters"])))
-    return Table(
+    return QualityTable(
         f"Borders: {label(rows, row)}",
         _BORDERS,
         (*head, "cut"),
@@ -178,14 +178,14 @@ def _borders(rows: Sequence[Row], row: Row) -> Table:
     )
 
 
-def _agreement(rows: Sequence[Row]) -> Table:
+def _agreement(rows: Sequence[Row]) -> QualityTable:
     lines = []
     for row in rows:
         for name, found in row["agreement"].items():
             for how, one in found.items():
                 shares = (_percent(one[field]) for field in ("precision", "recall", "f1", "chance"))
                 lines.append((label(rows, row), name, {"own": "the model's own"}.get(how, "as many"), *shares))
-    return Table(
+    return QualityTable(
         "Entropy's borders against words and tokens",
         f"Words: the space rule. Tokens: {rows[0]['tokenizer']}; they begin with the space before a word, and once "
         "more with that space left to the token before. As many: the highest entropies, as many as there are words or "
@@ -196,7 +196,7 @@ def _agreement(rows: Sequence[Row]) -> Table:
     )
 
 
-def _scripts(rows: Sequence[Row]) -> Table:
+def _scripts(rows: Sequence[Row]) -> QualityTable:
     lines = [
         (
             label(rows, row),
@@ -210,7 +210,7 @@ def _scripts(rows: Sequence[Row]) -> Table:
         for row in rows
         for name, one in row["scripts"].items()
     ]
-    return Table(
+    return QualityTable(
         "Scripts, by the model's own borders",
         "Spaces, digits and signs count with the letter before them. Cut: characters of several bytes with a border "
         "inside.",

@@ -17,7 +17,7 @@ from bltkit.eval.score import byte_scores, windows
 from bltkit.model import CnnEntropy, EntropyModel
 from bltkit.model.entropy import entropy
 from bltkit.patching.finite import check_finite
-from bltkit.study.entropy_quality.measures import Flags, Numbers
+from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers
 from bltkit.vocab import PAD, encode
 
 BATCH_BYTES = 16384

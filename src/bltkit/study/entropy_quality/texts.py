@@ -35,7 +35,7 @@ _MODULES = (
 
 
 @dataclass(frozen=True)
-class Text:
+class StudyText:
     """What is measured, and what a model that learns may read before."""
 
     name: str
@@ -49,7 +49,7 @@ class Text:
         return sha256(b"%d:" % len(self.data) + self.data + self.primed).hexdigest()[:16]
 
 
-def read_texts(sources: Mapping[str, str], num_bytes: int, primed_bytes: int) -> list[Text]:
+def read_texts(sources: Mapping[str, str], num_bytes: int, primed_bytes: int) -> list[StudyText]:
     """Of each source (a file, a folder with all files below it, a glob, a data source such as FILE.jsonl.zst), by name.
 
     Without sources the default ones. num_bytes: measured of each, at most. primed_bytes: to prime with, at most.
@@ -60,7 +60,7 @@ def read_texts(sources: Mapping[str, str], num_bytes: int, primed_bytes: int) ->
         whole = {name: ("default", make()) for name, make in DEFAULTS.items()}
     else:
         whole = {name: (source, _read(source)) for name, source in sources.items()}
-    return [Text(name, source, *excerpt(data, num_bytes, primed_bytes)) for name, (source, data) in whole.items()]
+    return [StudyText(name, source, *excerpt(data, num_bytes, primed_bytes)) for name, (source, data) in whole.items()]
 
 
 def excerpt(data: bytes, num_bytes: int, primed_bytes: int) -> tuple[bytes, bytes]:

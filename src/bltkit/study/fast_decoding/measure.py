@@ -3,7 +3,7 @@
 For every model, text and temperature all ways of decoding continue the same prompts, in turn prompt by prompt and in
 an order that rotates, so that a machine that changes its pace does so for all of them. A turn is kept in turns.jsonl as
 soon as it is over, and a study that was broken off goes on behind the last one; rows.jsonl has what follows from
-the turns (`rows.py`), one row for each way of decoding.
+the turns (`decoding_rows.py`), one row for each way of decoding.
 """
 
 import hashlib
@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from bltkit.bench import repeated_share
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
-from bltkit.generate import Batch, Request, Sampling, Session, Stats
+from bltkit.eval.score import byte_scores, window_shape
+from bltkit.files.json_lines import append_lines, read_lines
+from bltkit.generate import Request, Sampling, SequenceBatch, Session, Stats
+from bltkit.study.fast_decoding.decoding_rows import MadeText, Turn, TurnGroup, heldout_row, setting_rows
+from bltkit.study.fast_decoding.decoding_settings import AR, Setting, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import Passages, passages_of, read_text
 from bltkit.study.fast_decoding.quality import nats_of
-from bltkit.study.fast_decoding.rows import Group, Made, Turn, heldout_row, setting_rows
-from bltkit.study.fast_decoding.settings import AR, Setting, setting_of, settings_of
 from bltkit.study.row_file import ROWS
 from bltkit.vocab import encode
 
@@ -33,7 +35,7 @@ WARM_UP = 16
 Row = dict[str, Any]
 
 
-class Plan(Config):
+class FastDecodingPlan(Config):
     """What is measured of each model and text."""
 
     prompts: PositiveInt = 32
@@ -55,17 +57,6 @@ class Plan(Config):
     def rest_bytes(self) -> int:
         """Of a prompt's own continuation."""
         return max(1, self.heldout_bytes // self.prompts)
-
-
-@dataclass(frozen=True)
-class Tools:
-    """What this study is handed in from its neighbours, which it may not import."""
-
-    nats: Callable[[Bundle, bytes], Sequence[float]]
-    """-ln p of each byte of a text."""
-    repeated_share: Callable[[bytes], float]
-    circumstances: Mapping[str, Any]
-    """commit, machine, threads, command."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +97,11 @@ class _Subject:
 
 
 def run(
-    plan: Plan,
+    plan: FastDecodingPlan,
     models: Mapping[str, str],
     texts: Mapping[str, str],
     out: Path,
-    tools: Tools,
+    circumstances: Mapping[str, Any],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
@@ -118,6 +109,7 @@ def run(
     """Measure what `out` does not hold yet; returns all of its rows.
 
     models, texts: name -> where it is (a MODEL; a data source or folder).
+    circumstances: commit, machine, threads and command, kept in each row.
 
     Raises ValueError for what cannot be loaded, texts without enough prompts, an unknown grid or setting, and where
     `out` holds rows of the same names that were measured otherwise.
@@ -133,7 +125,7 @@ def run(
         if all(name in subject.left_out for subject in subjects):
             raise ValueError(f"setting {name!r} suits none of the models: {subjects[0].left_out[name]}")
     out.mkdir(parents=True, exist_ok=True)
-    study = _Study(plan, out, tools)
+    study = _FastDecodingStudy(plan, out, circumstances)
     work = [
         _Part(subject, text, temperature)
         for subject in subjects
@@ -167,11 +159,11 @@ class _Part:
         return {"model": self.subject.name, "text": self.text.name, "temperature": self.temperature}
 
 
-class _Study:
+class _FastDecodingStudy:
     """What a directory holds, and what comes to it."""
 
-    def __init__(self, plan: Plan, out: Path, tools: Tools) -> None:
-        self.plan, self.out, self.tools = plan, out, tools
+    def __init__(self, plan: FastDecodingPlan, out: Path, circumstances: Mapping[str, Any]) -> None:
+        self.plan, self.out, self.circumstances = plan, out, circumstances
         self.rows = read_lines(out / ROWS)
 
     def check(self, part: _Part) -> None:
@@ -198,8 +190,11 @@ class _Study:
             return
         passages = [passage for passage in part.text.passages if passage.rest]
         if passages:
+            bundle = part.subject.bundle
+            shape = window_shape(bundle.record, None, None)
             nats = [
-                sum(self.tools.nats(part.subject.bundle, one.prompt + one.rest)[len(one.prompt) :]) for one in passages
+                sum(byte_scores(bundle, passage.prompt + passage.rest, *shape).nats.tolist()[len(passage.prompt) :])
+                for passage in passages
             ]
             names = {"what": "fast-decoding", "kind": "heldout", "model": part.subject.name, "text": part.text.name}
             self._add([names | heldout_row(nats, [len(one.rest) for one in passages]) | self._stamp(part)])
@@ -223,8 +218,8 @@ class _Study:
                 append_lines(self.out / TURNS, [line])
                 turns[prompt, seed] = turn
             yield
-        group = Group(part.text, [turns[key] for key in self._turns(part)], [key[0] for key in self._turns(part)])
-        made = setting_rows(group, missing, self.tools.repeated_share)
+        group = TurnGroup(part.text, [turns[key] for key in self._turns(part)], [key[0] for key in self._turns(part)])
+        made = setting_rows(group, missing, repeated_share)
         common = {"what": "fast-decoding", "kind": "setting", **part.names}
         self._add([common | row | self._stamp(part) for row in made])
 
@@ -234,7 +229,7 @@ class _Study:
         made = {}
         for setting in order:
             data, stats, rounds = _continue(session.fork(), setting, request)
-            made[setting.name] = Made.of(data, stats, rounds, nats_of(session, data))
+            made[setting.name] = MadeText.of(data, stats, rounds, nats_of(session, data))
         return Turn(made)
 
     def _request(self, part: _Part, seed: int, at_most: int | None = None) -> Request:
@@ -269,14 +264,14 @@ class _Study:
             "max_bytes": plan.max_bytes,
             "seed": plan.seed,
             "seeds": plan.seeds,
-            "threads": self.tools.circumstances["threads"],
+            "threads": self.circumstances["threads"],
             "heldout_bytes": plan.heldout_bytes,
             "weights": part.subject.weights,
             "passages": part.text.digest,
         }
 
     def _stamp(self, part: _Part) -> dict[str, Any]:
-        return {**part.subject.about, "conditions": self._conditions(part), **self.tools.circumstances}
+        return {**part.subject.about, "conditions": self._conditions(part), **self.circumstances}
 
     def _add(self, rows: Sequence[Row]) -> None:
         append_lines(self.out / ROWS, rows)
@@ -285,7 +280,7 @@ class _Study:
 
 def _continue(session: Session, setting: Setting, request: Request) -> tuple[bytes, Stats, int]:
     """What one way of decoding makes, what it cost, and its rounds (the first choice is none)."""
-    batch, data, rounds = Batch().admit(session, [replace(request, strategy=setting.strategy)]), b"", -1
+    batch, data, rounds = SequenceBatch().admit(session, [replace(request, strategy=setting.strategy)]), b"", -1
     stats: Stats | None = None
     while batch.rows:
         batch, chunks = batch.step()
@@ -300,7 +295,7 @@ def _name_of(setting: str) -> str:
     return setting_of(setting).name
 
 
-def _passages(plan: Plan, name: str, source: str) -> Passages:
+def _passages(plan: FastDecodingPlan, name: str, source: str) -> Passages:
     return passages_of(
         name,
         read_text(name, source),

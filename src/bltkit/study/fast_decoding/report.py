@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study.chart import COLOURS
-from bltkit.study.fast_decoding.settings import AR
+from bltkit.study.fast_decoding.decoding_settings import AR
 from bltkit.study.scatter import Marker, Panel, Point, Scatter, draw_scatter
+from bltkit.views.chart import COLOURS
 
 TABLE = "table.md"
 QUALITY = "quality.png"

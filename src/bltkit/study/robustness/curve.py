@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Measured:
+class CurvePoint:
     """A score at an intensity, its 95 % interval where there is one. own: the one that the noise was named with.
 
     retained: share, low, high; the ends are None without an interval.
@@ -29,7 +29,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Curve:
+class NoiseCurve:
     """A model's scores under a noise; `points` by ascending intensity, the clean one apart."""
 
     task: str
@@ -39,16 +39,16 @@ class Curve:
     better: str
     highest: float | None
     chance: float | None
-    clean: Measured
-    points: tuple[Measured, ...]
+    clean: CurvePoint
+    points: tuple[CurvePoint, ...]
 
     @property
-    def own(self) -> tuple[Measured, ...]:
+    def own(self) -> tuple[CurvePoint, ...]:
         """At the intensities that the noise was named with."""
         return tuple(point for point in self.points if point.own)
 
 
-def curves_of(rows: Sequence[Row]) -> tuple[Curve, ...]:
+def curves_of(rows: Sequence[Row]) -> tuple[NoiseCurve, ...]:
     """By task, noise and model, each in the order of the rows. Noises without their clean score yet are left out.
 
     Raises ValueError where there are no rows of the study.
@@ -68,7 +68,7 @@ def curves_of(rows: Sequence[Row]) -> tuple[Curve, ...]:
     return tuple(found)
 
 
-def retained(value: float, clean: Measured, chance: float | None, better: str) -> float | None:
+def retained(value: float, clean: CurvePoint, chance: float | None, better: str) -> float | None:
     """The share of the clean score above chance; None where there is none, or no such thing."""
     if chance is None or better != "higher" or clean.interval is None or clean.interval[0] <= chance:
         return None
@@ -79,14 +79,14 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["model"], row["task"], row["curve"], row["intensity"]
 
 
-def _curve(rows: Sequence[Row], noise: str) -> Curve | None:
+def _curve(rows: Sequence[Row], noise: str) -> NoiseCurve | None:
     cleans = {row["curve"]: row for row in rows if row["noise"] is None}  # by no noise, and for pairs on their items
     noisy = sorted((row for row in rows if row["noise"] and row["curve"] == noise), key=lambda row: row["intensity"])
     first = cleans.get(noise) if noise.startswith("paired:") else cleans.get(None)
     if first is None or not noisy:
         return None
     clean = _measured(first, None)
-    return Curve(
+    return NoiseCurve(
         first["task"],
         noise,
         first["model"],
@@ -99,7 +99,7 @@ def _curve(rows: Sequence[Row], noise: str) -> Curve | None:
     )
 
 
-def _measured(row: Row, clean: Measured | None) -> Measured:
+def _measured(row: Row, clean: CurvePoint | None) -> CurvePoint:
     interval = None if row["interval"] is None else (row["interval"][0], row["interval"][1])
     if interval is not None and interval[0] == interval[1]:
         interval = None  # version 0.1.0 wrote one without width where the items show no spread
@@ -109,6 +109,6 @@ def _measured(row: Row, clean: Measured | None) -> Measured:
         ends = (None, None) if interval is None else interval
         low, high = (None if end is None else retained(end, clean, row["chance"], row["better"]) for end in ends)
         shares = None if share is None else (share, low, high)
-    return Measured(
+    return CurvePoint(
         row["intensity"], row["value"], interval, row["n"], row["left_out"], row["own"], shares, row["noise"]
     )

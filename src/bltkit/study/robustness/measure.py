@@ -13,13 +13,13 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field, PositiveInt
 
 from bltkit.config import Config
-from bltkit.eval.json_lines import append_lines, read_lines
+from bltkit.eval.aggregate import cut_warning
+from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import Composed, Damage, Noise, Paired, parse_noise
-from bltkit.eval.place import Place
-from bltkit.eval.results import cut_warning
 from bltkit.eval.runner import Evaluation, Settings, evaluate, file_name
 from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
+from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.study.row_file import ROWS
 
 RUNS = "runs"
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 Intensity = Annotated[float, Field(gt=0, le=1)]
 
 
-class Plan(Config):
+class RobustnessPlan(Config):
     """What is measured of each model."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -82,7 +82,7 @@ class Condition:
         return self.settings.to_json().get("pairs")
 
 
-def conditions(plan: Plan) -> list[Condition]:
+def conditions(plan: RobustnessPlan) -> list[Condition]:
     """All of a plan, clean ones first; a curve's name is its noise without the intensity.
 
     Raises ValueError for a noise that cannot be read.
@@ -122,7 +122,7 @@ def _order(found: Mapping[tuple[str, float], Condition]) -> Callable[[Condition]
 
 
 def run(
-    plan: Plan,
+    plan: RobustnessPlan,
     models: Mapping[str, str],
     place: Place,
     out: Path,
@@ -249,7 +249,7 @@ def _agree(row: Row, subject: Subject, condition: Condition, out: Path) -> None:
             )
 
 
-def _row(name: str, source: str, task: str, condition: Condition, plan: Plan, found: Evaluation) -> Row:
+def _row(name: str, source: str, task: str, condition: Condition, plan: RobustnessPlan, found: Evaluation) -> Row:
     result = found.results[task]  # beside it are those of tasks measured before
     noise, covered = condition.key
     return {

@@ -6,9 +6,9 @@ from typing import Any
 
 from bltkit.checkpoint import write_atomic
 from bltkit.study.curves import SERIES, At, Line, draw_curves, legend, scale_of
-from bltkit.study.html import Cell, Html, Node, facts, page, tag
-from bltkit.study.html import table as html_table
-from bltkit.study.robustness.curve import Curve, Measured, curves_of
+from bltkit.study.robustness.curve import CurvePoint, NoiseCurve, curves_of
+from bltkit.views.html import Cell, Html, Node, facts, page, tag
+from bltkit.views.html import table as html_table
 
 TABLE = "table.md"
 PAGE = "report.html"
@@ -59,7 +59,7 @@ def page_of(rows: Sequence[Row]) -> str:
     )
 
 
-def _section(task: str, curves: Sequence[Curve], series: Mapping[str, int]) -> Node:
+def _section(task: str, curves: Sequence[NoiseCurve], series: Mapping[str, int]) -> Node:
     own = [curve for curve in curves if curve.task == task]
     lines = {curve: _drawn(curve, series[curve.model]) for curve in own}
     chance = own[0].chance if own[0].better == "higher" else None
@@ -91,7 +91,7 @@ def _section(task: str, curves: Sequence[Curve], series: Mapping[str, int]) -> N
     ]
 
 
-def _drawn(curve: Curve, series: int) -> Line:
+def _drawn(curve: NoiseCurve, series: int) -> Line:
     points = [curve.clean, *curve.points]
     return Line(
         curve.model,
@@ -103,11 +103,11 @@ def _drawn(curve: Curve, series: int) -> Line:
     )
 
 
-def _said(curve: Curve, point: Measured) -> str:
+def _said(curve: NoiseCurve, point: CurvePoint) -> str:
     return f"{curve.model}, {_named(point)}: {_of(point)}"
 
 
-def _paragraphs(curves: Sequence[Curve]) -> list[str]:
+def _paragraphs(curves: Sequence[NoiseCurve]) -> list[str]:
     found = [
         "Noise damages the texts that a task asks about, at intensities from 0 to 1; gold answers stay as they are. "
         "Intensity says which share of the places that a noise can damage it does damage, so noises are not equally "
@@ -123,7 +123,7 @@ def _paragraphs(curves: Sequence[Curve]) -> list[str]:
     return found
 
 
-def _means(curves: Sequence[Curve]) -> dict[str, tuple[float, int]]:
+def _means(curves: Sequence[NoiseCurve]) -> dict[str, tuple[float, int]]:
     """Of each model: the mean of what it keeps at the intensities that noises were named with, and of how many."""
     found = {}
     for model in _names(curves, "model"):
@@ -135,7 +135,7 @@ def _means(curves: Sequence[Curve]) -> dict[str, tuple[float, int]]:
     return found
 
 
-def _kept(curves: Sequence[Curve]) -> tuple[list[str], list[list[str]]]:
+def _kept(curves: Sequence[NoiseCurve]) -> tuple[list[str], list[list[str]]]:
     """Noises with their own intensity down, tasks across: what each model keeps."""
     tasks = _names(curves, "task")
     found: dict[tuple[str, str], dict[str, str]] = {}
@@ -146,7 +146,7 @@ def _kept(curves: Sequence[Curve]) -> tuple[list[str], list[list[str]]]:
     return ["kept above chance under", "model", *tasks], lines
 
 
-def _about(curves: Sequence[Curve]) -> str:
+def _about(curves: Sequence[NoiseCurve]) -> str:
     first = curves[0]
     cleans = {curve.model: curve.clean for curve in curves if not curve.noise.startswith("paired:")}
     clean = "; ".join(f"{model} {_of(point)}" for model, point in cleans.items())
@@ -159,11 +159,11 @@ def _about(curves: Sequence[Curve]) -> str:
     return " ".join(said)
 
 
-def _points(curves: Sequence[Curve]) -> list[tuple[Curve, Measured]]:
+def _points(curves: Sequence[NoiseCurve]) -> list[tuple[NoiseCurve, CurvePoint]]:
     return [(curve, point) for curve in curves for point in (curve.clean, *curve.points)]
 
 
-def _cells(curves: Sequence[Curve]) -> list[list[str]]:
+def _cells(curves: Sequence[NoiseCurve]) -> list[list[str]]:
     """The lines of the figures, as text."""
     return [
         [
@@ -180,7 +180,7 @@ def _cells(curves: Sequence[Curve]) -> list[list[str]]:
     ]
 
 
-def _values(curves: Sequence[Curve]) -> list[list[float | None]]:
+def _values(curves: Sequence[NoiseCurve]) -> list[list[float | None]]:
     """What they are sorted by."""
     return [
         [
@@ -210,15 +210,15 @@ def _facts(rows: Sequence[Row]) -> Html:
     return facts(pairs)
 
 
-def _names(curves: Sequence[Curve], field: str) -> list[str]:
+def _names(curves: Sequence[NoiseCurve], field: str) -> list[str]:
     return list(dict.fromkeys(getattr(curve, field) for curve in curves))
 
 
-def _named(point: Measured) -> str:
+def _named(point: CurvePoint) -> str:
     return point.noise or "clean"
 
 
-def _of(point: Measured) -> str:
+def _of(point: CurvePoint) -> str:
     return _number(point.value) + ("" if point.interval is None else f" ({_between(point.interval)})")
 
 
@@ -226,7 +226,7 @@ def _between(ends: tuple[float, float]) -> str:
     return f"{_number(ends[0])} to {_number(ends[1])}"
 
 
-def _share(point: Measured) -> str:
+def _share(point: CurvePoint) -> str:
     if point.retained is None:
         return _DASH
     share, low, high = point.retained

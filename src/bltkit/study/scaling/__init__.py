@@ -4,23 +4,23 @@ plan (what is trained) -> prepare (entropy model, thresholds) -> runs (trunk and
 tables, drawings, report. `cost` tells beforehand what a plan takes.
 """
 
-from bltkit.study.scaling.cost import PlanCost, cost_of
 from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
-from bltkit.study.scaling.plan import Plan, Unit, read_plan
-from bltkit.study.scaling.rates import measure_rates
+from bltkit.study.scaling.plan import ScalingPlan, Unit, read_plan
+from bltkit.study.scaling.plan_cost import PlanCost, cost_of
 from bltkit.study.scaling.report import PAGE, TABLE, table, write_report
 from bltkit.study.scaling.rows import points_of
-from bltkit.study.scaling.runs import Tools, run
+from bltkit.study.scaling.runs import ScalingTools, run
+from bltkit.study.scaling.training_rates import measure_rates
 
 __all__ = [
     "PAGE",
     "TABLE",
     "Isoflop",
     "Parametric",
-    "Plan",
     "PlanCost",
+    "ScalingPlan",
+    "ScalingTools",
     "TooFew",
-    "Tools",
     "Unit",
     "cost_of",
     "fit_isoflop",

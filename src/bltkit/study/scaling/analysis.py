@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
-from bltkit.study.scaling.rows import Point, mean_over_seeds
+from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
 
 DRAWS = 400
 LEVEL = 0.95
@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Noise:
+class SeedNoise:
     """Standard deviation of a row's bits per byte over seeds, relative, and the degrees of freedom behind it."""
 
     relative: float
@@ -77,7 +77,7 @@ class Crossover:
         return f"{far}; crossover at {self.at:.2g} FLOPs ({where}; {between}; {share})"
 
 
-def noise_of(points: Sequence[Point]) -> Noise:
+def noise_of(points: Sequence[ScalingPoint]) -> SeedNoise:
     """Pooled over all cells of several seeds. Raises TooFew where no cell has two, or all agree.
 
     The budgets of a family and size share a trunk, so they add no degrees of freedom to one another.
@@ -96,10 +96,12 @@ def noise_of(points: Sequence[Point]) -> Noise:
         raise TooFew("no family, size and budget has two seeds: there is no noise to tell a difference from")
     if not squares:
         raise TooFew("the seeds of every family, size and budget agree exactly: they show no noise")
-    return Noise(math.sqrt(squares / freedom), freedom)
+    return SeedNoise(math.sqrt(squares / freedom), freedom)
 
 
-def draws_of(points: Sequence[Point], noise: Noise, count: int = DRAWS, seed: int = 0) -> Iterator[list[Point]]:
+def draws_of(
+    points: Sequence[ScalingPoint], noise: SeedNoise, count: int = DRAWS, seed: int = 0
+) -> Iterator[list[ScalingPoint]]:
     """Means over seeds, drawn anew `count` times."""
     cells = mean_over_seeds(points)
     counts = [sum(_cell(point) == _cell(cell) for point in points) for cell in cells]
@@ -111,7 +113,7 @@ def draws_of(points: Sequence[Point], noise: Noise, count: int = DRAWS, seed: in
         yield [replace(cell, loss=cell.loss * float(by)) for cell, by in zip(cells, factors, strict=True)]
 
 
-def isoflops(points: Sequence[Point], family: str) -> dict[float, Isoflop | str]:
+def isoflops(points: Sequence[ScalingPoint], family: str) -> dict[float, Isoflop | str]:
     """By budget the parabola, or why there is none."""
     own = mean_over_seeds([point for point in points if point.family == family and point.main])
     found: dict[float, Isoflop | str] = {}
@@ -124,7 +126,7 @@ def isoflops(points: Sequence[Point], family: str) -> dict[float, Isoflop | str]
     return found
 
 
-def best_loss(points: Sequence[Point], family: str, budget: float) -> tuple[float, bool]:
+def best_loss(points: Sequence[ScalingPoint], family: str, budget: float) -> tuple[float, bool]:
     """Of the best size: the parabola's lowest value where it lies between the sizes, else the best size that there is.
     Second: does it lie between them.
 
@@ -139,7 +141,9 @@ def best_loss(points: Sequence[Point], family: str, budget: float) -> tuple[floa
     return (found.lowest, True) if found.inside else (lowest, False)
 
 
-def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *, draws: int = DRAWS) -> Crossover:
+def crossover(
+    points: Sequence[ScalingPoint], first: str, second: str, noise: SeedNoise, *, draws: int = DRAWS
+) -> Crossover:
     """Of two families, from a line through the difference of their best sizes over log FLOPs; of sizes that both have.
 
     Raises TooFew for fewer than three budgets that both have.
@@ -153,7 +157,7 @@ def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *,
         raise TooFew(f"{first} and {second} have {len(budgets)} budgets in common; a crossover needs three")
     own = [point for point in own if point.budget in budgets]
 
-    def differences(some: Sequence[Point]) -> list[float]:
+    def differences(some: Sequence[ScalingPoint]) -> list[float]:
         return [best_loss(some, first, budget)[0] - best_loss(some, second, budget)[0] for budget in budgets]
 
     means = mean_over_seeds(own)
@@ -184,7 +188,7 @@ def crossover(points: Sequence[Point], first: str, second: str, noise: Noise, *,
 
 
 def parametric(
-    points: Sequence[Point], family: str, noise: Noise | None, *, draws: int = 100
+    points: Sequence[ScalingPoint], family: str, noise: SeedNoise | None, *, draws: int = 100
 ) -> tuple[Parametric, dict[str, Interval]]:
     """The fit of a family, and intervals of its numbers; none without noise. Raises TooFew.
 
@@ -192,7 +196,7 @@ def parametric(
     """
     own = [point for point in points if point.family == family and point.main]
 
-    def fit(some: Sequence[Point], near: Parametric | None = None) -> Parametric:
+    def fit(some: Sequence[ScalingPoint], near: Parametric | None = None) -> Parametric:
         return fit_parametric(
             [one.params for one in some], [one.num_bytes for one in some], [one.loss for one in some], near=near
         )
@@ -206,7 +210,7 @@ def parametric(
     return found, ranges | {"size_exponent": _interval([one.size_exponent(by_size) for one in drawn])}
 
 
-def cost_exponent(points: Sequence[Point], family: str) -> float:
+def cost_exponent(points: Sequence[ScalingPoint], family: str) -> float:
     """g of: training a byte costs as N^g. Below 1 where much of the cost does not grow with the size, such as that of
     an entropy model."""
     costs = {one.params: one.flops / one.num_bytes for one in points if one.family == family and one.main}
@@ -221,7 +225,9 @@ class Best:
     ratio: Interval
 
 
-def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int = DRAWS) -> dict[float, Best]:
+def best_sizes(
+    points: Sequence[ScalingPoint], family: str, noise: SeedNoise, *, draws: int = DRAWS
+) -> dict[float, Best]:
     """By budget, of draws whose parabola has a lowest point; a budget is left out where those are under a half."""
     own = [point for point in points if point.family == family and point.main]
     found: dict[float, list[float]] = {}
@@ -237,7 +243,7 @@ def best_sizes(points: Sequence[Point], family: str, noise: Noise, *, draws: int
     }
 
 
-def data_ratio(points: Sequence[Point], family: str, budget: float, params: float) -> float:
+def data_ratio(points: Sequence[ScalingPoint], family: str, budget: float, params: float) -> float:
     """Bytes of text per parameter that a budget pays for at a size; costs between sizes by straight lines in
     logarithms, beyond them as at the last."""
     own = {point.params: point.flops / point.num_bytes for point in points if point.family == family and point.main}
@@ -246,7 +252,7 @@ def data_ratio(points: Sequence[Point], family: str, budget: float, params: floa
     return float(budget / cost / params)
 
 
-def matched(points: Sequence[Point], size: str, along: Along) -> tuple[float, dict[str, float]] | None:
+def matched(points: Sequence[ScalingPoint], size: str, along: Along) -> tuple[float, dict[str, float]] | None:
     """Losses of all families of one size at the same cost: the largest that all of them reach, between the budgets.
 
     None where no cost is common to two families.
@@ -287,5 +293,5 @@ def _interval(values: Sequence[float]) -> Interval:
     return float(low), float(high)
 
 
-def _cell(point: Point) -> tuple[str, str, float]:
+def _cell(point: ScalingPoint) -> tuple[str, str, float]:
     return point.family, point.size, point.budget

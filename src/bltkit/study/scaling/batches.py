@@ -20,7 +20,7 @@ from bltkit.train.parallel import World, world_of
 from bltkit.train.patcher import Patcher, count_text_patches, load_patcher
 from bltkit.train.process import numerics
 from bltkit.train.state import read_position
-from bltkit.train.vocabulary import known_vocabulary
+from bltkit.train.token_vocabulary import known_vocabulary
 
 Prepare = Callable[[Batch], TokenBatch]
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bltkit.study.chart import COLOURS
 from bltkit.study.scaling.analysis import Along, isoflops
-from bltkit.study.scaling.findings import Findings, base_family
 from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
-from bltkit.study.scaling.rows import Point, mean_over_seeds
+from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
+from bltkit.study.scaling.scaling_findings import Findings, base_family
 from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
 from bltkit.study.scatter import Point as Mark
-from bltkit.study.scene import Scene
+from bltkit.views.chart import COLOURS
+from bltkit.views.scene import Scene
 
 ACROSS = 3
 """Panels in a row at most."""
@@ -65,7 +65,7 @@ def _isoflop(found: Findings) -> Scatter:
     )
 
 
-def _loss(found: Findings, points: Sequence[Point], along: Along, name: str) -> Scatter:
+def _loss(found: Findings, points: Sequence[ScalingPoint], along: Along, name: str) -> Scatter:
     """A panel for each size; lines are power laws through the means over seeds."""
     colours = {family: COLOURS[at % len(COLOURS)] for at, family in enumerate(found.families)}
     panels = []
@@ -115,7 +115,7 @@ def _inference(found: Findings) -> Scatter:
     )
 
 
-def _powers(points: Sequence[Point], along: Along, colours: dict[str, str]) -> tuple[Trace, ...]:
+def _powers(points: Sequence[ScalingPoint], along: Along, colours: dict[str, str]) -> tuple[Trace, ...]:
     traces = []
     means = mean_over_seeds(points)
     for family in dict.fromkeys(point.family for point in means):

@@ -16,11 +16,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from bltkit.config import Config, apply_overrides, load_toml, nearest, parse
 from bltkit.data import DataConfig
 from bltkit.data.sources import Source, StdlibSource
-from bltkit.study.scaling.families import BltFamily, Family, Size, grown, parse_family
-from bltkit.study.scaling.presets import PLANS
+from bltkit.study.scaling.family_configs import BltFamily, Family, ScalingSize, grown, parse_family
+from bltkit.study.scaling.plan_presets import PLANS
 
 
-class Scorer(Config):
+class ScorerTraining(Config):
     """The entropy model that the study trains for itself, once, on the same training documents."""
 
     width: PositiveInt = 64
@@ -51,7 +51,7 @@ class Unit:
     """A family at a size with a seed."""
 
     family: Family
-    size: Size
+    size: ScalingSize
     seed: int
 
     @property
@@ -70,12 +70,12 @@ class Unit:
         return self.key.replace(":", "_").replace("@", "-at-")
 
 
-class Plan(Config):
+class ScalingPlan(Config):
     """What is trained and how. Budgets are training FLOPs, exact count, forward and backward."""
 
     name: str = "own"
     families: tuple[str, ...] = Field(min_length=1)
-    sizes: tuple[Size, ...] = Field(min_length=1)
+    sizes: tuple[ScalingSize, ...] = Field(min_length=1)
     """Smallest first."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Ascending."""
@@ -90,7 +90,7 @@ class Plan(Config):
     fixed_inference: FixedInference | None = None
     include_scorer: bool = True
     """Does the entropy model's forward pass over every byte of training count towards a budget."""
-    scorer: Scorer | str = Scorer()
+    scorer: ScorerTraining | str = ScorerTraining()
     """A MODEL in place of a table: its entropy model, as it is."""
     calibration_bytes: PositiveInt = 400_000
     """Text of training documents on which a threshold is found for each patch size."""
@@ -155,7 +155,7 @@ class Plan(Config):
                 found += [Unit(family, larger, seed) for seed in range(fixed.seeds)]
         return tuple(sorted(found, key=lambda unit: unit.seed))
 
-    def _seeds(self, family: str, size: Size) -> int:
+    def _seeds(self, family: str, size: ScalingSize) -> int:
         several = size.name == (self.seeds_at or self.sizes[0].name) and family in (self.seeded or self.families)
         return self.seeds if several else self.seeds_above
 
@@ -218,7 +218,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
+def read_plan(name: str, overrides: Sequence[str] = ()) -> ScalingPlan:
     """`cpu`, `gpu`, `cluster`, or a TOML file, with `key=value` on top. Raises ValueError for anything else."""
     if name.endswith(".toml"):
         data = load_toml(name, overrides)
@@ -226,7 +226,7 @@ def read_plan(name: str, overrides: Sequence[str] = ()) -> Plan:
         data = apply_overrides(PLANS[name] | {"name": name}, overrides)
     else:
         raise ValueError(f"--plan {name!r} is neither a .toml file nor a preset{nearest(name, list(PLANS))}")
-    plan: Plan = parse(Plan, data, f"plan {name}")
+    plan: ScalingPlan = parse(ScalingPlan, data, f"plan {name}")
     return plan
 
 

@@ -18,7 +18,7 @@ from bltkit.files import read_json_object
 from bltkit.model import EntropyModel
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
-from bltkit.study.scaling.plan import Plan, Scorer, Unit, digest, entropy_patches
+from bltkit.study.scaling.plan import ScalingPlan, ScorerTraining, Unit, digest, entropy_patches
 from bltkit.train import Result, TrainConfig
 from bltkit.vocab import encode
 
@@ -56,7 +56,7 @@ class Prepared:
 
 
 def prepare(
-    plan: Plan, units: Sequence[Unit], out: Path, train: Callable[..., Result], say: Callable[[str], None]
+    plan: ScalingPlan, units: Sequence[Unit], out: Path, train: Callable[..., Result], say: Callable[[str], None]
 ) -> Prepared:
     """What `out` holds for some units of the plan, made where it is missing.
 
@@ -83,9 +83,9 @@ def prepare(
         return known
 
 
-def scorer_config(plan: Plan, out: Path) -> TrainConfig:
+def scorer_config(plan: ScalingPlan, out: Path) -> TrainConfig:
     """The training of the study's own entropy model."""
-    assert isinstance(plan.scorer, Scorer)
+    assert isinstance(plan.scorer, ScorerTraining)
     fields: dict[str, Any] = {
         "model": plan.scorer.model(),
         "data": plan.data(out / CORPUS),
@@ -103,10 +103,12 @@ def scorer_config(plan: Plan, out: Path) -> TrainConfig:
     return found
 
 
-def _scorer(plan: Plan, out: Path, train: Callable[..., Result], say: Callable[[str], None], basis: str) -> Prepared:
+def _scorer(
+    plan: ScalingPlan, out: Path, train: Callable[..., Result], say: Callable[[str], None], basis: str
+) -> Prepared:
     bits = flops = None
     name = plan.scorer
-    if isinstance(name, Scorer):
+    if isinstance(name, ScorerTraining):
         say(f"training the entropy model, {name.steps} steps")
         result = train(scorer_config(plan, out), out / SCORER, resume=True, say=_quiet)
         if result.interrupted:
@@ -118,7 +120,7 @@ def _scorer(plan: Plan, out: Path, train: Callable[..., Result], say: Callable[[
     return Prepared(name, scorer_hash(scorer), {}, {}, bits, flops, basis)
 
 
-def _calibrated(plan: Plan, known: Prepared, patches: list[float], out: Path) -> Prepared:
+def _calibrated(plan: ScalingPlan, known: Prepared, patches: list[float], out: Path) -> Prepared:
     assert known.scorer is not None
     scorer = cast(EntropyModel, load_bundle(resolve_model(known.scorer)).scorer)
     corpus = Corpus.from_sources(list(plan.sources), plan.validation_fraction, directory=out / CORPUS)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from bltkit.checkpoint import write_atomic
-from bltkit.study import html
 from bltkit.study.scaling.drawings import drawings
-from bltkit.study.scaling.findings import Findings, findings, paragraphs
+from bltkit.study.scaling.scaling_findings import Findings, findings, paragraphs
 from bltkit.study.scaling.tables import Table, tables
-from bltkit.study.scene import Scene
+from bltkit.views import html
+from bltkit.views.scene import Scene
 
 TABLE = "table.md"
 PAGE = "report.html"

@@ -12,8 +12,8 @@ import torch
 
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling.batches import Heldout, Seen
-from bltkit.study.scaling.families import Cost, parameters
-from bltkit.study.scaling.plan import Plan, Unit, digest
+from bltkit.study.scaling.family_configs import ForwardCost, parameters
+from bltkit.study.scaling.plan import ScalingPlan, Unit, digest
 from bltkit.study.scaling.prepare import Prepared
 from bltkit.train import TrainConfig, build_model
 
@@ -24,7 +24,7 @@ Key = tuple[str, str, int, float]
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """What a row says, for fits: bits per byte `loss` of a model of `params` that are multiplied with, after
     `num_bytes` of text and `flops` of training. seconds: NaN where no rate was measured."""
 
@@ -41,7 +41,7 @@ class Point:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], seconds_per_byte: float = math.nan) -> Self:
-        """seconds_per_byte: as `rates.py` measured it; a run's own clock ran on a machine that others shared."""
+        """seconds_per_byte: as `training_rates.py` measured it; a run's clock ran on a machine that others shared."""
         return cls(
             row["family"],
             row["size"],
@@ -67,14 +67,14 @@ def key_of(row: Mapping[str, Any]) -> Key:
 
 
 def make_row(
-    plan: Plan,
+    plan: ScalingPlan,
     unit: Unit,
     budget: float,
     *,
     whole: TrainConfig,
     begin: int,
     seen: Seen,
-    cost: Cost,
+    cost: ForwardCost,
     bits_per_byte: float,
     by_source: Mapping[str, Heldout],
     seconds: float,
@@ -135,7 +135,7 @@ def parameters_of(config: TrainConfig) -> tuple[int, int]:
     return parameters({name: weight.numel() for name, weight in model.named_parameters()})
 
 
-def known_rows(rows: RowFile, plan: Plan, units: Iterable[Unit]) -> set[Key]:
+def known_rows(rows: RowFile, plan: ScalingPlan, units: Iterable[Unit]) -> set[Key]:
     """What there is of a plan already. Raises ValueError for rows of the same name that were made otherwise."""
     basis = {unit.key: plan.basis(unit) for unit in units}
     found = set()
@@ -150,19 +150,19 @@ def known_rows(rows: RowFile, plan: Plan, units: Iterable[Unit]) -> set[Key]:
     return found
 
 
-def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+def points_of(rows: Sequence[Mapping[str, Any]]) -> list[ScalingPoint]:
     """Of several rows of one key the last one counts. Raises ValueError where there are none."""
     own = {key_of(row): row for row in rows if row.get("what") == WHAT}
     rates = {(row["family"], row["size"]): row["seconds_per_byte"] for row in rows if row.get("what") == RATE}
-    found = [Point.of(row, rates.get((row["family"], row["size"]), math.nan)) for row in own.values()]
+    found = [ScalingPoint.of(row, rates.get((row["family"], row["size"]), math.nan)) for row in own.values()]
     if not found:
         raise ValueError("there are no rows of `blt study scaling` to report; run it without --report first")
     return found
 
 
-def mean_over_seeds(points: Sequence[Point]) -> list[Point]:
+def mean_over_seeds(points: Sequence[ScalingPoint]) -> list[ScalingPoint]:
     """One point for each family, size and budget: means, with seed -1."""
-    cells: dict[tuple[str, str, float], list[Point]] = {}
+    cells: dict[tuple[str, str, float], list[ScalingPoint]] = {}
     for point in points:
         cells.setdefault((point.family, point.size, point.budget), []).append(point)
     found = []

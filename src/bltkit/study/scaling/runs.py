@@ -24,13 +24,13 @@ from bltkit.model import CnnConfig, EntropyConfig
 from bltkit.study.row_file import RowFile
 from bltkit.study.scaling import batches
 from bltkit.study.scaling.batches import Heldout, Seen
-from bltkit.study.scaling.families import Cost
-from bltkit.study.scaling.plan import Plan, Unit
+from bltkit.study.scaling.family_configs import ForwardCost
+from bltkit.study.scaling.plan import ScalingPlan, Unit
 from bltkit.study.scaling.prepare import CORPUS, Prepared, prepare
 from bltkit.study.scaling.rows import WHAT, Row, known_rows, make_row
 from bltkit.train import Result, TrainConfig
 from bltkit.train import train as train_run
-from bltkit.train.run import RunDirectory
+from bltkit.train.run_directory import RunDirectory
 
 RUNS = "runs"
 PROBE = 48
@@ -39,7 +39,7 @@ _POINTS = "points.json"
 
 
 @dataclass(frozen=True)
-class Tools:
+class ScalingTools:
     """What trains and counts; tests put something quick in its place."""
 
     train: Callable[..., Result] = train_run
@@ -63,19 +63,19 @@ class Stopped(Exception):
 
 
 def run(
-    plan: Plan,
+    plan: ScalingPlan,
     out: Path,
     circumstances: Mapping[str, Any],
     *,
     only: Sequence[str] = (),
     minutes: float | None = None,
-    tools: Tools = Tools(),
+    tools: ScalingTools = ScalingTools(),
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Make the rows of a plan that `out` does not hold yet; returns all that it holds.
 
-    only: units, see `Plan.chosen`. minutes: begin nothing further after so long. circumstances: kept in each row.
+    only: units, see `ScalingPlan.chosen`. minutes: begin nothing further after them. circumstances: kept in each row.
     Units that another process works on are left to it. Raises ValueError for what does not fit, KeyboardInterrupt
     after a signal, when what was being trained is saved.
     """
@@ -91,7 +91,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     known_rows(rows, plan, units)
     prepared = prepare(plan, units, out, tools.train, say)
-    study = _Study(plan, out, prepared, rows, circumstances, tools, deadline, say)
+    study = _ScalingStudy(plan, out, prepared, rows, circumstances, tools, deadline, say)
     total = len(units) * len(plan.budgets)
     try:
         for unit in units:
@@ -104,8 +104,13 @@ def run(
     return rows.read()
 
 
-def whole_config(plan: Plan, unit: Unit, prepared: Prepared, out: Path, branch: Branch) -> TrainConfig:
-    """The config of a budget's run as one: at the full rate to `begin`, then the decay."""
+def unit_config(
+    plan: ScalingPlan, unit: Unit, prepared: Prepared, out: Path, steps: int, decay_steps: int = 0
+) -> TrainConfig:
+    """The config of a unit's run of `steps` steps, whose last `decay_steps` decay: a budget's run as one.
+
+    Without decay it is a trunk at the full rate, which is not validated at length: nobody reads its loss.
+    """
     patch = getattr(unit.family, "patch_bytes", None) if unit.family.needs_scorer else None
     fields = unit.family.sections(unit.size, prepared.rule(patch), prepared.scorer) | {
         "data": plan.data(out / CORPUS),
@@ -115,32 +120,24 @@ def whole_config(plan: Plan, unit: Unit, prepared: Prepared, out: Path, branch: 
             "min_lr_ratio": plan.min_lr_ratio,
             "schedule": {
                 "kind": "wsd",
-                "decay_steps": branch.steps - branch.begin,
+                "decay_steps": decay_steps,
                 "shape": plan.decay_shape,
             },
-            "schedule_steps": branch.steps,
+            "schedule_steps": steps,
         },
         "trainer": {
-            "max_steps": branch.steps,
+            "max_steps": steps,
             "seed": unit.seed,
             "threads": plan.threads,
             "device": plan.device,
             "precision": plan.precision,
             "log_every": 20,
-            "validation_batches": plan.validation_batches,
+            "validation_batches": plan.validation_batches if decay_steps else 1,
         },
         "checkpoint": {"export": "end", "every_seconds": 120},
     }
     found: TrainConfig = parse(TrainConfig, fields, unit.key)
     return found
-
-
-def trunk_config(whole: TrainConfig, steps: int) -> TrainConfig:
-    """The same at the full rate all the way, as far as `steps`."""
-    schedule = whole.optim.schedule.replace(decay_steps=0)
-    trainer = whole.trainer.replace(max_steps=steps, validation_batches=1)
-    optim = whole.optim.replace(schedule=schedule, schedule_steps=steps)
-    return whole.replace(optim=optim, trainer=trainer)
 
 
 def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], float]) -> Seen:
@@ -151,19 +148,19 @@ def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], 
     return last if abs(budget - cost_of(last)) < cost_of(one) - budget else one
 
 
-def _done(study: "_Study", plan: Plan, units: Sequence[Unit]) -> int:
+def _done(study: "_ScalingStudy", plan: ScalingPlan, units: Sequence[Unit]) -> int:
     known = known_rows(study.rows, plan, units)
     return sum((*unit.name, budget) in known for unit in units for budget in plan.budgets)
 
 
 @dataclass(frozen=True)
-class _Study:
-    plan: Plan
+class _ScalingStudy:
+    plan: ScalingPlan
     out: Path
     prepared: Prepared
     rows: RowFile
     circumstances: Mapping[str, Any]
-    tools: Tools
+    tools: ScalingTools
     deadline: float | None
     say: Callable[[str], None]
 
@@ -188,7 +185,7 @@ class _Study:
         except Timeout:
             self.say(f"{unit.key}: another process is at it")
 
-    def cost(self, unit: Unit, seen: Seen) -> Cost:
+    def cost(self, unit: Unit, seen: Seen) -> ForwardCost:
         """Of a byte, at the mean patch that a run has seen."""
         return unit.family.cost(unit.size, seen.unit_bytes, self.plan.row_bytes, self._scorer(unit))
 
@@ -200,9 +197,12 @@ class _Study:
         assert isinstance(found, EntropyConfig | CnnConfig)
         return found
 
+    def _config(self, unit: Unit, steps: int, decay_steps: int = 0) -> TrainConfig:
+        return unit_config(self.plan, unit, self.prepared, self.out, steps, decay_steps)
+
     def _row(self, unit: Unit, budget: float, place: Path) -> Row:
         branch = self._branch(unit, budget, place)
-        whole = whole_config(self.plan, unit, self.prepared, self.out, branch)
+        whole = self._config(unit, branch.steps, branch.steps - branch.begin)
         directory = place / _name(budget)
         # A branch that has a checkpoint of its own needs the trunk no more.
         trunk = place / "trunk" if RunDirectory(directory).latest() else self._trunk(unit, place, branch.begin)
@@ -238,10 +238,9 @@ class _Study:
         def spent(seen: Seen) -> float:
             return self.cost(unit, seen).training(seen.num_bytes, self.plan.include_scorer)
 
-        any_length = whole_config(self.plan, unit, self.prepared, self.out, Branch(0, 1))
         if "probe" not in points:
             first = self._trunk(unit, place, 1)
-            ahead = self.tools.ahead(trunk_config(any_length, 1), first)
+            ahead = self.tools.ahead(self._config(unit, 1), first)
             for seen in (next(ahead) for _ in range(PROBE)):
                 points["probe"] = spent(seen) / seen.step
         steps = budget / points["probe"]
@@ -252,7 +251,7 @@ class _Study:
                 "warm-up and a decay; raise the budget, or lower warmup_steps or batch_rows"
             )
         trunk = self._trunk(unit, place, begin)
-        last = nearest_step(budget, self.tools.ahead(trunk_config(any_length, begin), trunk), spent)
+        last = nearest_step(budget, self.tools.ahead(self._config(unit, begin), trunk), spent)
         points[_name(budget)] = {"begin": begin, "steps": last.step}
         write_atomic(path, json.dumps(points, indent=1).encode())
         return Branch(begin, last.step)
@@ -267,8 +266,7 @@ class _Study:
         latest = run.latest()
         if latest is not None and self.tools.seen_by(latest).step > step:
             shutil.rmtree(directory)  # a budget was added below others that are done
-        whole = whole_config(self.plan, unit, self.prepared, self.out, Branch(0, 1))
-        self._train(trunk_config(whole, step), directory)
+        self._train(self._config(unit, step), directory)
         return directory / f"step-{step:08d}"
 
     def _train(self, config: TrainConfig, directory: Path) -> Result:

@@ -14,9 +14,9 @@ from bltkit.study.scaling.analysis import (
     matched,
     parametric,
 )
-from bltkit.study.scaling.findings import Findings, base_family, in_flops
 from bltkit.study.scaling.fits import Isoflop, TooFew
 from bltkit.study.scaling.rows import mean_over_seeds
+from bltkit.study.scaling.scaling_findings import Findings, base_family, in_flops
 
 Row = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bltkit.data import IGNORE, Batch
 from bltkit.model import Blt
-from bltkit.model.diffusion import BlockRows
+from bltkit.model.masked_blocks import BlockRows
 from bltkit.patches import Patches
 from bltkit.train.objectives.objective import BaseObjective, Losses, next_byte_nats
 from bltkit.vocab import MASK

@@ -3,7 +3,8 @@
 loss = sum of next-byte nats + weight x targets x ratio, with ratio = N / (N - 1) ((N - 1) F G + (1 - F) (1 - G)), F the
 share of bytes that open a patch, G the router's mean probability, N = `patch_bytes`. Its gradient is that of
 (N F - 1) G / (N - 1): every byte's probability falls where there are too many borders and rises where there are too
-few, and which of them go is what the next byte's part decides (`model/routed.py`). F is counted over the batch.
+few, and which of them go is what the next byte's part decides (`model/learned_boundaries.py`). F is counted over the
+batch.
 """
 
 import math

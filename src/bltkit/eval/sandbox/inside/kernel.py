@@ -1,6 +1,7 @@
 """Linux calls that Python 3.11 has no names for, by ctypes: namespaces, mounts, capabilities, prctl.
 
-Each raises `Refused`, which says what was being done when the kernel said no. Constants are those of its uapi headers.
+Each raises `KernelRefused`, which says what was being done when the kernel said no. Constants are those of its uapi
+headers.
 """
 
 import ctypes
@@ -29,7 +30,7 @@ _SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 
-class Refused(Exception):
+class KernelRefused(Exception):
     """The kernel does not permit a step. number: its errno."""
 
     def __init__(self, step: str, number: int) -> None:
@@ -39,11 +40,11 @@ class Refused(Exception):
 
 @contextmanager
 def doing(step: str) -> Iterator[None]:
-    """Turns an OSError of Python's own calls into `Refused`."""
+    """Turns an OSError of Python's own calls into `KernelRefused`."""
     try:
         yield
     except OSError as error:
-        raise Refused(step, error.errno or errno.EIO) from error
+        raise KernelRefused(step, error.errno or errno.EIO) from error
 
 
 def unshare(flags: int) -> None:
@@ -131,7 +132,7 @@ def _prctl(option: int, *values: int) -> int:
 
 def _check(step: str, result: int) -> None:
     if result < 0:
-        raise Refused(step, ctypes.get_errno())
+        raise KernelRefused(step, ctypes.get_errno())
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import time
 from typing import NoReturn
 
 from . import kernel, syscalls
-from .kernel import Refused, doing
+from .kernel import KernelRefused, doing
 
 NAMESPACES = (
     kernel.CLONE_NEWUSER
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> NoReturn:
         os.closerange(plan["status"] + 1, plan["status"] + 64)
         os.waitpid(warden, 0)
         os._exit(0)
-    except Refused as refused:
+    except KernelRefused as refused:
         _leave(plan, f"refused\t{refused.step}\t{refused.number}")
 
 
@@ -106,7 +106,7 @@ def _new_namespaces() -> bool:
         os.write(go, b"x")
         status = os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])
         if status != 0:
-            raise Refused(f"mapping users 0 and {NOBODY} into a user namespace", abs(status))
+            raise KernelRefused(f"mapping users 0 and {NOBODY} into a user namespace", abs(status))
         os.close(ready)
         os.close(go)
         return True
@@ -143,7 +143,7 @@ def _warden(plan: Plan, driver: str, root: bool) -> NoReturn:
         os.close(plan["result"])
         os.closerange(0, 3)
         _watch(plan, child)
-    except Refused as refused:
+    except KernelRefused as refused:
         _leave(plan, f"refused\t{refused.step}\t{refused.number}")
     except BaseException as error:
         _leave(plan, f"refused\tsetting up ({type(error).__name__}: {error})\t0")
@@ -241,7 +241,7 @@ def _driver(plan: Plan, driver: str) -> NoReturn:
             options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", driver]
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(sys.executable, [sys.executable, *options], ENVIRONMENT)
-    except Refused as refused:
+    except KernelRefused as refused:
         _leave(plan, f"refused\t{refused.step}\t{refused.number}")
     finally:
         os._exit(1)

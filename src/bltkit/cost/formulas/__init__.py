@@ -1,0 +1,1 @@
+"""Closed forms: operations per byte, parameters, and the paper's estimate of memory traffic."""

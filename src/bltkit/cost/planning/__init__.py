@@ -1,0 +1,1 @@
+"""`blt flops --mesh`: memory, traffic and time of a training on a mesh of devices, from shapes and data sheets."""

@@ -1,0 +1,1 @@
+"""Patches, costs and measurements as people see them: in a terminal, as pictures and as pages."""

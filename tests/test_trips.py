@@ -1,0 +1,62 @@
+"""How far a reader has to go: the files that one decoding step executes are those that the architecture page lists."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import bltkit
+from bltkit.generate import Request, SequenceBatch, Session
+from bltkit.vocab import encode
+
+PACKAGE = Path(bltkit.__file__).resolve().parent
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+MAX_LINES = 4000
+MAX_FILES = 28
+
+
+def executed(function: Callable[[], object]) -> set[str]:
+    """The files of the package in which some function ran, relative to it; code at the top of a module is left out."""
+    files: set[str] = set()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            files.add(frame.f_code.co_filename)
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return {Path(name).relative_to(PACKAGE).as_posix() for name in files if Path(name).is_relative_to(PACKAGE)}
+
+
+def listed(heading: str) -> set[str]:
+    """The files that a section of the architecture page names."""
+    section = re.search(rf"^#+ {heading}\n(.*?)(?=^#)", PAGE, flags=re.DOTALL | re.MULTILINE)
+    assert section is not None, f"the section {heading!r} is gone"
+    return set(re.findall(r"`([\w/]+\.py)`", section[1]))
+
+
+def test_what_runs_is_recognised() -> None:
+    assert executed(lambda: encode("a")) == {"vocab.py"}
+    assert executed(lambda: None) == set()
+
+
+def test_one_decoding_step_runs_through_the_files_that_are_listed() -> None:
+    lm = bltkit.load("bltkit:tiny")
+    assert lm.model is not None
+    session = Session.start(lm.model, lm.scorer, lm.rule).extend(encode("The keeper counted "))
+    batches = [SequenceBatch().admit(session, [Request(max_bytes=64)])]
+    batches.append(batches[-1].step()[0])  # what is done once per sequence is no part of a step
+
+    def steps() -> None:
+        for _ in range(8):  # patches close in some of them
+            batches.append(batches[-1].step()[0])
+
+    files = executed(steps)
+    assert files == listed("The files of one decoding step"), "list in docs/architecture.md what a step executes"
+    lines = sum(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) for name in files)
+    assert lines <= MAX_LINES and len(files) <= MAX_FILES, f"{lines} lines in {len(files)} files: the trip got longer"
