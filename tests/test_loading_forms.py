@@ -269,8 +269,9 @@ def test_int4_in_a_file_and_in_memory(outputs: int, groups: int, seed: int) -> N
     assert torch.equal(made.weight, widen_int4(steps, scales, zeros))
 
 
-def test_rows_of_tables_are_read_from_the_file(tmp_path: Path) -> None:
+def test_rows_of_large_tables_are_read_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers as from memory; a table that was written to, copied or trained is used as it is."""
+    monkeypatch.setattr("bltkit.checkpoint.reader.LARGE_TABLES", 0)
     save_bundle(tmp_path / "c", bundle_of(), dtype=torch.bfloat16)
     model = load_bundle(tmp_path / "c").model
     assert model is not None

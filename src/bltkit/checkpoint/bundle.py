@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,33 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import hf_config
-from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
 from bltkit.checkpoint.card import write_card
 from bltkit.checkpoint.card_mark import CARD
-from bltkit.checkpoint.checksums import POSITION, update_checksums
+from bltkit.checkpoint.checksums import update_checksums
 from bltkit.checkpoint.chosen_forms import choose_forms, needed_bytes
+from bltkit.checkpoint.description import Description, describe
 from bltkit.checkpoint.held import Bundle
-from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
+from bltkit.checkpoint.intact import check_contents, check_sizes, entry_of
 from bltkit.checkpoint.licences import read_licences
 from bltkit.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
-    Manifest,
     ScorerConfig,
     ScorerModule,
     build_scorer,
-    refuse_coerced,
 )
 from bltkit.checkpoint.names import ROUNDED, Room, rooms, stored_parts
 from bltkit.checkpoint.placement import DeviceMap, place
 from bltkit.checkpoint.reader import TABLES, Reader
-from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
+from bltkit.checkpoint.sealing import CONFIG, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.stored import DTYPES, parse_stored, rounded_matrix, stored_matrices
 from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, write_weights
-from bltkit.config import parse
-from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
 from bltkit.model.device_stages import put_seams
 from bltkit.model.fused_linear import Linear
@@ -148,10 +143,10 @@ def load_bundle(
         raise ValueError(f"{directory} does not exist; expected a checkpoint directory")
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file; expected the checkpoint directory that holds it")
-    found = _describe(directory)
-    check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
+    description = describe(directory)
+    check_sizes(directory, {name: entry for name, entry in description.files.items() if _is_read(name)})
     if verify:
-        _verify(directory, found.files)
+        _verify(directory, description.files)
     tables_on_cpu = device.type == "cpu" if device_map is None else device_map.tables == "cpu"
     keep_tables, by_default = dtype is None and tables_on_cpu, dtype is None and device.type == "cpu"
     if device_map is not None:
@@ -159,10 +154,12 @@ def load_bundle(
         by_default = by_default and device_map.on_cpu
     if by_default or weights is not None:
         dtype = torch.float32
-    with Weights(directory, found.files) as files:
-        model, scorer = _modules(directory, found, files)
+    with Weights(directory, description.files) as files:
+        model, scorer = _modules(directory, description, files)
         several = list(rooms(model, scorer))
-        reader = Reader(files, found.encoder_cross, found.tied, found.weights, dtype, device, keep_tables)
+        reader = Reader(
+            files, description.encoder_cross, description.tied, description.weights, dtype, device, keep_tables
+        )
         reader.refuse_unexpected(several)
         free = None if device_map is None else 2**62  # placing compares with what is free on each device
         forms = choose_forms(directory, reader, several, weights, scorer_weights, by_default=by_default, free=free)
@@ -174,7 +171,7 @@ def load_bundle(
             reader.fill(room, forms.scorer if room.module is scorer and model is not None else forms.model)
     if placement is not None and model is not None:
         put_seams(model, placement.layers)
-    return Bundle(model, scorer, found.rule, found.record, read_licences(directory))
+    return Bundle(model, scorer, description.rule, description.record, read_licences(directory))
 
 
 @dataclass(frozen=True)
@@ -203,21 +200,23 @@ class Skeleton:
 @contextmanager
 def skeleton(directory: Path) -> Iterator[Skeleton]:
     """Open a checkpoint without loading it. Raises ValueError as `load_bundle` does."""
-    found = _describe(directory)
-    check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
-    with Weights(directory, found.files) as files:
-        model, scorer = _modules(directory, found, files)
+    description = describe(directory)
+    check_sizes(directory, {name: entry for name, entry in description.files.items() if _is_read(name)})
+    with Weights(directory, description.files) as files:
+        model, scorer = _modules(directory, description, files)
         several = list(rooms(model, scorer))
         device = torch.device("cpu")
-        reader = Reader(files, found.encoder_cross, found.tied, found.weights, torch.float32, device, False)
-        yield Skeleton(model, scorer, found.weights, reader.file_form(several[0]), several, reader)
+        reader = Reader(
+            files, description.encoder_cross, description.tied, description.weights, torch.float32, device, False
+        )
+        yield Skeleton(model, scorer, description.weights, reader.file_form(several[0]), several, reader)
 
 
-def _modules(directory: Path, found: "_Found", files: Weights) -> tuple[Blt | None, ScorerModule | None]:
+def _modules(directory: Path, description: "Description", files: Weights) -> tuple[Blt | None, ScorerModule | None]:
     return build_modules(
         directory / CONFIG,
-        found.model,
-        found.scorer,
+        description.model,
+        description.scorer,
         num_tensors=len(files.names()),
         table_rows=files.rows(TABLES),
     )
@@ -274,121 +273,27 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     if (directory / MANIFEST).is_symlink():  # a run's, whose `latest` may move meanwhile; or the hub's cache
         real = Path(os.path.realpath(directory / MANIFEST)).parent
         directory = real if (real / CONFIG).exists() and (real / MANIFEST).exists() else directory
-    found, bundle = _describe(directory), load_bundle(directory, device="meta")
-    if found.encoder_cross or found.tied:
+    description, bundle = describe(directory), load_bundle(directory, device="meta")
+    if description.encoder_cross or description.tied:
         raise ValueError(
             f"{directory} stores its weights in a way that only a plain Hugging Face directory can; "
             "load it and save it elsewhere first"
         )
     changed = replace(bundle, rule=rule, record=bundle.record | dict(record or {}))
-    manifest = manifest_of(changed, found.weights)
+    manifest = manifest_of(changed, description.weights)
     config = json_bytes(config_of(changed, manifest) | {"dtype": read_json(directory / CONFIG).get("dtype")})
     # Weights that nobody has listed are listed as they are now.
-    weights = {file.name: found.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
-    files = {**found.files, **weights}
+    weights = {file.name: description.files.get(file.name) or entry_of(file) for file in weight_files(directory)}
+    files = {**description.files, **weights}
     files[CONFIG] = FileEntry(sha256=hashlib.sha256(config).hexdigest(), bytes=len(config))
     write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
     update_checksums(directory, (MANIFEST, CONFIG))
     for folder in dict.fromkeys((Path(path), directory)):
         if (folder / CARD).is_file():
-            write_card(folder, changed, found.weights)
+            write_card(folder, changed, description.weights)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a directory describes, whoever wrote it."""
-
-    model: BltConfig | None
-    scorer: ScorerConfig | None
-    rule: PatchingRule | None
-    record: dict[str, Any] = field(default_factory=dict)
-    files: Mapping[str, FileEntry] = field(default_factory=dict)
-    encoder_cross: int = 0
-    tied: bool = False
-    weights: WeightForm | None = None
-
-
-def _describe(directory: Path) -> _Found:
-    path, own = directory / CONFIG, directory / MANIFEST
-    if not path.exists() and any((directory / name).exists() for name in _POSITIONS):
-        raise ValueError(
-            f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
-            "its end by `blt train ... --resume`, or lower trainer.max_steps to where it is to have the model of now"
-        )
-    if not os.path.lexists(path) and (params := _meta_file(directory)) is not None:
-        raise ValueError(
-            f"{directory} is in Meta's layout, as {params.relative_to(directory)} shows: `blt convert {directory} DIR` "
-            "makes a checkpoint of it (name the model's folder, not the entropy model's)"
-        )
-    config = read_json(path)
-    model_type = config.get("model_type")
-    if own.exists() or own.is_symlink():
-        return _described_by_manifest(directory, config)
-    if model_type == token_model.MODEL_TYPE:
-        raise ValueError(_token_model(directory))
-    if isinstance(model_type, str) and model_type.startswith(OWN_TYPE):
-        raise ValueError(f"{own} is missing, which a model of type {model_type!r} is described in")
-    if model_type != hf_config.MODEL_TYPE:
-        hint = f"; it is in Meta's layout: `blt convert {directory} DIR` makes a checkpoint of it" * ("args" in config)
-        raise ValueError(f"{path}: model_type is {model_type!r}; expected 'blt'{hint}")
-    described = hf_config.read_config(config, path)
-    return _Found(
-        described.model,
-        described.scorer,
-        described.rule,
-        encoder_cross=described.encoder_cross,
-        tied=described.tied,
-    )
-
-
-def _meta_file(directory: Path) -> Path | None:
-    """A params.json of Meta's, in the directory or in a folder of it."""
-    return next((path for place in ("params.json", "*/params.json") for path in directory.glob(place)), None)
-
-
-def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:
-    """Raises ValueError where bltkit.json and config.json do not describe the same model."""
-    path, own = directory / CONFIG, directory / MANIFEST
-    data, model_type = read_manifest(directory), config.get("model_type")
-    if model_type == token_model.MODEL_TYPE and data.get("kind") == token_model.KIND:
-        raise ValueError(_token_model(directory))
-    manifest: Manifest = parse(Manifest, data, str(own))
-    check_seal(data, str(own))
-    check_names(directory, manifest.files)
-    described = {key: value for key, value in data.items() if key in ("format", "rule", "model", "scorer")}
-    refuse_coerced(described, manifest.model_dump(mode="json"), str(own))
-    kind = "blt" if manifest.model is not None else getattr(manifest.scorer, "kind", None)
-    if kind is None or manifest.kind != kind:
-        raise ValueError(f"{own}: kind is {manifest.kind!r}, but it describes {kind or 'no model'}; restore the file")
-    possible = (hf_config.MODEL_TYPE, OWN_TYPE) if manifest.model is not None else (f"{OWN_TYPE}-{kind}",)
-    if model_type not in possible:
-        names = " or ".join(map(repr, possible))
-        if model_type == hf_config.MODEL_TYPE:
-            raise ValueError(f"{own} describes no model, but {path} does; the two do not belong together")
-        raise ValueError(f"{path}: model_type is {model_type!r:.80}; expected {names}, which {own.name} describes")
-    if model_type == hf_config.MODEL_TYPE:
-        assert manifest.model is not None
-        where = hf_config.difference(path, config, manifest.model, manifest.scorer, manifest.rule)
-        if where is not None:
-            raise ValueError(
-                f"{path} and {own.name} disagree on {where}; make them agree, or remove {own.name} to load "
-                "the directory as Hugging Face's"
-            )
-    return _Found(
-        manifest.model, manifest.scorer, manifest.rule, manifest.record, manifest.files, weights=manifest.weights
-    )
-
-
-def _token_model(directory: Path) -> str:
-    return (
-        f"{directory} holds a token model (a Llama), not a byte model; evaluate it by "
-        f"`blt eval --model token:{directory}`, or load it with transformers"
-    )
-
-
-_POSITIONS = (POSITION, f"latest/{POSITION}")
-"""What a run is resumed from, in one of its checkpoints or in its directory."""
 _LONGEST_NGRAM = 1024
 """Bytes; the paper's are 8 at most."""
 

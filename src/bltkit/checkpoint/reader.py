@@ -6,10 +6,12 @@ form once, and never an fp32 copy of the model.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from bltkit.checkpoint.description import Description
 from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release
 from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
@@ -23,6 +25,9 @@ from bltkit.model.rounding import GROUP, Matrix, from_nibbles, widen_int4
 TABLES = "model.encoder_hash_tok_embedding.weight"
 _EMBEDDING = "model.local_encoder.embed_tokens.weight"
 _ENCODER_CROSS = "model.local_encoder.cross_attn_layers."
+
+LARGE_TABLES = 2**26
+"""Bytes above which rows are read from the file: pages of smaller tables cost little memory, and are faster."""
 
 HALVES: dict[torch.dtype, WeightForm] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The form that holds matrices of a file in its own dtype of 16 bits."""
@@ -46,6 +51,18 @@ class Reader:
     device: torch.device
     keep_tables: bool
     device_of: Callable[[str], torch.device] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        described: Description,
+        dtype: torch.dtype | None,
+        device: torch.device,
+        keep_tables: bool,
+    ) -> Self:
+        """The reader of a directory's weights as it describes them."""
+        return cls(weights, described.encoder_cross, described.tied, described.weights, dtype, device, keep_tables)
 
     def fill(self, room: Room, form: WeightForm) -> None:
         """Assign every parameter and matrix of a module, then move its buffers. form: of its large matrices.
@@ -194,7 +211,7 @@ class Reader:
     def _leave(self, embed: NgramEmbedding) -> None:
         """Have rows of tables that stay in the file read from there."""
         table = embed.ngrams.detach()
-        if self.keep_tables and table.dtype in HALVES:
+        if self.keep_tables and table.dtype in HALVES and table.nbytes > LARGE_TABLES:
             embed.rows = FileRows.of(*self.weights.place(TABLES), table)
 
     def _source(self, name: str) -> str:

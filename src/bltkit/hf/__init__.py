@@ -12,8 +12,8 @@ try:
 except ImportError:
     raise ImportError("bltkit.hf needs transformers: pip install 'bltkit[hf]'") from None
 
+from bltkit.hf.auto_models import BltkitEntropyForCausalLM, BltkitForCausalLM, BltkitModel
 from bltkit.hf.config import BltkitConfig, BltkitEntropyConfig
-from bltkit.hf.models import BltkitEntropyForCausalLM, BltkitForCausalLM, BltkitModel
 
 AutoConfig.register(BltkitConfig.model_type, BltkitConfig, exist_ok=True)
 AutoConfig.register(BltkitEntropyConfig.model_type, BltkitEntropyConfig, exist_ok=True)

@@ -9,12 +9,12 @@ from transformers import BltForCausalLM
 from bltkit.checkpoint import build_modules
 from bltkit.checkpoint.hf_config import read_config
 from bltkit.generate import Session
-from bltkit.hf.generation import EngineGeneration
-from bltkit.hf.options import check_backend, strategy_of
+from bltkit.hf.engine_generation import EngineGeneration
+from bltkit.hf.generate_options import check_backend, strategy_of
 from bltkit.hf.shared_weights import bindings
 
 
-class Engine:
+class AttachedEngine:
     """A `Blt`, its entropy model and rule, on the weights of a `BltForCausalLM`."""
 
     def __init__(self, theirs: Any, strategy: Any, backend: str) -> None:
@@ -64,7 +64,7 @@ class AcceleratedBlt(EngineGeneration, BltForCausalLM):  # type: ignore[misc]
     """A `BltForCausalLM` that shares all attributes with another one and decodes by bltkit."""
 
     __slots__ = ("_engine",)
-    _engine: Engine
+    _engine: AttachedEngine
 
     def engine_session(self, rows: int) -> Session:
         """See `EngineGeneration`."""
@@ -119,5 +119,5 @@ def accelerate(model: Any, strategy: Any = "ar", backend: str = "eager") -> Any:
     accelerated = AcceleratedBlt.__new__(AcceleratedBlt)
     object.__setattr__(accelerated, "__dict__", model.__dict__)
     with torch.inference_mode(False):
-        object.__setattr__(accelerated, "_engine", Engine(model, strategy, backend))
+        object.__setattr__(accelerated, "_engine", AttachedEngine(model, strategy, backend))
     return accelerated

@@ -15,9 +15,9 @@ from torch import Tensor
 from bltkit.generate import Autoregressive, Session, Speculative
 from bltkit.generate.strategies import Outcome
 from bltkit.generate.strategies.speculative import LocalModel
-from bltkit.hf.columns import Columns
-from bltkit.hf.processing import Noise, Processors
-from bltkit.hf.prompts import PromptRows
+from bltkit.hf.emitted_columns import Columns
+from bltkit.hf.padded_prompts import PromptRows
+from bltkit.hf.processing import DrawNoise, Processors
 from bltkit.vocab import BOS
 
 ROOM = 64
@@ -141,7 +141,7 @@ class _Speculation:
     def __init__(self, columns: Columns, process: Processors, sample: bool, strategy: Speculative) -> None:
         self.columns, self.process, self.strategy = columns, process, strategy
         ids = columns.ids
-        self.noise = Noise(len(ids)) if sample else None
+        self.noise = DrawNoise(len(ids)) if sample else None
         limit = getattr(columns.criteria, "max_length", None)
         self.limit: int | None = None if limit is None else max(1, limit - ids.shape[1])
         ending = [criterion.eos_token_id for criterion in columns.criteria if hasattr(criterion, "eos_token_id")]

@@ -68,7 +68,7 @@ class Processors:
         return torch.cat((ids[:columns][self.real[row]], ids[columns:]))[None]
 
 
-class Noise:
+class DrawNoise:
     """The random numbers of `torch.multinomial`, step by step, so that a draft and the choice after it share them.
 
     A draw of one id is a race: the id with the largest p / q wins, for q from the exponential distribution. Step s of a

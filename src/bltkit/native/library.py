@@ -31,7 +31,7 @@ UNTHREADED = ("-fopenmp-simd",)
 COMPILERS = ("c++", "g++", "clang++")
 
 PLAIN, FP16, BF16, INT8 = range(4)
-"""How a `Matrix` holds its numbers: in the type of the activations, in 16 bits, or in 8 with a scale per output."""
+"""How a `PanelMatrix` holds its numbers: in the type of the activations, in 16 bits, or in 8 with a scale an output."""
 
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Unavailable(RuntimeError):
     """There is no native library on this machine; the message says why and what helps."""
 
 
-class Matrix(ctypes.Structure):
+class PanelMatrix(ctypes.Structure):
     """A weight in panels of 64 outputs."""
 
     _fields_: ClassVar = [
@@ -59,11 +59,11 @@ class LayerWeights(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("attention_norm", c_void_p),
-        ("qkv", Matrix),
-        ("out", Matrix),
+        ("qkv", PanelMatrix),
+        ("out", PanelMatrix),
         ("ffn_norm", c_void_p),
-        ("gate_up", Matrix),
-        ("down", Matrix),
+        ("gate_up", PanelMatrix),
+        ("down", PanelMatrix),
     ]
 
 
@@ -72,8 +72,8 @@ class ReaderWeights(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("norm", c_void_p),
-        ("q", Matrix),
-        ("out", Matrix),
+        ("q", PanelMatrix),
+        ("out", PanelMatrix),
         ("heads", c_int64),
         ("head_dim", c_int64),
         ("eps", c_double),
@@ -106,7 +106,7 @@ class NgramTables(ctypes.Structure):
 
 _ARGUMENTS: dict[str, list[Any]] = {
     "stack": [POINTER(StackWeights), c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64],
-    "linear": [POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int64],
+    "linear": [POINTER(PanelMatrix), c_void_p, c_int64, c_void_p, c_int64],
     "norm": [c_void_p, c_void_p, c_int64, c_int64, c_double, c_void_p],
     "entropy": [c_void_p, c_int64, c_int64, c_void_p],
     "embed": [POINTER(NgramTables), c_void_p, c_int64, c_int64, c_void_p],

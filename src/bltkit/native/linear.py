@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bltkit.model.formed import FormedLinear, Int8Linear, WeightForm
 from bltkit.model.fused_linear import Linear
-from bltkit.native.library import BF16, FP16, INT8, PLAIN, Matrix, kernels
+from bltkit.native.library import BF16, FP16, INT8, PLAIN, PanelMatrix, kernels
 
 PANEL = 64
 """Outputs of a panel; the last one is filled up with zeros."""
@@ -44,7 +44,7 @@ class NativeLinear(FormedLinear):
         self.out_features, self.in_features, self.dtype = outputs, inputs, dtype
         self.panels = panels
         self.num_bytes = panels.nbytes
-        self.matrix = Matrix(panels.data_ptr(), None, outputs, inputs, self.code, 0.0)
+        self.matrix = PanelMatrix(panels.data_ptr(), None, outputs, inputs, self.code, 0.0)
         """Describes the weight to the kernels; who copies it does so after `in_huge_pages`."""
         self._reference = ctypes.byref(self.matrix)
         self._product = kernels(dtype).linear

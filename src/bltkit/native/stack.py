@@ -19,7 +19,7 @@ from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import PatchReads
 from bltkit.model.fused_linear import RMSNorm
 from bltkit.model.layers import Before, Layer, Transformer
-from bltkit.native.library import LayerWeights, Matrix, ReaderWeights, StackWeights, kernels
+from bltkit.native.library import LayerWeights, PanelMatrix, ReaderWeights, StackWeights, kernels
 from bltkit.native.linear import MOST_POSITIONS, NativeLinear
 
 
@@ -101,7 +101,7 @@ def _described(
         held.append(tensor.detach().to(dtype).contiguous())
         return int(held[-1].data_ptr())
 
-    def matrix(linear: nn.Module) -> Matrix:
+    def matrix(linear: nn.Module) -> PanelMatrix:
         held.append(linear)
         return _linear(linear).matrix
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from bltkit.generate import Session
 from bltkit.hf.decoding import decode
-from bltkit.hf.options import check_backend, check_options, strategy_of
+from bltkit.hf.generate_options import check_backend, check_options, strategy_of
 
 
 class EngineGeneration:

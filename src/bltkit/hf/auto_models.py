@@ -15,7 +15,7 @@ from bltkit.checkpoint.names import SCORER_PREFIX, TensorPart, blt_parts, scorer
 from bltkit.generate import Session
 from bltkit.hf import files
 from bltkit.hf.config import BltkitConfig, BltkitEntropyConfig, checkpoint_directory, described_in
-from bltkit.hf.generation import EngineGeneration
+from bltkit.hf.engine_generation import EngineGeneration
 from bltkit.model import Blt, EntropyModel, EntropyTable
 from bltkit.patching import patch
 from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
