@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from bltkit.bench.process import STATUS
-from bltkit.bench.prompts import prompts_of
-from bltkit.bench.subject import PATCH_BYTES, Subject, benchmark_text, clear_threshold, subject_of
 
 from bltkit import bench
+from bltkit.bench.bench_subject import PATCH_BYTES, BenchSubject, benchmark_text, clear_threshold, subject_of
 from bltkit.bench.generate import NO_EOS, generate, strategies_of
+from bltkit.bench.prompt_texts import prompts_of
 from bltkit.bench.record import commit, machine
+from bltkit.bench.side_process import STATUS
 from bltkit.checkpoint import load_bundle
 from bltkit.generate import Batch, Request, Sampling, Session
 from bltkit.model.cross import CrossAttention
@@ -52,7 +52,10 @@ SECONDS_BETWEEN = 0.02
 
 RATES = """
 import json, sys, torch
-from bltkit.bench.rates import Size, machine_rates
+try:
+    from bltkit.bench.machine_rates import RateSizes as Size, machine_rates
+except ImportError:  # their names of before
+    from bltkit.bench.rates import Size, machine_rates
 threads, width, num_bytes = map(int, sys.argv[1:4])
 torch.set_num_threads(threads)
 found = machine_rates(torch.device("cpu"), sys.argv[4:], Size(num_bytes, width, matmul_width=256))
@@ -63,7 +66,7 @@ print(json.dumps({"copy": found.copy_gb_per_second, **found.product_gb_per_secon
 Row = dict[str, Any]
 
 
-def loaded(model: str, form: str) -> Subject:
+def loaded(model: str, form: str) -> BenchSubject:
     """A checkpoint with its weights in a form."""
     return subject_of(Path(model).name, load_bundle(model, weights=form))
 
@@ -184,7 +187,7 @@ def resident(options: argparse.Namespace) -> Iterator[Row]:
         yield row | {"all_load_seconds": [run["load_seconds"] for run in runs]}
 
 
-def calibrated(subject: Subject, prompts: Sequence[bytes], max_bytes: int, temperature: float) -> Subject:
+def calibrated(subject: BenchSubject, prompts: Sequence[bytes], max_bytes: int, temperature: float) -> BenchSubject:
     """With a threshold at which the model's own continuations of `prompts` have patches of 4.5 bytes.
 
     They have the seeds of those that are measured. Where patches hardly matter to the bytes, they are the same bytes.
@@ -206,7 +209,7 @@ def calibrated(subject: Subject, prompts: Sequence[bytes], max_bytes: int, tempe
 
 
 @torch.no_grad()
-def cross_scaled(subject: Subject, factor: float) -> Subject:
+def cross_scaled(subject: BenchSubject, factor: float) -> BenchSubject:
     """The same model, whose decoder blocks read patch vectors of norm weight `factor`; changed in place."""
     for block in subject.model.decoder.cross:
         cast(CrossAttention, block).kv_norm.weight.fill_(factor)
@@ -246,7 +249,7 @@ def prefill(options: argparse.Namespace) -> Iterator[Row]:
         subject = loaded(options.model, form)
         scores = subject.scorer.scores(encode(benchmark_text(PREFILL))[None])[0, 1:]
         subject = replace(subject, rule=ThresholdRule(threshold=clear_threshold(scores)))
-        limits = bench.Limits(repeats=options.rounds, seconds=0.0)
+        limits = bench.RepeatLimits(repeats=options.rounds, seconds=0.0)
         row = bench.prefill(subject, PREFILL, limits=limits, threads=options.threads)
         tell(row.summary())
         yield row.to_json() | {"form": form, "rule": str(subject.rule)}

@@ -11,20 +11,20 @@ The rule has the released threshold, at which random entropies make every byte a
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import torch
-from bltkit.bench.subject import DAMPING
-from bltkit.convert.source import Counter, Source, Writer
 from torch import Tensor
 
+from bltkit.bench.bench_subject import DAMPING
 from bltkit.checkpoint import Bundle, atomic_directory, build_modules, stored_parts
 from bltkit.convert.hf import hf_writer, ours_writer
 from bltkit.convert.meta import write_entropy, write_texts
 from bltkit.convert.meta_names import TABLES, meta_names, of_entropy_model
+from bltkit.convert.source_checkpoint import Counter, Source, Writer
 from bltkit.convert.stream import Stack, write_stream
 from bltkit.files import needs_space
 from bltkit.model import BltConfig, EntropyConfig, blt_preset, entropy_preset
@@ -107,15 +107,16 @@ def hub_writer(source: Source) -> Writer:
     assert source.bundle.model is not None
     texts, num_tables = write_texts(source, *_CONFIG), source.bundle.model.config.ngrams.num_tables
     stacks: dict[str, Stack] = {}
-    for at, (name, stack) in enumerate(source.tensors.items()):
+    drawn = cast(Mapping[str, Stack], source.tensors)
+    for at, (name, stack) in enumerate(drawn.items()):
         names = meta_names(name, num_tables)
         if name == TABLES and isinstance(stack, Drawn):
             shape = (stack.shape[0] // num_tables, stack.shape[1])
-            first = len(source.tensors) + at
+            first = len(drawn) + at
             stacks |= {table: Drawn(shape, stack.sigma, first + i) for i, table in enumerate(names)}
         elif not of_entropy_model(name):
             stacks[names[0]] = stack
-    whole = {name: [torch.cat(list(stack))] for name, stack in source.tensors.items() if of_entropy_model(name)}
+    whole = {name: [torch.cat(list(stack))] for name, stack in drawn.items() if of_entropy_model(name)}
 
     def write(directory: Path, counter: Counter) -> None:
         (directory / _CONFIG[0]).write_bytes(texts[_CONFIG[0]].encode())
@@ -135,7 +136,8 @@ def shape_of(stack: Stack) -> tuple[int, ...]:
 
 def write(source: Source, out: Path, layout: str) -> int:
     """Write a checkpoint, whole or not at all; returns the bytes of its tensors. Raises ValueError or OSError."""
-    num_bytes = sum(torch.bfloat16.itemsize * math.prod(shape_of(stack)) for stack in source.tensors.values())
+    shapes = map(shape_of, cast(Mapping[str, Stack], source.tensors).values())
+    num_bytes = sum(torch.bfloat16.itemsize * math.prod(shape) for shape in shapes)
     out.parent.mkdir(parents=True, exist_ok=True)
     with needs_space(out, num_bytes), atomic_directory(out) as directory:
         LAYOUTS[layout](source)(directory, Counter())

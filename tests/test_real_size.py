@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from bltkit.convert.source import Source
 from safetensors.torch import load_file
 
 import bltkit
-from bltkit.bench import rates
+from bltkit.bench.machine_rates import RateSizes
+from bltkit.convert.source_checkpoint import Source
 from bltkit.model import BltConfig, EntropyConfig, NgramConfig, StackConfig
 from scripts import real_size, released_size
 
@@ -134,7 +136,8 @@ def rows_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[di
 def test_decoding_at_a_calibrated_patch_size(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rates, "CPU", rates.Size(num_bytes=2**16, width=64, matmul_width=32))
+    rates = sys.modules["bltkit.bench.machine_rates"]  # the package has a function of that name
+    monkeypatch.setattr(rates, "CPU", RateSizes(num_bytes=2**16, width=64, matmul_width=32))
     arguments = [
         "decode", str(checkpoint), "fp32", "--prompts", "2", "--max-bytes", "48", "--context", "32",
         "--strategies", "speculative:draft=4", "--cross-scale", "1", "0.001",
@@ -183,3 +186,25 @@ def test_rates_by_width_beside_a_baseline(tmp_path: Path, capsys: pytest.Capture
     ours, theirs = (row[side]["gb_per_second"]["bf16"] for side in ("here", "baseline"))
     assert row["against_baseline"]["bf16"] == pytest.approx(ours / theirs)
     assert json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8")) == row
+
+
+HOLES = """
+import torch
+from bltkit.checkpoint.mapped import map_large_blocks
+from scripts.real_size import memory
+map_large_blocks()
+torch.ones(7 * 2**20)  # the first large block that is freed
+before, kept = memory()["RssAnon"], []
+for i in range(48):
+    temporary = torch.ones(2**20 + 2**16 * i)
+    kept.append(torch.ones(2**18))
+    del temporary
+print((memory()["RssAnon"] - before) * 1e9 / sum(tensor.nbytes for tensor in kept))
+"""
+
+
+@linux
+def test_freed_blocks_leave_no_holes() -> None:
+    """Each temporary tensor is larger than the hole that the one before it would have left in a heap."""
+    held = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True).stdout
+    assert float(held) < 1.2

@@ -55,13 +55,6 @@ def map_large_blocks() -> None:
         set_option(_TRIM_THRESHOLD, _KEPT)
 
 
-def trim() -> None:
-    """Give back memory that was freed and that the C library keeps for later. Nothing happens without glibc."""
-    trim_heap = _of_libc("malloc_trim")
-    if trim_heap is not None:
-        trim_heap(0)
-
-
 class FileRows:
     """Rows of a table, read from its file one by one.
 

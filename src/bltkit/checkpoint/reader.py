@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bltkit.checkpoint.description import Description
-from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release, trim
+from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release
 from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
 from bltkit.model.blt import Blt
@@ -162,7 +162,6 @@ class Reader:
         matrix = Matrix(tensors, device)
         result = KINDS[form].of(matrix) if KINDS[form].fits(matrix) else None
         release(*tensors)
-        trim()
         return result
 
     def _steps(self, rounded: str, shape: torch.Size) -> tuple[Tensor, ...]:
