@@ -27,6 +27,7 @@ from bltkit.model import (
     StackConfig,
     quantize,
 )
+from bltkit.model import formed as formed_linears
 from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import FORMS, KINDS, LOSSLESS, FormedLinear, Matrix, WeightForm, available_forms, reform
 from bltkit.patching import parse_rule
