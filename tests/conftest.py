@@ -5,6 +5,7 @@ pytest reads it before it collects a test module.
 """
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,10 +22,12 @@ TENSOR_PACKAGES = [
     "vocab",
     "patches",
     "model",
+    "native",
     "patching",
     "data",
     "checkpoint",
     "generate",
+    "hf",
     "train",
     "annotate",
     "eval",
@@ -44,6 +47,22 @@ settings.register_profile("bltkit", _shared, derandomize=True)
 # stands between the seed and what is tried.
 settings.register_profile("random", _shared, derandomize=False, database=None, print_blob=True)
 settings.load_profile("bltkit")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--backend native` decodes natively in every session that a test starts."""
+    parser.addoption("--backend", choices=["eager", "native"], default="eager")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.config.getoption("--backend") == "eager":
+        yield
+        return
+    from tests.natively import natively
+
+    with natively():
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

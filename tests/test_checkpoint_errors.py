@@ -25,6 +25,7 @@ from bltkit.checkpoint import (
     weights,
     write_atomic,
 )
+from bltkit.checkpoint.licences import PATTERNS
 from tests.test_checkpoint import bundle, same
 
 Damage = Callable[[Path], Any]
@@ -342,14 +343,14 @@ def test_the_hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **more: asked.append((name, more)) or str(directory))
     assert resolve_model("hf:owner/name") == directory
     ((name, options),) = asked
-    assert name == "owner/name" and {"*.json", "*.safetensors", "LICEN[CS]E*"} <= set(options["allow_patterns"])
+    assert name == "owner/name" and {"*.json", "*.safetensors", *PATTERNS} <= set(options["allow_patterns"])
     assert not any(pattern.endswith(weights.PICKLES) or pattern == "*" for pattern in options["allow_patterns"])
 
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route to host\nmore lines")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    monkeypatch.setattr("bltkit.checkpoint.locate.hub_or_cache", lambda: contextlib.nullcontext(None))
+    monkeypatch.setattr("bltkit.checkpoint.fetch.hub_or_cache", lambda: contextlib.nullcontext(None))
     with pytest.raises(ValueError, match="hf:owner/name could not be fetched: no route to host") as error:
         resolve_model("hf:owner/name")
     assert "\n" not in str(error.value)

@@ -1,12 +1,14 @@
 """Devices and threads: names, bounds, defaults."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 import bltkit
 from bltkit import compute
+from bltkit.compute import _left_of_group
 
 
 def test_cores_are_those_of_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +92,13 @@ def test_loading_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     model = bltkit.load("bltkit:tiny", device=name).model
     assert model is not None and model.embed.bytes.weight.device.type == "cpu"
+
+
+def test_cached_files_of_a_control_group_are_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert _left_of_group(tmp_path) == 100
+    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 200\ninactive_file 100\n")
+    assert _left_of_group(tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _left_of_group(tmp_path) > 2**60

@@ -116,11 +116,13 @@ def test_a_sane_checkpoint_raises_nothing() -> None:
         "decoder-read",
         "scores",
         "scorer-leak",
+        "patch-size",
         "borders-too-frequent",
         "borders-too-sparse",
         "threshold-grid",
         "lost-window",
         "entropy-drift",
+        "window-effect",
         "entropy-model-vs-ngram",
     }
     assert {finding.name: finding for finding in first.findings if finding.status != "ok"} == {}
@@ -304,7 +306,8 @@ def test_json_is_plain() -> None:
     for one in (found, broken):
         data = json.loads(json.dumps(one.to_json(), allow_nan=False))
         assert data["healthy"] == one.healthy
-        assert data["findings"][0].keys() == {"name", "status", "value", "expected", "cause", "remedy"}
+        fields = {"name", "status", "value", "expected", "cause", "remedy", "detail", "numbers"}
+        assert data["findings"][0].keys() == fields
 
 
 def test_the_summary_tells_cause_and_remedy_of_what_is_wrong() -> None:

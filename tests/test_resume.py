@@ -171,6 +171,7 @@ def test_a_run_of_another_shape_data_or_seed_is_refused(place: Workplace) -> Non
 def test_old_checkpoints_go(place: Workplace) -> None:
     place.train("run", "cnn", TEN, "checkpoint.every_steps=2", "checkpoint.keep=3")
     assert sorted(path.name for path in (place.path / "run").iterdir()) == [
+        "README.md",
         "bltkit.json",
         "config.json",
         "config.toml",

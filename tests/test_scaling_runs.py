@@ -20,7 +20,7 @@ from bltkit.study.scaling.batches import Seen
 from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import config_hash
-from bltkit.study.scaling.runs import Branch, nearest_step, trunk_config, whole_config
+from bltkit.study.scaling.runs import nearest_step, unit_config
 from bltkit.train import TrainConfig
 from tests.html_pages import Page
 from tests.scaling_plans import Counting, plan, size
@@ -248,12 +248,12 @@ def test_the_hash_of_a_config_is_of_what_decides_its_numbers(tmp_path: Path) -> 
     own = plan()
     unit = own.units()[0]
     prepared = prepare(own, [unit], tmp_path, lambda: None, lambda line: None)  # type: ignore[arg-type]
-    one = whole_config(own, unit, prepared, tmp_path, Branch(8, 10)).model_dump(mode="json")
-    other = whole_config(own, unit, prepared, tmp_path / "elsewhere", Branch(8, 10)).model_dump(mode="json")
+    one = unit_config(own, unit, prepared, tmp_path, 10, 2).model_dump(mode="json")
+    other = unit_config(own, unit, prepared, tmp_path / "elsewhere", 10, 2).model_dump(mode="json")
     assert one != other and config_hash(one, None) == config_hash(other, None)
-    later = whole_config(own, unit, prepared, tmp_path, Branch(8, 11)).model_dump(mode="json")
+    later = unit_config(own, unit, prepared, tmp_path, 11, 3).model_dump(mode="json")
     assert config_hash(one, None) != config_hash(later, None) != config_hash(later, "f")
-    trunk = trunk_config(whole_config(own, unit, prepared, tmp_path, Branch(8, 10)), 8)
+    trunk = unit_config(own, unit, prepared, tmp_path, 8)
     assert all(trunk.optim.rate(step, 8) == 1 for step in range(2, 30))
 
 

@@ -257,7 +257,7 @@ def test_a_proposal(kind: str, case: Case, data: st.DataObject) -> None:
         proposal = strategy.propose(session, pending)
     assert not (strategy.exact and proposal.trusted) and len(proposal.ways) in (0, 2)
     for row, drafts in zip(pending, proposal.drafts, strict=True):
-        assert len(drafts) <= row.room - 1 + proposal.trusted + strategy.withholds
+        assert len(drafts) <= row.room - 1 + proposal.trusted + 1 - strategy.draft_column
         assert not session.resets & set(drafts)
         assert not set(drafts) & set(vocab.NEVER_EMITTED) and vocab.EOS not in drafts[:-1]
     passes = proposal.passes

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bltkit.cost.ledger import ledger_of
+from bltkit.data.samples import PIECE_BYTES, SAMPLE_BYTES, sample_documents, stretches
 from bltkit.data.sources import Texts, read_texts
 from bltkit.diagnostics import health
 from bltkit.diagnostics.findings import NGRAM_BYTES
 from bltkit.generate.prompt_file import read_prompts
-from bltkit.views.calibration import PIECE_BYTES, SAMPLE_BYTES, _stretches, sample_documents
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -59,12 +59,12 @@ def test_a_sample_of_short_documents_is_as_large_as_one_of_long_ones(tmp_path: P
     "sizes", [[3] * 300_000, [5000] * 300, [100, 9000] * 200, [700_000], [1, 700_000, 1], [4096] * 200]
 )
 def test_stretches(sizes: list[int]) -> None:
-    stretches = list(_stretches(list(accumulate(sizes)), SAMPLE_BYTES))
-    assert stretches == sorted(stretches) and len(stretches) == len(set(stretches))
-    assert all(0 <= begin < end <= sizes[number] for number, begin, end in stretches)
-    assert all(ours[0] < theirs[0] or ours[2] <= theirs[1] for ours, theirs in pairwise(stretches)), "disjoint"
-    assert sum(end - begin for _, begin, end in stretches) <= SAMPLE_BYTES
-    assert len(stretches) <= 64 * (SAMPLE_BYTES // PIECE_BYTES)
+    pieces = list(stretches(list(accumulate(sizes)), SAMPLE_BYTES))
+    assert pieces == sorted(pieces) and len(pieces) == len(set(pieces))
+    assert all(0 <= begin < end <= sizes[number] for number, begin, end in pieces)
+    assert all(ours[0] < theirs[0] or ours[2] <= theirs[1] for ours, theirs in pairwise(pieces)), "disjoint"
+    assert sum(end - begin for _, begin, end in pieces) <= SAMPLE_BYTES
+    assert len(pieces) <= 64 * (SAMPLE_BYTES // PIECE_BYTES)
 
 
 def test_only_a_txt_file_holds_plain_prompts(tmp_path: Path) -> None:

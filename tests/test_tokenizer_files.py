@@ -1,5 +1,6 @@
 """The tokenizer beside a saved model: `transformers.AutoTokenizer` gives our ids, and our texts back."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import bltkit
 from bltkit.checkpoint import listed_files, store_rule
 from bltkit.checkpoint.byte_tokenizer import SPECIAL
 from bltkit.patching import ThresholdRule
-from bltkit.vocab import BOS, EOS, MASK, OFFSET, PAD, encode
+from bltkit.vocab import BOS, EOS, MASK, OFFSET, PAD, decode, encode
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,6 +52,34 @@ def test_texts_become_our_ids_and_come_back(tokenizer: Any, text: str) -> None:
 @given(data=st.one_of(st.binary(), st.lists(st.sampled_from(list(b"a\xe2\x82\xac\xf0\x9f\x80\xff"))).map(bytes)))
 def test_ids_of_any_bytes_decode(tokenizer: Any, data: bytes) -> None:
     assert tokenizer.decode([byte + OFFSET for byte in data]) == data.decode(errors="replace")
+
+
+@settings(max_examples=100)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_batches_and_pairs(tokenizer: Any, texts: list[str]) -> None:
+    assert tokenizer(texts)["input_ids"] == [encode(text).tolist() for text in texts]
+    first, last = texts[0], texts[-1] or "-"  # an empty second text is none to transformers
+    assert tokenizer(first, last)["input_ids"] == [*encode(first).tolist(), *encode(last).tolist()]
+
+
+@settings(max_examples=200)
+@given(ids=st.lists(st.integers(0, 259)))
+def test_special_ids_are_named_or_left_out(tokenizer: Any, ids: list[int]) -> None:
+    assert tokenizer.decode(ids, skip_special_tokens=True) == decode(ids).decode(errors="replace")
+    runs = [list(run) for _, run in itertools.groupby(ids, lambda number: number if number < OFFSET else None)]
+    texts = [SPECIAL[run[0]] * len(run) if run[0] < OFFSET else decode(run).decode(errors="replace") for run in runs]
+    assert tokenizer.decode(ids) == "".join(texts)
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer: Any) -> None:
+    """`tokenizers` takes UTF-8 alone, where this package has bytes for it: no other ids come of it."""
+    with pytest.raises(TypeError):
+        tokenizer("a\ud800")
+
+
+def test_a_checkpoint_that_transformers_cannot_load_has_one(saved: Path, tmp_path: Path) -> None:
+    bltkit.load(saved).with_patching("stride:k=6").save(tmp_path / "stride")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "stride")("ab")["input_ids"] == [BOS, 101, 102]
 
 
 def test_padding_is_on_the_right(tokenizer: Any) -> None:

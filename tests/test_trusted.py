@@ -116,12 +116,12 @@ class Slow:
         case = self.uncached.case
         while not self.finish:
             before, constraint, chosen = list(self.row), self.constraint, self.pick()
-            if not strategy.withholds:
+            if strategy.draft_column:
                 self.add(chosen)
                 if self.finish:
                     break
                 constraint = self.constraint
-            room = self.left - int(strategy.withholds)
+            room = self.left - 1 + strategy.draft_column
             pending = Pending(chosen, room, self.request.sampling, constraint, strategy.first_state)
             drafts = strategy.propose(start(case).extend(before), [pending]).drafts[0]
             added = False
@@ -131,7 +131,7 @@ class Slow:
                     break
                 self.add(value)
                 added = True
-            if strategy.withholds and not added:
+            if strategy.draft_column == 0 and not added:
                 self.add(chosen)
         return Decoded(self.data, self.finish, self.logprobs, self.tops if self.request.top_logprobs else [])
 
@@ -252,8 +252,8 @@ class Parrot(Strategy):
     instead: bool = False
 
     @property
-    def withholds(self) -> bool:
-        return self.instead
+    def draft_column(self) -> int:
+        return 1 - self.instead
 
     def propose(self, session: Session, rows: Any) -> Proposal:
         drafts = (*(byte + OFFSET for byte in self.says), EOS)

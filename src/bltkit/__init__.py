@@ -11,24 +11,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bltkit.api import ByteLM, Generation, evaluate, load
+    from bltkit.api import ByteLM, evaluate, load
     from bltkit.convert import convert
     from bltkit.generate.options import Prompt
+    from bltkit.generate.request import Generation
+    from bltkit.hf.accelerate import accelerate
     from bltkit.patches import Patches
+    from bltkit.share import pull, push
     from bltkit.train import TrainConfig, train
 
 __version__ = "0.1.0"
-__all__ = ["ByteLM", "Generation", "Patches", "Prompt", "TrainConfig", "convert", "evaluate", "load", "train"]
+__all__ = [
+    "ByteLM",
+    "Generation",
+    "Patches",
+    "Prompt",
+    "TrainConfig",
+    "accelerate",
+    "convert",
+    "evaluate",
+    "load",
+    "pull",
+    "push",
+    "train",
+]
 
 _HOMES = {
     "ByteLM": "bltkit.api",
-    "Generation": "bltkit.api",
+    "Generation": "bltkit.generate.request",
     "Patches": "bltkit.patches",
     "Prompt": "bltkit.generate.options",
     "TrainConfig": "bltkit.train",
+    "accelerate": "bltkit.hf.accelerate",
     "convert": "bltkit.convert",
     "evaluate": "bltkit.api",
     "load": "bltkit.api",
+    "pull": "bltkit.share",
+    "push": "bltkit.share",
     "train": "bltkit.train",
 }
 

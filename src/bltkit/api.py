@@ -1,7 +1,7 @@
 """ByteLM: a model, what scores its text and the rule that cuts it, as one object. Python's side of the verbs."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from bltkit.checkpoint import Bundle, ScorerModule, resolve_model, save_bundle
+from bltkit.checkpoint import Bundle, DeviceMap, ScorerModule, resolve_model, save_bundle, warn_unreadable
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.dataset_source import Place
@@ -22,13 +22,12 @@ from bltkit.eval.subjects import Subject, open_subject
 from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
     Chunk,
-    Finish,
+    Generation,
     Options,
     Prompt,
     Request,
     SequenceBatch,
     Session,
-    Stats,
     at_least_one,
     generate,
     generate_rows,
@@ -44,42 +43,13 @@ from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import Blt, BoundaryModel
 from bltkit.model.quantize import LOSSLESS, FormedLinear, parse_form, reform
+from bltkit.native import on_backend
 from bltkit.patching import PatchingRule, ScoreKind, parse_rule, patch
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.vocab import VOCAB_SIZE, encode, to_bytes
 
 BATCH_SIZE = 16
 """Prompts side by side. On one CPU core 8 gave 4.2 times the throughput of one, 16 5.8 times, 32 6.7 times."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished continuation: its bytes (prompt and stop strings left out), why it ended, and what it cost."""
-
-    data: bytes
-    finish: Finish
-    stats: Stats
-    logprobs: tuple[float, ...] = ()
-    """Natural logarithm of each byte's probability, where asked for."""
-    opens: tuple[bool, ...] = ()
-    """Does each byte open a patch."""
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """The most probable ids in each byte's place, with their log-probabilities, where asked for."""
-
-    @classmethod
-    def of(cls, chunks: Sequence[Chunk]) -> Self:
-        """All of a generation's chunks together."""
-        finish, stats = chunks[-1].finish, chunks[-1].stats
-        assert finish is not None and stats is not None
-        logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
-        opens = tuple(value for chunk in chunks for value in chunk.opens)
-        tops = tuple(value for chunk in chunks for value in chunk.top_logprobs)
-        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs, opens, tops)
-
-    @property
-    def text(self) -> str:
-        """The bytes as text; what is not UTF-8 shows as U+FFFD."""
-        return self.data.decode("utf-8", "replace")
 
 
 class ByteLM:
@@ -102,9 +72,10 @@ class ByteLM:
         formed = {layer.form for layer in inner if isinstance(layer, FormedLinear)}
         weights = [weight for module in modules.values() for weight in module.parameters()]
         dtypes = sorted(formed) + sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
-        device = weights[0].device
-        threads = f", {threads_used()}" if device.type == "cpu" else ""
-        return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {'+'.join(dtypes)} on {device}{threads})"
+        devices = list(dict.fromkeys(str(weight.device) for weight in weights))
+        threads = f", {threads_used()}" if "cpu" in devices else ""
+        where = f"{'+'.join(dtypes)} on {'+'.join(devices)}"
+        return f"ByteLM({' and '.join(sizes)}, rule {self.rule or 'none'}, {where}{threads})"
 
     @classmethod
     def load(
@@ -116,17 +87,23 @@ class ByteLM:
         verify: bool = False,
         weights: str | None = None,
         scorer_weights: str | None = None,
+        device_map: str | Path | DeviceMap | None = None,
     ) -> Self:
-        """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME`.
+        """Load MODEL: a checkpoint directory (ours or Hugging Face's), `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`.
 
         dtype: of the weights in memory, fp32 by default. device: also "auto", the first of CUDA, MPS and the CPU that
         is there. verify: compare every file with its sha256 in bltkit.json, which reads the weights whole; without it
         their sizes alone are compared. weights, scorer_weights: forms of the large matrices (see `open_bundle`).
+        device_map: devices of a model's parts in place of `device`: "auto" fills GPUs and then the CPU, n-gram tables
+        stay on the CPU; or "layers=0-11:cuda:0,12-24:cpu", a JSON file, or a `DeviceMap`.
         Raises ValueError with the remedy if the model cannot be loaded, or there is no such device.
         """
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype = {dtype!r}: must be a torch.dtype, such as torch.bfloat16")
+        if device_map is not None and str(device) != "cpu":
+            raise ValueError(f"device = {device} beside device_map; give one of them")
         options: dict[str, Any] = {"verify": verify, "weights": weights, "scorer_weights": scorer_weights}
+        options["device_map"] = None if device_map is None else DeviceMap.parse(device_map)
         return cls(open_bundle(resolve_model(str(model)), dtype=dtype, device=device_of(device), **options))
 
     @property
@@ -152,10 +129,10 @@ class ByteLM:
     def save(self, directory: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> None:
         """Write a checkpoint, as `save_bundle` does; `directory` must not exist. Raises ValueError, OSError."""
         save_bundle(directory, self.bundle, dtype=dtype, weights=weights)
+        warn_unreadable(directory, self.bundle, weights)
 
     def with_patching(self, rule: PatchingRule | str) -> "ByteLM":
         """The same model under another rule, given as a value or as `kind:field=value,...`.
-
         Raises ValueError for a rule that reads scores which this model does not give.
         """
         typed("rule", rule, str | PatchingRule)
@@ -178,6 +155,11 @@ class ByteLM:
         scorer_form = parse_form(scorer) if scorer is not None else chosen if chosen in LOSSLESS else "fp32"
         reformed = None if self.scorer is None else reform(self.scorer, scorer_form)
         return ByteLM(replace(self.bundle, model=reform(model, chosen), scorer=reformed))
+
+    def with_backend(self, backend: str) -> "ByteLM":
+        """The same model with steps run as `native.on_backend` says, which raises ValueError; after `with_weights`."""
+        model, scorer = on_backend(typed("backend", backend, str), self.model, self.scorer)
+        return ByteLM(replace(self.bundle, model=model, scorer=scorer))
 
     def patches(self, text: str | bytes) -> PatchedText:
         """How `text` is cut into patches, with the scores that decided it."""
@@ -280,7 +262,6 @@ class ByteLM:
         logit_bias: what is added to the logits of ids (a byte's value + 4; 2 is EOS), -100 to 100.
         stop: strings that end the text and are not part of it.
         valid_utf8: make only valid UTF-8. logprobs: hand out log-probabilities; top_logprobs: also of the k best ids.
-
         Raises ValueError for options unknown, of the wrong type or out of range, before the first pass.
         """
         request = self._request(prompt, options)
@@ -360,7 +341,6 @@ def evaluate(
 
     model: as users name it (`token:DIR` is a Hugging Face token model), or a `Subject`. tasks: `hellaswag,cute:spell`,
     or a sequence of names and `Task` values. data: directories of the tasks' files; without, the hub's data sets.
-
     Raises ValueError for what is unknown, missing or malformed, before anything is asked.
     """
     several = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Sequence) else tasks
@@ -398,3 +378,4 @@ def evaluate(
 
 
 load = ByteLM.load
+"""Load a checkpoint directory, `bltkit:NAME` or `hf:OWNER/NAME[@REVISION]`; options and errors as for `ByteLM.load`."""

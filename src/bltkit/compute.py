@@ -142,16 +142,19 @@ def free_memory(device: "torch.device") -> int | None:
     return min(free, _left_of_group())
 
 
-def _left_of_group() -> int:
-    """Bytes that the control group (version 2, then 1) may still take. What it holds of files can be given back."""
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+def _left_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the control group may still take; cached files do not count, as the system drops them first."""
+    for limit, used, stat in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     ):
         try:
-            most, taken = (int(Path(folder, name).read_text(encoding="ascii")) for name in (limit, used))
-            lines = Path(folder, "memory.stat").read_text(encoding="ascii").splitlines()
+            left = int((root / limit).read_text(encoding="ascii")) - int((root / used).read_text(encoding="ascii"))
         except (OSError, ValueError):  # no such group, or "max"
             continue
-        return most - taken + sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        try:
+            rows = dict(line.split() for line in (root / stat).read_text(encoding="ascii").splitlines())
+            return left + sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
+        except (OSError, ValueError):
+            return left
     return 2**62

@@ -12,7 +12,7 @@ from bltkit import patching
 from bltkit.checkpoint import Bundle, ScorerModule
 from bltkit.config import nearest
 from bltkit.model import Blt, EntropyModel, blt_preset, entropy_preset
-from bltkit.model.quantize import FORMS, WeightForm, reform
+from bltkit.model.quantize import FORMS, FormedLinear, WeightForm, reform
 from bltkit.patches import Patches
 from bltkit.patching import PatchingRule, ThresholdRule
 from bltkit.vocab import encode
@@ -53,12 +53,15 @@ class BenchSubject:
         return patching.patch(self.rule, ids, scores, documents=self.model.config.document_masks)
 
     def reformed(self, form: WeightForm) -> Self:
-        """With the large matrices of model and scorer in another form, for decoding; the weights must be fp32.
+        """With the large matrices of model and scorer in another form, for decoding.
 
-        Raises ValueError for a form that is unknown or that the machine has no kernels for.
+        The weights must be fp32, or in that form already. Raises ValueError for a form that is unknown or that the
+        machine has no kernels for.
         """
         if form not in FORMS:
             raise ValueError(f"no form of weights {form!r}{nearest(form, FORMS)}")
+        if {inner.form for inner in self.model.modules() if isinstance(inner, FormedLinear)} == {form}:
+            return self
         return replace(self, model=reform(self.model, form), scorer=reform(self.scorer, form))
 
     @torch.inference_mode()

@@ -30,11 +30,14 @@ from bltkit.generate import (
     parse_strategy,
     strategy_kind,
 )
+from bltkit.generate.sampling import MAX_BIAS
 from bltkit.model.quantize import WeightForm
-from bltkit.vocab import encode
+from bltkit.vocab import EOS, encode
 
 WARM_UP = 16
 """Bytes of each side's first generation, which is slow and not timed."""
+NO_EOS = ((EOS, -MAX_BIAS),)
+"""`Sampling.logit_bias` that keeps EOS out."""
 
 
 def strategies_of(kinds: Sequence[str], drafts: Sequence[int | None] = ()) -> tuple[Strategy, ...]:
@@ -65,6 +68,7 @@ def generate(
     max_bytes: int = 256,
     temperature: float = 0.8,
     seed: int = 0,
+    eos: bool = True,
     rounds: int = 1,
     peer: str | None = None,
     peer_dtype: torch.dtype = torch.float32,
@@ -75,7 +79,8 @@ def generate(
     """Bytes per second of continuing prompts; a row for each form of the weights and strategy, `ar` always the first.
 
     contexts: bytes of a prompt. prompts: as many of each text, spread evenly over it; those of the texts in turn.
-    batches: rows side by side, each with a prompt of its own. max_bytes: at most; EOS may come before.
+    batches: rows side by side, each with a prompt of its own. max_bytes: at most; EOS may come before, unless `eos` is
+    False.
     rounds: how often each prompt is continued. Generation i has seed `seed` + i.
 
     Bytes that differ from autoregressive decoding's are counted (Decoding.identical), not refused. Raises ValueError
@@ -103,7 +108,7 @@ def generate(
             for batch in batches:
                 groups = [found[context][at : at + batch] for at in range(0, prompts, batch)]
                 sides = [_Side(formed[form], form, strategy) for form in formed for strategy in several]
-                race = _Race(subject, sides, groups, max_bytes, temperature, seed, rounds)
+                race = _Race(subject, sides, groups, max_bytes, temperature, seed, eos, rounds)
                 yield from race.measure(other, rates, count, command, progress)
 
 
@@ -171,9 +176,11 @@ class _Race:
         max_bytes: int,
         temperature: float,
         seed: int,
+        eos: bool,
         rounds: int,
     ) -> None:
         self.subject, self.sides, self.groups, self.rounds = subject, sides, groups, rounds
+        self.bias = () if eos else NO_EOS
         self.max_bytes, self.temperature, self.seed = max_bytes, temperature, seed
         self.context, self.batch = len(groups[0][0]), len(groups[0])
 
@@ -234,7 +241,7 @@ class _Race:
         self._turn(sides, self.groups[0], requests)
 
     def _request(self, index: int, max_bytes: int) -> Request:
-        return Request(Sampling(temperature=self.temperature, seed=self.seed + index), max_bytes)
+        return Request(Sampling(temperature=self.temperature, seed=self.seed + index, logit_bias=self.bias), max_bytes)
 
     def _rival(self, peer: Peer) -> Side:
         """The peer behind a context of the same length. What the text says does not change its speed."""

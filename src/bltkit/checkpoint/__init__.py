@@ -19,6 +19,8 @@ from bltkit.checkpoint.intact import damages, listed_files
 from bltkit.checkpoint.locate import embedded_models, resolve_model
 from bltkit.checkpoint.manifest import MANIFEST, ScorerModule, scorer_hash
 from bltkit.checkpoint.names import stored_parts
+from bltkit.checkpoint.placement import DeviceMap
+from bltkit.checkpoint.sealing import unreadable, warn_unreadable
 from bltkit.checkpoint.token_checkpoint import (
     TokenBundle,
     is_token_model,
@@ -31,6 +33,7 @@ from bltkit.checkpoint.token_checkpoint import (
 __all__ = [
     "MANIFEST",
     "Bundle",
+    "DeviceMap",
     "ScorerModule",
     "Skeleton",
     "TokenBundle",
@@ -49,6 +52,8 @@ __all__ = [
     "store_rule",
     "stored_parts",
     "token_config",
+    "unreadable",
+    "warn_unreadable",
     "write_atomic",
     "write_bundle",
     "write_token_model",

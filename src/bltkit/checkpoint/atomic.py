@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bltkit.checkpoint.card_mark import CARD, is_generated
 from bltkit.files import LOCK_FILES, needs_space
 
 CHECKPOINT_FILES = (
@@ -20,7 +21,8 @@ CHECKPOINT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""What a directory may hold to be replaced: nobody's other files are ever deleted."""
+"""What a directory may hold to be replaced, beside a model card that nobody has edited: nobody's other files are ever
+deleted."""
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -98,7 +100,10 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     if entries and not overwrite:
         raise ValueError(f"{path} exists already; choose another directory or ask for it to be overwritten")
     for entry in entries:
-        if entry.is_symlink() or entry.is_dir() or not any(map(entry.match, CHECKPOINT_FILES)):
+        part = any(map(entry.match, CHECKPOINT_FILES)) or (
+            entry.name == CARD and entry.is_file() and is_generated(entry)
+        )
+        if entry.is_symlink() or entry.is_dir() or not part:
             raise ValueError(
                 f"{path} is not overwritten: it holds {entry.name}, which is no part of a checkpoint; "
                 "move that away or choose another directory"

@@ -20,10 +20,13 @@ from torch import Tensor
 from bltkit.checkpoint import hf_config
 from bltkit.checkpoint import token_checkpoint as token_model
 from bltkit.checkpoint.atomic import atomic_directory, write_atomic
+from bltkit.checkpoint.card import write_card
+from bltkit.checkpoint.card_mark import CARD
 from bltkit.checkpoint.checksums import POSITION, update_checksums
 from bltkit.checkpoint.chosen_forms import choose_forms, needed_bytes
 from bltkit.checkpoint.held import Bundle
 from bltkit.checkpoint.intact import check_contents, check_names, check_sizes, entry_of, read_manifest
+from bltkit.checkpoint.licences import read_licences
 from bltkit.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
@@ -34,6 +37,7 @@ from bltkit.checkpoint.manifest import (
     refuse_coerced,
 )
 from bltkit.checkpoint.names import ROUNDED, Room, rooms, stored_parts
+from bltkit.checkpoint.placement import DeviceMap, place
 from bltkit.checkpoint.reader import TABLES, Reader
 from bltkit.checkpoint.sealing import CONFIG, OWN_TYPE, config_of, json_bytes, manifest_of, seal
 from bltkit.checkpoint.stored import DTYPES, parse_stored, rounded_matrix, stored_matrices
@@ -41,6 +45,7 @@ from bltkit.checkpoint.weights import INDEX, Weights, read_json, weight_files, w
 from bltkit.config import parse
 from bltkit.files import check_seal
 from bltkit.model import Blt, BltConfig, StackConfig
+from bltkit.model.device_stages import put_seams
 from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import KINDS, Matrix, WeightForm
 from bltkit.patching import PatchingRule
@@ -57,7 +62,7 @@ def save_bundle(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write a checkpoint directory, whole or not at all; returns its path.
+    """Write a checkpoint directory with a model card, whole or not at all; returns its path.
 
     dtype: of all weights in the files, the scorer's too; as they are when absent. An entropy model in bfloat16 places
     some patches elsewhere than in float32.
@@ -69,6 +74,7 @@ def save_bundle(
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
         write_bundle(directory, bundle, dtype=dtype, weights=weights, max_shard_bytes=max_shard_bytes)
+        write_card(directory, bundle, weights)
     return Path(path)
 
 
@@ -80,7 +86,7 @@ def write_bundle(
     weights: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety.
+    """Write the files of a checkpoint into an existing directory; `save_bundle` without its safety and without a card.
 
     For callers that put further files beside them, inside an `atomic_directory` of their own.
     """
@@ -94,9 +100,11 @@ def write_bundle(
     if form is not None:
         _put_into_form(tensors, next(rooms(model, scorer)), form)
     files = write_weights(directory, tensors, dtype, max_shard_bytes)
+    for name, content in bundle.licences.items():
+        (directory / name).write_bytes(content)
     numbers = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     stored = dtype or reduce(torch.promote_types, numbers)
-    entries = {file.name: entry_of(file) for file in files}
+    entries = {file.name: entry_of(file) for file in (*files, *(directory / name for name in bundle.licences))}
     kept = None if form == "fp32" else form
     seal(directory, bundle, entries, str(stored).removeprefix("torch."), weights=kept)
     for file in files:  # safetensors lets only the owner read its files, whatever the umask says
@@ -111,6 +119,7 @@ def load_bundle(
     verify: bool = False,
     weights: str | None = None,
     scorer_weights: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Bundle:
     """Read a checkpoint directory of ours or of Hugging Face's (documents off, empty record); symlinks are followed.
 
@@ -119,6 +128,8 @@ def load_bundle(
     read as they are used, and copied page by page when written to. So do, when `dtype` is absent, n-gram tables of 16
     bits, most of a large model: what is looked up of them is computed with in float32. To train the tables say
     torch.float32.
+    device_map: in place of `device`, one for each part of a BLT; inference only. When `dtype` is absent, weights are
+    float32 if all layers are on the CPU, else the files' own; n-gram tables of 16 bits on the CPU stay in the file.
     verify: compare every file with its sha256 in bltkit.json first, which reads the weights whole. Without it only the
     weights' sizes are compared, bltkit.json with its own digest and config.json with what bltkit.json describes: a bit
     that flips inside of the weights is found by `verify` or `blt check` alone.
@@ -141,18 +152,29 @@ def load_bundle(
     check_sizes(directory, {name: entry for name, entry in found.files.items() if _is_read(name)})
     if verify:
         _verify(directory, found.files)
-    keep_tables = dtype is None and device.type == "cpu"
-    if keep_tables or weights is not None:
+    tables_on_cpu = device.type == "cpu" if device_map is None else device_map.tables == "cpu"
+    keep_tables, by_default = dtype is None and tables_on_cpu, dtype is None and device.type == "cpu"
+    if device_map is not None:
+        device = device_map.first
+        by_default = by_default and device_map.on_cpu
+    if by_default or weights is not None:
         dtype = torch.float32
     with Weights(directory, found.files) as files:
         model, scorer = _modules(directory, found, files)
         several = list(rooms(model, scorer))
         reader = Reader(files, found.encoder_cross, found.tied, found.weights, dtype, device, keep_tables)
         reader.refuse_unexpected(several)
-        forms = choose_forms(directory, reader, several, weights, scorer_weights, by_default=keep_tables)
+        free = None if device_map is None else 2**62  # placing compares with what is free on each device
+        forms = choose_forms(directory, reader, several, weights, scorer_weights, by_default=by_default, free=free)
+        placement = None
+        if device_map is not None:
+            placement = place(device_map, several, forms, dtype.itemsize if dtype else files.itemsize, keep_tables)
+            reader = replace(reader, device=placement.local, device_of=placement.device_of)
         for room in several:
             reader.fill(room, forms.scorer if room.module is scorer and model is not None else forms.model)
-    return Bundle(model, scorer, found.rule, found.record)
+    if placement is not None and model is not None:
+        put_seams(model, placement.layers)
+    return Bundle(model, scorer, found.rule, found.record, read_licences(directory))
 
 
 @dataclass(frozen=True)
@@ -245,7 +267,7 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     """Make `rule` the rule of an existing checkpoint and add to its record; its weights stay as they are.
 
     The two JSON files are each replaced whole; where the directory is a training checkpoint, its list of checksums is
-    updated.
+    updated. A model card that nobody has edited is written again.
     Raises ValueError as `load_bundle` does, OSError if writing fails.
     """
     directory = Path(path)
@@ -268,6 +290,9 @@ def store_rule(path: str | Path, rule: PatchingRule, record: Mapping[str, Any] |
     write_atomic(directory / MANIFEST, json_bytes(manifest.replace(files=files)))
     write_atomic(directory / CONFIG, config)
     update_checksums(directory, (MANIFEST, CONFIG))
+    for folder in dict.fromkeys((Path(path), directory)):
+        if (folder / CARD).is_file():
+            write_card(folder, changed, found.weights)
 
 
 @dataclass(frozen=True)
@@ -291,6 +316,11 @@ def _describe(directory: Path) -> _Found:
             f"{directory} holds the state of a training run, but not yet a model (checkpoint.export = 'end'): go on to "
             "its end by `blt train ... --resume`, or lower trainer.max_steps to where it is to have the model of now"
         )
+    if not os.path.lexists(path) and (params := _meta_file(directory)) is not None:
+        raise ValueError(
+            f"{directory} is in Meta's layout, as {params.relative_to(directory)} shows: `blt convert {directory} DIR` "
+            "makes a checkpoint of it (name the model's folder, not the entropy model's)"
+        )
     config = read_json(path)
     model_type = config.get("model_type")
     if own.exists() or own.is_symlink():
@@ -310,6 +340,11 @@ def _describe(directory: Path) -> _Found:
         encoder_cross=described.encoder_cross,
         tied=described.tied,
     )
+
+
+def _meta_file(directory: Path) -> Path | None:
+    """A params.json of Meta's, in the directory or in a folder of it."""
+    return next((path for place in ("params.json", "*/params.json") for path in directory.glob(place)), None)
 
 
 def _described_by_manifest(directory: Path, config: dict[str, Any]) -> _Found:

@@ -130,6 +130,19 @@ def _need(module: nn.Module, form: WeightForm) -> float:
     return sum(large) * _BYTES[form] + 4 * (total - sum(large) - tables)
 
 
+def weight_sizes(module: nn.Module, form: WeightForm, itemsize: int) -> dict[str, int]:
+    """Bytes of a module's parameters by their names, its large matrices in a form; fp32 is as loaded.
+
+    itemsize: bytes of a number that gets no form.
+    """
+    large = {f"{path}.weight" for _, path, linear in linears_of(module) if linear.weight.numel() >= MIN_ELEMENTS}
+    formed = itemsize if form == "fp32" else _BYTES[form]
+    return {
+        name: int(weight.numel() * (formed if name in large else itemsize))
+        for name, weight in module.named_parameters()
+    }
+
+
 def _say(line: str, *values: object) -> None:
     """A line on stderr, unless the program that uses this package says otherwise."""
     logging.getLogger(__name__).warning(line, *values)

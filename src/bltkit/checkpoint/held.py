@@ -1,8 +1,11 @@
 """What a checkpoint holds, as one value: a model, the scorer that its patching rule listens to, and the rule."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from bltkit.checkpoint.manifest import ScorerModule
 from bltkit.model import Blt
@@ -18,6 +21,15 @@ class Bundle:
     rule: PatchingRule | None
     record: dict[str, Any] = field(default_factory=dict)
     """The training record: plain values that JSON can hold."""
+    licences: Mapping[str, bytes] = field(default_factory=dict)
+    """Files with terms of use that came with the weights, by name: they are saved along."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits come out; other parts may lie elsewhere (`DeviceMap`)."""
+        if self.model is not None:
+            return self.model.embed.bytes.weight.device
+        return torch.device("cpu") if self.scorer is None else next(self.scorer.parameters()).device
 
     @property
     def mean_patch_bytes(self) -> tuple[float, str] | None:

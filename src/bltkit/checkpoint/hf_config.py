@@ -169,21 +169,43 @@ def write_config(model: BltConfig, scorer: EntropyConfig, rule: ThresholdRule) -
 
 
 def expresses(model: BltConfig | None, scorer: Config | None, rule: PatchingRule | None) -> bool:
-    """Can Hugging Face's format say what these are, documents apart?
+    """Can Hugging Face's format say what these are, documents apart?"""
+    return obstacle(model, scorer, rule) is None
+
+
+def obstacle(model: BltConfig | None, scorer: Config | None, rule: PatchingRule | None) -> str | None:
+    """The part of these that Hugging Face's format cannot say, documents apart, as a noun; None if it says everything.
 
     Asked by writing and reading back: what does not come back, the format cannot say.
     """
-    if model is None or type(scorer) is not EntropyConfig or type(rule) is not ThresholdRule:
-        return False
+    if model is None:
+        return "a model that only places patches"
+    if rule is None:
+        return "a model without a patching rule"
+    if type(rule) is not ThresholdRule:
+        return f"patching rule {rule.kind!r}"
+    if scorer is None:
+        return "a model without an entropy model"
+    if type(scorer) is not EntropyConfig:
+        return f"a scorer of kind {getattr(scorer, 'kind', type(scorer).__name__)!r}"
     if not model.encoder.layers:  # patches are made in its layers there
-        return False
+        return "encoder.layers = 0"
     read = read_config(write_config(model, scorer, rule), Path("config.json"))
+    assert read.scorer is not None
     return (
-        _canonical_blt(read.model) == _canonical_blt(model)
-        and read.scorer is not None
-        and _canonical(read.scorer) == _canonical(scorer)
-        and read.rule == rule
+        _unlike(_canonical_blt(model), _canonical_blt(read.model), "")
+        or _unlike(_canonical(scorer), _canonical(read.scorer), "scorer.")
+        or _unlike(rule.model_dump(), read.rule.model_dump(), "rule.")
     )
+
+
+def _unlike(ours: Mapping[str, Any], read: Mapping[str, Any], prefix: str) -> str | None:
+    """The first field that differs, with its value; None where the two are equal."""
+    if ours == read:
+        return None
+    there = _flat(read)
+    fields = (f"{prefix}{key} = {value!r}" for key, value in _flat(ours).items() if value != there.get(key))
+    return next(fields, "the model's shape")
 
 
 def difference(path: Path, data: Mapping[str, Any], model: BltConfig, scorer: Config | None, rule: Any) -> str | None:

@@ -1,21 +1,17 @@
 """MODEL as users name it -> a checkpoint directory: a path, `bltkit:NAME` (embedded), `hf:OWNER/NAME` (the hub)."""
 
-import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from bltkit.checkpoint.fetch import HUB, MODEL_FILES, HubName, fetch
 from bltkit.config import nearest
-from bltkit.files.hub import hub_or_cache
 
 EMBEDDED = "bltkit:"
-HUB = "hf:"
-_FETCHED = ("*.json", "*.safetensors", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "COPYING*")
-"""Files of a model on the hub; no pickles. Terms of use always come along."""
 
 
-def resolve_model(name: str | Path) -> Path:
-    """The directory of a model. `hf:` names are fetched into the hub's own cache: JSON, safetensors and
-    licences only.
+def resolve_model(name: str | Path, hub_files: Sequence[str] = MODEL_FILES) -> Path:
+    """The directory of a model. hub_files: patterns of what is fetched of an `hf:` name, into the hub's own cache.
 
     Raises ValueError with one line if there is no such model, or no way to fetch it.
     """
@@ -23,7 +19,7 @@ def resolve_model(name: str | Path) -> Path:
     if text.startswith(EMBEDDED):
         return _embedded(text.removeprefix(EMBEDDED))
     if text.startswith(HUB):
-        return _fetched(text.removeprefix(HUB))
+        return fetch(HubName.parse(text), hub_files)
     path = Path(text).expanduser()
     if not path.exists():
         embedded = embedded_models()
@@ -51,20 +47,3 @@ def _embedded(name: str) -> Path:
         listed = ", ".join(EMBEDDED + model for model in known)
         raise ValueError(f"no embedded model {EMBEDDED}{name}{tail} (`blt models` lists them: {listed})")
     return _embedded_root() / name
-
-
-def _fetched(name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or {".", ".."} & set(name.split("/")):
-        raise ValueError(f"model '{HUB}{name}' is not of the form {HUB}OWNER/NAME")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ValueError(f"{HUB}{name} needs huggingface_hub: pip install 'bltkit[hub]'") from None
-    with hub_or_cache() as out_of_reach:
-        try:
-            return Path(snapshot_download(name, allow_patterns=[*_FETCHED]))
-        except Exception as error:  # the hub's client raises its own, httpx's and the system's errors alike
-            first = out_of_reach or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{HUB}{name} could not be fetched: {first} (check the name, the network and, for gated models, your login)"
-        ) from None

@@ -4,15 +4,16 @@ A matrix that gets a form goes from the file's map into it in slices, and its pa
 form once, and never an fp32 copy of the model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bltkit.checkpoint.mapped import FileRows, release
+from bltkit.checkpoint.mapped import FileRows, map_large_blocks, release, trim
 from bltkit.checkpoint.names import ROUNDED, Room, TensorPart, rounded_names
 from bltkit.checkpoint.weights import Weights
+from bltkit.model.blt import Blt
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.formed import KINDS, FormedLinear, Int4Linear, Int8Linear, WeightForm
 from bltkit.model.fused_linear import Linear
@@ -33,7 +34,8 @@ class Reader:
 
     encoder_cross, tied: what a directory of Hugging Face's does otherwise (`hf_config.read_config`). stored: form of
     the matrices that the file holds rounded. dtype: of everything that gets no form; None: as in the file.
-    keep_tables: leave n-gram tables of 16 bits in the file.
+    keep_tables: leave n-gram tables of 16 bits in the file. device_of: of a tensor by its name in the `Blt`, where its
+    parts lie on several devices; `device` is then that of everything else.
     """
 
     weights: Weights
@@ -43,6 +45,7 @@ class Reader:
     dtype: torch.dtype | None
     device: torch.device
     keep_tables: bool
+    device_of: Callable[[str], torch.device] | None = None
 
     def fill(self, room: Room, form: WeightForm) -> None:
         """Assign every parameter and matrix of a module, then move its buffers. form: of its large matrices.
@@ -52,24 +55,29 @@ class Reader:
         module, state = room.module, {}
         linears = {f"{path}.weight": (owner, path) for owner, path, _ in linears_of(module)}
         for name, parameter in module.state_dict().items():
-            parts = room.parts(name, parameter.shape)
+            parts, device = room.parts(name, parameter.shape), self._device(room, name)
             rounded = self._rounded(room, name)
             if name in linears and (rounded is not None or form != "fp32"):
-                formed = self._formed(rounded, parts, parameter.shape, form)
+                formed = self._formed(rounded, parts, parameter.shape, form, device)
                 if formed is not None:
                     owner, path = linears[name]
                     setattr(owner, path.rpartition(".")[2], formed)
                     continue
             if rounded is not None:
-                state[name] = self._widened(rounded, parameter.shape)
+                state[name] = self._widened(rounded, parameter.shape, device)
+            elif len(parts) == 1:
+                state[name] = self._read(parts[0], device)
             else:
-                state[name] = self._read(*parts) if len(parts) == 1 else self._join(parts, parameter.shape)
+                state[name] = self._join(parts, parameter.shape, device)
         module.load_state_dict(state, assign=True)
         for inner in module.modules():
             for name, buffer in inner._buffers.items():
                 inner._buffers[name] = None if buffer is None else buffer.to(self.device)
             if isinstance(inner, NgramEmbedding):
                 self._leave(inner)
+
+    def _device(self, room: Room, name: str) -> torch.device:
+        return self.device if self.device_of is None or not isinstance(room.module, Blt) else self.device_of(name)
 
     def file_form(self, room: Room) -> WeightForm:
         """The form of 16 bits in whose dtype the file holds the large matrices of a module; fp32 for any other."""
@@ -86,7 +94,7 @@ class Reader:
         parts = room.parts(f"{path}.weight", linear.weight.shape)
         with torch.device("meta"):
             result = Linear(linear.in_features, linear.out_features)
-        result.weight = nn.Parameter(self._join(parts, linear.weight.shape), requires_grad=False)
+        result.weight = nn.Parameter(self._join(parts, linear.weight.shape, self.device), requires_grad=False)
         return result
 
     def refuse_unexpected(self, rooms: Iterable[Room]) -> None:
@@ -114,7 +122,12 @@ class Reader:
         return base if f"{base}.steps" in self.weights.names() else None
 
     def _formed(
-        self, rounded: str | None, parts: Sequence[TensorPart], shape: torch.Size, form: WeightForm
+        self,
+        rounded: str | None,
+        parts: Sequence[TensorPart],
+        shape: torch.Size,
+        form: WeightForm,
+        device: torch.device,
     ) -> FormedLinear | None:
         if rounded is not None:
             if form != self.stored:
@@ -127,10 +140,12 @@ class Reader:
             return formed
         if shape.numel() < MIN_ELEMENTS:
             return None
+        map_large_blocks()
         tensors = [self.weights.read(self._source(part.name), part.shape) for part in parts]
-        matrix = Matrix(tensors, self.device)
+        matrix = Matrix(tensors, device)
         result = KINDS[form].of(matrix) if KINDS[form].fits(matrix) else None
         release(*tensors)
+        trim()
         return result
 
     def _steps(self, rounded: str, shape: torch.Size) -> tuple[Tensor, ...]:
@@ -145,33 +160,33 @@ class Reader:
         dtypes = (dtype, *[torch.bfloat16] * (len(names) - 1))
         return tuple(self.weights.read(*each) for each in zip(names, shapes, dtypes, strict=True))
 
-    def _widened(self, rounded: str, shape: torch.Size) -> Tensor:
+    def _widened(self, rounded: str, shape: torch.Size, device: torch.device) -> Tensor:
         """A rounded matrix as numbers."""
         steps, *rest = self._steps(rounded, shape)
         dtype = self.dtype or torch.bfloat16
-        if self.device.type == "meta":
-            return torch.empty(shape, dtype=dtype, device=self.device)
+        if device.type == "meta":
+            return torch.empty(shape, dtype=dtype, device=device)
         if self.stored == "int8":
             wide = steps.float() * rest[0].float()[:, None]
         else:
             wide = widen_int4(from_nibbles(steps), *rest)
         release(steps)
-        return wide.to(device=self.device, dtype=dtype)
+        return wide.to(device=device, dtype=dtype)
 
-    def _read(self, part: TensorPart) -> Tensor:
+    def _read(self, part: TensorPart, device: torch.device) -> Tensor:
         source = self._source(part.name)
         stored = self.weights.read(source, part.shape)
         kept = self.keep_tables and part.name == TABLES and stored.dtype in HALVES
-        tensor = stored.to(device=self.device, dtype=stored.dtype if kept else self.dtype)
-        if tensor is not stored and self.device.type != "meta":
+        tensor = stored.to(device=device, dtype=stored.dtype if kept else self.dtype)
+        if tensor is not stored and device.type != "meta":
             release(stored)
         # A tied head must not share memory with the embedding: they would be trained as one.
         return tensor.clone() if source == _EMBEDDING != part.name else tensor
 
-    def _join(self, parts: Sequence[TensorPart], shape: torch.Size) -> Tensor:
+    def _join(self, parts: Sequence[TensorPart], shape: torch.Size, device: torch.device) -> Tensor:
         """Parts in one matrix, each converted on its way into it: no second copy, of one part either."""
         stored = [self.weights.read(self._source(part.name), part.shape) for part in parts]
-        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=self.device)
+        whole = torch.empty(shape, dtype=self.dtype or stored[0].dtype, device=device)
         for target, tensor in zip(whole.split([part.shape[0] for part in parts]), stored, strict=True):
             target.copy_(tensor)
             release(tensor)

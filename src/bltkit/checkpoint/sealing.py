@@ -5,6 +5,7 @@ What Hugging Face's format cannot say is written under another model_type, so th
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -86,18 +87,48 @@ def json_bytes(value: Manifest | dict[str, Any]) -> bytes:
 
 def config_of(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
     """The content of config.json: Hugging Face's where that format can say what the bundle is."""
-    if bundle.model is None:
-        return _refused_config(f"{OWN_TYPE}-{manifest.kind}")
-    names = bundle.model.state_dict()
-    if manifest.weights in ROUNDED:
-        return _refused_config(OWN_TYPE)
-    if hf_config.expresses(manifest.model, manifest.scorer, bundle.rule) and all(map(is_hugging_face, names)):
+    reason = unreadable(bundle, manifest.weights)
+    if reason is None:
         assert manifest.model is not None
         return hf_config.write_config(manifest.model, cast(Any, manifest.scorer), cast(Any, bundle.rule))
-    return _refused_config(OWN_TYPE)
+    return _refused_config(OWN_TYPE if bundle.model is not None else f"{OWN_TYPE}-{manifest.kind}", reason)
 
 
-def _refused_config(model_type: str) -> dict[str, Any]:
-    # BltForCausalLM.from_pretrained only warns about another model_type, and would go on with the 1B's default shape;
-    # a sub-config that is no object stops it.
-    return {"model_type": model_type, "encoder_config": "see bltkit.json"}
+def unreadable(bundle: Bundle, weights: str | None = None) -> str | None:
+    """The part of a bundle that keeps transformers from loading it, as a noun; None where transformers can.
+
+    weights: the form in which the large matrices are stored.
+    """
+    model, scorer = bundle.model, bundle.scorer
+    reason = hf_config.obstacle(
+        None if model is None else model.config, None if scorer is None else scorer_config(scorer), bundle.rule
+    )
+    names = () if model is None else model.state_dict()
+    if reason is None and weights in ROUNDED:
+        return f"weights in form {weights!r}"
+    return reason or next((f"tensor {name}" for name in names if not is_hugging_face(name)), None)
+
+
+def warn_unreadable(directory: str | Path, bundle: Bundle, weights: str | None = None) -> None:
+    """Log one line where transformers cannot load a BLT that was saved in `directory`, with the reason.
+
+    weights: the form in which the large matrices are stored.
+    """
+    reason = None if bundle.model is None else unreadable(bundle, weights)
+    if reason is not None:
+        logging.getLogger(__name__).warning(
+            "%s: transformers cannot load this checkpoint: %s has no place in its format; bltkit loads it",
+            directory,
+            reason,
+        )
+
+
+def _refused_config(model_type: str, reason: str) -> dict[str, Any]:
+    # transformers' Auto classes refuse the model_type. BltForCausalLM.from_pretrained only warns about it, and would go
+    # on with the 1B's default shape: a field of another type stops it, and its message quotes the value. A sub-config
+    # that is no object stops versions that do not check types.
+    sentence = (
+        f"This checkpoint needs bltkit: {reason} has no place in transformers' format. "
+        "Install bltkit and load it with bltkit.load."
+    )
+    return {"model_type": model_type, "vocab_size": sentence, "encoder_config": f"see {MANIFEST}"}

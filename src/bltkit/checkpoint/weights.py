@@ -121,6 +121,12 @@ class Weights:
             return content
         return None
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number, of the widest type among the tensors."""
+        sizes = {"F64": 8, "F32": 4}
+        return max((sizes.get(handle.get_slice(name).get_dtype(), 2) for name, (_, handle) in self._files.items()))
+
     def rows(self, name: str) -> int:
         """The first dimension of a tensor; 0 where there is no such tensor, or it has no dimensions."""
         if name not in self._files:

@@ -21,6 +21,7 @@ from bltkit.cli.generation import generate
 from bltkit.cli.measuring import bench
 from bltkit.cli.models import check, models, train
 from bltkit.cli.serving import serve
+from bltkit.cli.sharing import pull, push
 from bltkit.cli.study import app as study
 from bltkit.cli.terminal import print_text, say
 from bltkit.cli.text import patch, score
@@ -33,7 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for verb in (patch, generate, score, train, annotate, calibrate, check, convert, flops, bench, serve, models):
+for verb in (
+    patch,
+    generate,
+    score,
+    train,
+    annotate,
+    calibrate,
+    check,
+    convert,
+    push,
+    pull,
+    flops,
+    bench,
+    serve,
+    models,
+):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)
 app.add_typer(study, name="study")

@@ -10,6 +10,7 @@ import typer
 
 from bltkit.cli.terminal import (
     Device,
+    DeviceMapOption,
     File,
     Json,
     Model,
@@ -22,11 +23,12 @@ from bltkit.cli.terminal import (
     read_text,
     run_on,
     say,
+    say_placement,
     threads_used,
 )
 
 if TYPE_CHECKING:
-    from bltkit.api import Generation
+    from bltkit.generate import Generation
 
 
 def generate(
@@ -84,7 +86,11 @@ def generate(
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what it cost, and what bounds it.")] = False,
     show_patches: Annotated[
@@ -131,18 +137,21 @@ def generate(
         "valid_utf8": valid_utf8,
         "logprobs": logprobs,
     }
-    place = run_on(model, device, threads, "sequence" if prompts is None else "rows")
-    loading: dict[str, Any] = {"device": place, "weights": weights, "scorer_weights": scorer_weights}
-    from bltkit.api import ByteLM, Generation
+    place = run_on(model, device, threads, "sequence" if prompts is None else "rows", device_map)
+    loading: dict[str, Any] = {"weights": weights, "scorer_weights": scorer_weights}
+    loading |= {"device": place, "device_map": device_map}
+    from bltkit.api import ByteLM
     from bltkit.cli.writer import Writer
+    from bltkit.generate import Generation
 
     if prompts is not None and out is not None:
         from bltkit.cli.prompt_job import continue_prompts
 
-        continue_prompts(prompts, out, model, loading, batch, options, as_json)
+        continue_prompts(prompts, out, model, loading, backend, batch, options, as_json)
         return
     data = b"" if prompt is None and file is None else read_text(prompt, file)
-    lm = ByteLM.load(model, **loading)
+    lm = ByteLM.load(model, **loading).with_backend(backend)
+    say_placement(device_map, lm)
     first_byte: float | None = None
     held_back = 0
     if num is not None:
@@ -219,6 +228,7 @@ def _stats(generations: "Sequence[Generation]", first_byte: float | None, device
     lines.append(f"speed: {speed:.0f} bytes/s, {num_bytes} bytes in {longest.seconds:.2f} s")
     if patches:
         lines.append(f"patches: {patches}, {num_bytes / patches:.2f} bytes each")
+    lines.append(f"backend: {longest.backend}")
     lines.append(
         f"passes: {longest.decoder_passes} decoder, {longest.encoder_passes} encoder, "
         f"{longest.global_passes} global, {longest.entropy_passes} entropy model"

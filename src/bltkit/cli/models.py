@@ -74,6 +74,10 @@ def check(
         ),
     ],
     files: Annotated[list[str] | None, typer.Option(help="Texts to check with; default: the standard library.")] = None,
+    patch_bytes: Annotated[
+        float | None,
+        typer.Option(help="Also find the threshold for this mean patch size, as `blt calibrate` does; store nothing."),
+    ] = None,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     device: Device = "auto",
@@ -85,13 +89,18 @@ def check(
     from bltkit.checkpoint import resolve_model
     from bltkit.data import read_texts
     from bltkit.diagnostics.health import check_directory
+    from bltkit.diagnostics.thresholds import WantedSize
 
+    wanted = None if patch_bytes is None else WantedSize(patch_bytes, files or (), model)
     documents = read_texts(files) if files else None
     with progress_bar("check") as progress:
         progress.stage("loading")
         report = check_directory(
             resolve_model(model),
             documents,
+            wanted=wanted,
+            model=model,
+            files=files or (),
             device=place,
             progress=progress.stage,
             weights=weights,

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bltkit.cli.terminal import print_json, progress_bar, say
+from bltkit.cli.terminal import print_json, progress_bar, say, say_placement
 
 if TYPE_CHECKING:
-    from bltkit.api import Generation
+    from bltkit.generate import Generation
     from bltkit.generate.prompt_file import NamedPrompt
 
 
@@ -16,13 +16,14 @@ def continue_prompts(
     out: Path,
     model: str,
     loading: dict[str, Any],
+    backend: str,
     batch_size: int | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Continue every prompt that has no result yet. What has finished stays, whatever ends the run.
 
-    loading: device and forms of weights, as for `ByteLM.load`.
+    loading: device, device map and forms of weights, as for `ByteLM.load`.
 
     Raises ValueError for a broken prompt file, results of other options or another request, and a second writer.
     """
@@ -66,7 +67,8 @@ def continue_prompts(
         began, num_bytes, done = time.perf_counter(), 0, 0
         try:
             if num_before < total:
-                lm = ByteLM.load(model, **loading)
+                lm = ByteLM.load(model, **loading).with_backend(backend)
+                say_placement(loading["device_map"], lm)
                 with progress_bar("generating") as progress:
                     progress(num_before, total)
                     for index, result in lm.generate_iter(left(), batch_size=batch_size or BATCH_SIZE, **options):

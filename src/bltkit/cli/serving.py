@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, Json, Model, ScorerWeights, Threads, Weights
+from bltkit.cli.terminal import Device, DeviceMapOption, Json, Model, ScorerWeights, Threads, Weights
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -43,8 +43,12 @@ def serve(
     ] = 30,
     threads: Threads = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs a step: eager, native (compiled for this CPU); auto: native where it can.")
+    ] = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the weights in memory, in place of --weights: float64, float32, bfloat16, float16."),
@@ -76,8 +80,10 @@ def serve(
         prefixes=None if prefix_memory is None else size_of(prefix_memory, "--prefix-memory"),
         waiting=max_waiting,
     )
+    if device_map is not None and device != "auto":
+        raise ValueError(f"--device {device} beside --device-map {device_map}: give one of them")
     settings = ServerSettings(
-        EngineSettings(model, name, device, threads, weights, scorer_weights, dtype, limits),
+        EngineSettings(model, name, device, device_map, threads, weights, scorer_weights, dtype, limits, backend),
         host,
         port,
         Access(read_keys(api_key_file), allowed_origins(cors or [])),

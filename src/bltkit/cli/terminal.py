@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 Text = Annotated[str | None, typer.Argument(help="The text; `-` reads bytes from stdin.")]
 File = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text's bytes from this file.")]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Checkpoint directory, bltkit:NAME (see `blt models`) or hf:OWNER/NAME[@REVISION]."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Weights = Annotated[
@@ -44,6 +47,16 @@ ScorerWeights = Annotated[
 ]
 Device = Annotated[
     str, typer.Option("--device", help=f"{DEVICES}; auto: a GPU where there is one that helps, else the CPU.")
+]
+
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="MAP",
+        help="In place of --device, one for each part of the model: auto fills GPUs, then the CPU; or a JSON file, "
+        "or layers=0-11:cuda:0,12-24:cpu.",
+    ),
 ]
 
 
@@ -115,11 +128,16 @@ def read_file(file: Path) -> bytes:
         return read_all(stream, str(file))
 
 
-def run_on(model: str | None, device: str, threads: int | None, work: Work) -> Any:
+def run_on(model: str | None, device: str, threads: int | None, work: Work, device_map: str | None = None) -> Any:
     """The torch.device that a verb computes on, with so many threads set for the process; a GPU is named on stderr.
 
-    model: MODEL, whose size decides what is left open; None: large. Raises ValueError where there is no such device.
+    model: MODEL, whose size decides what is left open; None: large. device_map: that the user gives in place of a
+    device; then this is the CPU. Raises ValueError where there is no such device, and for both.
     """
+    if device_map is not None:
+        if device != "auto":
+            raise ValueError(f"--device {device} beside --device-map {device_map}: give one of them")
+        device = "cpu"
     share_cores()
     import torch
 
@@ -131,6 +149,14 @@ def run_on(model: str | None, device: str, threads: int | None, work: Work) -> A
     elif place.type != "cpu":
         say(f"device: {place}")
     return place
+
+
+def say_placement(device_map: str | None, lm: Any) -> None:
+    """Which part of a loaded model lies where, on stderr, if the user asked for a map. lm: `ByteLM`."""
+    if device_map is not None:
+        from bltkit.checkpoint.placement import described
+
+        say(f"device map: {'; '.join(described(lm.model))}")
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -176,6 +202,7 @@ def _num_weights(model: str) -> int:
 
 __all__ = [
     "Device",
+    "DeviceMapOption",
     "File",
     "Json",
     "Model",
@@ -194,6 +221,7 @@ __all__ = [
     "read_text",
     "run_on",
     "say",
+    "say_placement",
     "show",
     "threads_option",
     "threads_used",

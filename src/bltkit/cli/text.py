@@ -10,6 +10,7 @@ import typer
 
 from bltkit.cli.terminal import (
     Device,
+    DeviceMapOption,
     File,
     Json,
     Model,
@@ -24,6 +25,7 @@ from bltkit.cli.terminal import (
     progress_bar,
     read_text,
     run_on,
+    say_placement,
 )
 
 LONG_BYTES = 2**17
@@ -124,16 +126,18 @@ def score(
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     device: Device = "auto",
+    device_map: DeviceMapOption = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of a text under a model."""
     data = read_text(text, file)
-    place = run_on(model, device, threads, "rows")
+    place = run_on(model, device, threads, "rows", device_map)
     from bltkit.api import ByteLM
 
     with progress_bar("scoring", "bytes") as progress:
-        lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
+        lm = ByteLM.load(model, device=place, device_map=device_map, weights=weights, scorer_weights=scorer_weights)
+        say_placement(device_map, lm)
         result = lm.score(data, context=context, stride=stride, progress=progress)
     if as_json:
         print_json(result.to_json())

@@ -1,25 +1,20 @@
 """Files that come along with a checkpoint unchanged: the licence always, model card and tokenizer where they apply."""
 
 import filecmp
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bltkit.checkpoint import MANIFEST
+from bltkit.checkpoint.card_mark import CARD, is_generated
 from bltkit.checkpoint.checksums import CHECKSUMS, POSITION
+from bltkit.checkpoint.licences import is_licence
 from bltkit.checkpoint.sealing import CONFIG
 from bltkit.checkpoint.weights import INDEX, PICKLES
 from bltkit.convert.source_checkpoint import Source
 from bltkit.files import LOCK_FILES
 
-_LICENCE = re.compile(r"(licen[cs]e|notice|copying|use[_-]policy|acceptable[_-]use)", re.IGNORECASE)
 _APART = frozenset({CONFIG, MANIFEST, POSITION, CHECKSUMS, INDEX, *LOCK_FILES})
-
-
-def is_licence(name: str) -> bool:
-    """Does a file's name say that it holds terms of use."""
-    return _LICENCE.match(name) is not None
 
 
 def licences(folders: Iterable[Path]) -> dict[str, Path]:
@@ -37,13 +32,17 @@ def licences(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def companions(directory: Path) -> Mapping[str, Path]:
-    """Everything in a checkpoint of ours or of Hugging Face's but the checkpoint itself; no folders, no pickles."""
+    """Everything in a checkpoint of ours or of Hugging Face's but the checkpoint itself; no folders, no pickles.
+
+    A model card that nobody has edited is left out: the target gets its own.
+    """
     return {
         path.name: path
         for path in sorted(directory.iterdir())
         if path.is_file()
         and path.name not in _APART
         and not path.name.startswith(".")
+        and not (path.name == CARD and is_generated(path))
         and path.suffix not in (*PICKLES, ".safetensors")
     }
 

@@ -15,7 +15,7 @@ from bltkit.checkpoint import hf_config, listed_files, load_bundle, skeleton, st
 from bltkit.checkpoint.bundle import MAX_SHARD_BYTES
 from bltkit.checkpoint.manifest import FileEntry
 from bltkit.checkpoint.names import ROUNDED
-from bltkit.checkpoint.sealing import CONFIG, described, manifest_of, seal
+from bltkit.checkpoint.sealing import CONFIG, described, manifest_of, seal, unreadable
 from bltkit.checkpoint.weights import Weights, read_json, weight_files
 from bltkit.convert.companions import companions
 from bltkit.convert.source_checkpoint import Counter, Source, Writer, stack_of
@@ -99,7 +99,7 @@ def hf_writer(source: Source) -> Writer:
         contents = described(source.bundle, _dtype(source))  # a form of 16 bits is a dtype there
         if parse_json(contents[CONFIG], CONFIG)["model_type"] != hf_config.MODEL_TYPE:
             raise ValueError(
-                f"rule {source.bundle.rule or 'none'}, or the model's shape, has no place in Hugging Face's format; "
+                f"{unreadable(source.bundle)} has no place in Hugging Face's format; "
                 "convert this checkpoint to 'ours' only"
             )
 

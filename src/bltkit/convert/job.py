@@ -7,10 +7,14 @@ from typing import Any
 
 from bltkit.checkpoint import atomic_directory, resolve_model
 from bltkit.checkpoint.atomic import refuse_existing
+from bltkit.checkpoint.card import write_card
+from bltkit.checkpoint.fetch import META_FILES
+from bltkit.checkpoint.licences import is_licence
+from bltkit.checkpoint.sealing import unreadable
 from bltkit.checkpoint.stored import parse_stored
 from bltkit.config import nearest
 from bltkit.convert import hf, meta, meta_hub, meta_pth
-from bltkit.convert.companions import copy_companions, is_licence
+from bltkit.convert.companions import copy_companions
 from bltkit.convert.source_checkpoint import Counter, Progress, Source, Writer
 from bltkit.convert.stored_forms import in_form
 from bltkit.convert.stream import size_of
@@ -45,6 +49,8 @@ class Conversion:
     """Tensors of the source that the model does not have, by file."""
     unused_fields: Mapping[str, tuple[str, ...]]
     """Fields of the source that are not read, by file."""
+    unreadable: str | None = None
+    """The part of the checkpoint that keeps transformers from loading it."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -62,6 +68,8 @@ class Conversion:
                 more = len(names) - _SHOWN_NAMES
                 shown = ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more (--json lists all)" if more > 0 else "")
                 lines.append(f"not used, {len(names)} {what} of {file}: {shown}")
+        if self.unreadable is not None:
+            lines.append(f"transformers cannot load it: {self.unreadable} has no place in its format")
         terms = [name for name in self.companions if is_licence(name)]
         lines.append(
             f"licence: {', '.join(terms)}" if terms else "licence: the source has no such file; its terms hold here too"
@@ -98,7 +106,7 @@ def convert(
     form = None if weights is None else parse_stored(weights)
     refuse_existing(Path(out))
     counter = Counter(progress)
-    checkpoint = _open(resolve_model(source), None if entropy is None else Path(entropy), counter)
+    checkpoint = _open(resolve_model(source, META_FILES), None if entropy is None else Path(entropy), counter)
     checkpoint = in_form(checkpoint, form, to)
     num_bytes = sum(map(size_of, checkpoint.tensors.values()))
     counter.expect(num_bytes)
@@ -110,6 +118,8 @@ def convert(
     with atomic_directory(out) as directory, needs_space(Path(out), num_bytes):
         copied = copy_companions(checkpoint, directory, terms_only=to == "meta")
         write(directory, counter)
+        if to != "meta":
+            write_card(directory, checkpoint.bundle, checkpoint.weights)
     rule = checkpoint.bundle.rule
     return Conversion(
         out=str(out),
@@ -121,6 +131,7 @@ def convert(
         companions=copied,
         unused_tensors=checkpoint.unused_tensors,
         unused_fields=checkpoint.unused_fields,
+        unreadable=unreadable(checkpoint.bundle, checkpoint.weights) if to != "meta" else None,
     )
 
 

@@ -4,16 +4,17 @@ Windows of the scorer decide how far its sight reaches. Whether entropies depend
 bytes twice, near a row's start and far from it, so that the text itself cancels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from bltkit.checkpoint import Bundle
-from bltkit.eval.score import BATCH_BYTES, predictive_rule
+from bltkit.checkpoint import ScorerModule
+from bltkit.eval.score import BATCH_BYTES
 from bltkit.model import EntropyModel
-from bltkit.patching import patch
+from bltkit.patching import PatchingRule, patch
 from bltkit.vocab import BOS, encode
 
 _NO_WINDOW = ((32, 128, 512), 2048, 64)
@@ -45,20 +46,51 @@ class Drift:
     surprise: float
 
 
-@torch.no_grad()
-def patch_sizes(bundle: Bundle, documents: Sequence[bytes], context: int) -> PatchSizes:
-    """Cut `documents` by the bundle's rule, in pieces of at most `context` bytes with BOS in front, as in training."""
-    rule, scorer = predictive_rule(bundle), bundle.scorer
+@dataclass(frozen=True)
+class ScoredPieces:
+    """Texts as a rule cuts them, on the CPU.
+
+    ids: of each piece [T], BOS in front. scores: of their predictions [T]; None where there is no scorer.
+    """
+
+    ids: Sequence[Tensor]
+    scores: Sequence[Tensor] | None
+
+
+def score_pieces(
+    scorer: ScorerModule | None,
+    documents: Sequence[bytes],
+    context: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoredPieces:
+    """Score `documents` in pieces of at most `context` bytes with BOS in front, as in training.
+
+    progress: told (bytes done, bytes in all).
+    """
+    pieces = [text[begin : begin + context] for text in documents for begin in range(0, len(text), context)]
+    ids, scores = [encode(piece) for piece in pieces], []
+    if scorer is None:
+        return ScoredPieces(ids, None)
+    device, done, total = next(scorer.parameters()).device, 0, sum(map(len, pieces))
+    for row in ids:
+        scores.append(scorer.scores(row[None].to(device))[0].cpu())
+        done += len(row) - 1
+        if progress is not None:
+            progress(done, total)
+    return ScoredPieces(ids, scores)
+
+
+def patch_sizes(rule: PatchingRule, pieces: ScoredPieces) -> PatchSizes:
+    """Cut pieces by a rule."""
     natural_rule = rule.replace(max_patch_bytes=None)
     num_bytes, patches, natural = 0, 0, 0
-    for document in documents:
-        for begin in range(0, len(document), context):
-            ids = encode(document[begin : begin + context])[None].to(_device(bundle))
-            scores = None if rule.scores is None or scorer is None else scorer.scores(ids)
-            num_bytes += ids.shape[1] - 1
-            text = ids != BOS
-            patches += int((patch(rule, ids, scores).own_starts & text).sum())
-            natural += int((patch(natural_rule, ids, scores).own_starts & text).sum())
+    for number, row in enumerate(pieces.ids):
+        ids = row[None]
+        scores = None if rule.scores is None or pieces.scores is None else pieces.scores[number][None]
+        num_bytes += ids.shape[1] - 1
+        text = ids != BOS
+        patches += int((patch(rule, ids, scores).own_starts & text).sum())
+        natural += int((patch(natural_rule, ids, scores).own_starts & text).sum())
     return PatchSizes(num_bytes / patches, num_bytes / natural)
 
 
@@ -105,8 +137,3 @@ def _block_means(scorer: EntropyModel, rows: Sequence[bytes], before: int) -> tu
         surprise += float(F.cross_entropy(logits[:, before:].flatten(0, 1).float(), targets, reduction="sum"))
         count += len(targets)
     return surprise / count, uncertainty / count
-
-
-def _device(bundle: Bundle) -> torch.device:
-    module = bundle.scorer if bundle.scorer is not None else bundle.model
-    return torch.device("cpu") if module is None else next(module.parameters()).device

@@ -5,20 +5,21 @@ what is looked at in which order.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from bltkit.checkpoint import Bundle
 from bltkit.diagnostics.alignment import probe_alignment, probe_scorer
-from bltkit.diagnostics.entropies import bytes_for_drift, drift, patch_sizes
+from bltkit.diagnostics.entropies import ScoredPieces, bytes_for_drift, drift, patch_sizes
+from bltkit.diagnostics.finding import Finding, Status
 from bltkit.diagnostics.ngram import ngram_nats
-from bltkit.eval.score import byte_scores, window_shape
+from bltkit.diagnostics.thresholds import PUBLISHED_PATCH_BYTES, tuned_to_record
+from bltkit.eval.score import byte_scores, predictive_rule, window_shape
 from bltkit.model import Blt, CnnEntropy, EntropyModel
+from bltkit.model.quantize import FormedLinear, weight_bytes
 from bltkit.patching.finite import finite
-from bltkit.vocab import encode
 
 NGRAM_BYTES = 2_000_000
 """Most text that is looked at without a model, such as by the n-gram model."""
@@ -32,23 +33,8 @@ NGRAM_SLACK = 1.1
 """Share of the n-gram model's bits per byte above which a warning becomes a problem."""
 RECORDED_SLACK = 0.25
 
-Status = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `cause` says what a bad value usually comes from, `remedy` what to do then.
-
-    value: None where there is nothing to measure (no window, nothing moved) or too little text to measure on.
-    expected: the sound range, in words.
-    """
-
-    name: str
-    status: Status
-    value: float | None
-    expected: str
-    cause: str
-    remedy: str
+WEIGHTS_AT_ONCE = 2**24
+"""Numbers that are looked at together: what bounds the memory of a look at tables of any size."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +53,21 @@ class Sample:
         return sum(map(len, self.held_out))
 
 
-def weight_findings(bundle: Bundle) -> Iterator[Finding]:
-    """Is every weight a finite number."""
+def weight_findings(bundle: Bundle, tell: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Finding]:
+    """Is every weight a finite number. tell: told (bytes looked at, bytes in all)."""
     modules = [module for module in (bundle.model, bundle.scorer) if module is not None]
-    broken = sum(int((~weight.isfinite()).sum()) for module in modules for weight in module.parameters())
+    total, done, broken = sum(map(weight_bytes, modules)), 0, 0
+    for module in modules:
+        for weight in module.parameters():
+            for part in weight.detach().flatten().split(WEIGHTS_AT_ONCE):
+                broken += part.numel() - int(part.isfinite().sum())
+                done += part.nbytes
+                tell(done, total)
+        for matrix in module.modules():  # a matrix in another form is no parameter
+            if isinstance(matrix, FormedLinear):
+                broken += int((~matrix.weight.isfinite()).sum())
+                done += matrix.num_bytes
+                tell(done, total)
     yield Finding(
         "weights",
         "problem" if broken else "ok",
@@ -121,12 +118,10 @@ def alignment_findings(model: Blt) -> Iterator[Finding]:
         yield Finding(name, status, None if worst is None else float(worst), expected, cause, code)
 
 
-def score_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
+def score_findings(pieces: ScoredPieces) -> Iterator[Finding]:
     """Is every score of the model that places patches a finite number."""
-    scorer = bundle.scorer
-    assert scorer is not None
-    device = next(scorer.parameters()).device
-    broken = sum(int((~finite(scorer.scores(encode(text)[None].to(device)))).sum()) for text in sample.held_out)
+    assert pieces.scores is not None
+    broken = sum(int((~finite(scores)).sum()) for scores in pieces.scores)
     yield Finding(
         "scores",
         "problem" if broken else "ok",
@@ -151,8 +146,11 @@ def scorer_findings(bundle: Bundle) -> Iterator[Finding]:
     )
 
 
-def border_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
-    """Are patches of a sensible size, and of the size that the model was trained with."""
+def border_findings(bundle: Bundle, pieces: ScoredPieces, calibrate: str) -> Iterator[Finding]:
+    """Are patches of a sensible size, and of the size that the model was trained with.
+
+    calibrate: the command that stores another threshold for the same text, up to the patch size.
+    """
     assert bundle.rule is not None
     if bundle.rule.scores is not None and bundle.scorer is None:
         kind = "boundary" if bundle.rule.scores == "boundary" else "entropy"
@@ -165,10 +163,27 @@ def border_findings(bundle: Bundle, sample: Sample) -> Iterator[Finding]:
             f"save it with its {kind} model, or use a rule that reads no scores, such as 'space'",
         )
         return
-    context, _ = window_shape(bundle.record, None, None)
-    sizes = patch_sizes(bundle, sample.held_out, context)
-    if bundle.rule.scores is not None:  # other rules are as frequent as they were asked to be
-        calibrate = "`blt calibrate --patch-bytes 4.5` finds a threshold for this model and text"
+    rule = predictive_rule(bundle)
+    sizes, tuned = patch_sizes(rule, pieces), tuned_to_record(bundle, pieces)
+    if rule.scores is not None:  # other rules are as frequent as they were asked to be
+        wanted = PUBLISHED_PATCH_BYTES if tuned is None else tuned.patch_bytes
+        advice = "" if tuned is None else f"{tuned.advice}; "
+        told = f"`{rule}` gives {sizes.mean:.2f} bytes per patch on this text; {advice}".removesuffix("; ")
+        calibrate = f"{advice}`{calibrate} {wanted:.3g}` finds a threshold for this model and text, and stores it"
+        numbers: dict[str, float | None] = {"patch_bytes": sizes.mean, "patch_bytes_without_maximum": sizes.natural}
+        if tuned is not None:
+            numbers |= {"wanted_patch_bytes": tuned.patch_bytes, f"{tuned.field}_for_wanted": tuned.threshold}
+            numbers[f"{tuned.field}_now"] = float(getattr(rule, tuned.field))
+        yield Finding(
+            "patch-size",
+            "ok",
+            sizes.mean,
+            "the bounds of the next two findings",
+            "the rule, its threshold and the text",
+            "nothing is wrong; another threshold gives another size",
+            detail=(told,),
+            numbers=numbers,
+        )
         yield Finding(
             "borders-too-frequent",
             "problem" if sizes.natural < FREQUENT else "ok",

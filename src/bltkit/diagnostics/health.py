@@ -15,9 +15,10 @@ import torch
 
 from bltkit.checkpoint import MANIFEST, Bundle, is_token_model, load_token_model
 from bltkit.data.sources import StdlibSource, Texts
+from bltkit.diagnostics.entropies import score_pieces
+from bltkit.diagnostics.finding import Finding
 from bltkit.diagnostics.findings import (
     NGRAM_BYTES,
-    Finding,
     Sample,
     alignment_findings,
     border_findings,
@@ -29,8 +30,12 @@ from bltkit.diagnostics.findings import (
     window_findings,
 )
 from bltkit.diagnostics.sound_files import checkpoint_finding, data_findings, training_finding
+from bltkit.diagnostics.thresholds import DEFAULT_FILES, WantedSize, calibrate_command, wanted_size_finding
+from bltkit.diagnostics.windows import window_effect_findings, window_field_finding
+from bltkit.eval.score import window_shape
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.model import CnnEntropy, EntropyModel
+from bltkit.views.calibration import tunable_rule
 
 SAMPLE_BYTES = 16384
 """Held-out text that models are run on: a minute for an entropy model of 100 M parameters on two cores."""
@@ -52,11 +57,12 @@ class Health:
         return all(finding.status != "problem" for finding in self.findings)
 
     def summary(self) -> str:
-        """A line for each finding; those that are not ok with cause and remedy."""
+        """A line for each finding and its explanation; those that are not ok with cause and remedy."""
         lines = []
         for finding in self.findings:
             value = "none" if finding.value is None else f"{finding.value:.4g}"
             lines.append(f"{finding.status:<8} {finding.name}: {value} (expected: {finding.expected})")
+            lines += [f"{'':<9}{line}" for line in finding.detail]
             if finding.status != "ok":
                 lines += [f"{'':<9}cause: {finding.cause}", f"{'':<9}remedy: {finding.remedy}"]
         return "\n".join(lines)
@@ -65,45 +71,66 @@ class Health:
         """Plain JSON values: `healthy` and `findings`. A value that is no number reads None."""
         rows = [asdict(finding) for finding in self.findings]
         for row in rows:
-            if row["value"] is not None and not math.isfinite(row["value"]):
-                row["value"] = None
+            row["value"] = _json_number(row["value"])
+            row["numbers"] = {name: _json_number(value) for name, value in row["numbers"].items()}
         return {"healthy": self.healthy, "findings": rows}
 
 
 def check(
-    bundle: Bundle, documents: Sequence[bytes] | None = None, *, progress: Callable[[str], None] | None = None
+    bundle: Bundle,
+    documents: Sequence[bytes] | None = None,
+    *,
+    wanted: WantedSize | None = None,
+    model: str = "MODEL",
+    files: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
 ) -> Health:
     """Look for every known failure.
 
     documents: text like that which the model is for; by default some modules of Python's standard library.
-    progress: told what is being looked at, before each step.
+    wanted: a mean patch size, whose threshold is sought as well.
+    model, files: names of the model and of the documents' sources, for the commands that findings recommend.
+    progress: told what is being looked at, before each step and during long ones.
 
-    Raises ValueError for an empty bundle and for documents without bytes.
+    Raises ValueError for an empty bundle, for documents without bytes, and for a wanted size where the rule has no
+    threshold.
     """
     if bundle.model is None and bundle.scorer is None:
         raise ValueError("this checkpoint holds no model; there is nothing to check")
+    if wanted is not None:
+        tunable_rule(bundle, wanted.model)
     sample = _sample(default_documents() if documents is None else documents)
     say = progress or (lambda _: None)
+
+    def count(what: str, unit: int, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: say(f"{what}: {done / unit:,.0f} of {total / unit:,.0f} {name}")
+
     say("weights")
-    findings = [*weight_findings(bundle)]
+    findings = [*weight_findings(bundle, count("weights", 1_000_000, "MB"))]
     if findings[0].status == "problem":
         return Health(tuple(findings))
     if bundle.model is not None:
         say("alignment of bytes and patches")
         findings += alignment_findings(bundle.model)
+    names = files or (DEFAULT_FILES if documents is None else ("FILES",))
+    context, _ = window_shape(bundle.record, None, None)
+    pieces = score_pieces(bundle.scorer, sample.held_out, context, count("scores", 1, "bytes"))
     if bundle.scorer is not None:
-        say("scores")
-        findings += score_findings(bundle, sample)
+        findings += score_findings(pieces)
         if findings[-1].status == "problem":
             return Health(tuple(findings))
         findings += scorer_findings(bundle)
     if bundle.rule is not None and bundle.rule.streams:
         say("patch sizes")
-        findings += border_findings(bundle, sample)
+        findings += border_findings(bundle, pieces, calibrate_command(model, names))
         findings += threshold_findings(bundle)
+    if wanted is not None:
+        findings.append(wanted_size_finding(bundle, wanted, count("threshold", 1, "stretches of the text")))
     if isinstance(bundle.scorer, EntropyModel):
         say("entropies by position")
         findings += window_findings(bundle, bundle.scorer, sample)
+        say("entropies with the window and without")
+        findings += window_effect_findings(bundle.scorer, bundle.rule, sample.joined)
     if isinstance(bundle.scorer, EntropyModel | CnnEntropy):
         say("comparison with an n-gram model")
         findings += ngram_findings(bundle, sample)
@@ -114,6 +141,9 @@ def check_directory(
     directory: Path,
     documents: Sequence[bytes] | None = None,
     *,
+    wanted: WantedSize | None = None,
+    model: str | None = None,
+    files: Sequence[str] = (),
     device: str | torch.device = "cpu",
     progress: Callable[[str], None] | None = None,
     weights: str | None = None,
@@ -122,8 +152,9 @@ def check_directory(
     """Compare the files of a directory with its manifest, and then look for every known failure of a checkpoint in it.
 
     directory: a checkpoint, or a training run, of which all complete checkpoints are compared; or annotated shards or a
-    mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. documents,
-    progress: as for `check`. weights, scorer_weights: forms of a BLT's weights, as for `open_bundle`.
+    mapped corpus, which have files alone. Of a token model the files are compared and it is loaded. Other arguments:
+    as for `check`; model is the directory where it is not named otherwise. weights, scorer_weights: forms of a BLT's
+    weights, as for `open_bundle`.
 
     Raises ValueError for a directory that holds none of these, and for a checkpoint that cannot be loaded although its
     files are those that were written.
@@ -141,15 +172,18 @@ def check_directory(
     states = () if state is None else (state,)
     if states and not os.path.lexists(directory / "config.json"):  # no model yet (`checkpoint.export = "end"`)
         return Health(states)
-    files = (*states, checkpoint_finding(directory, tell))
-    if files[-1].status == "problem":
-        return Health(files)
+    first = (*states, checkpoint_finding(directory, tell))
+    if first[-1].status == "problem":
+        return Health(first)
     say("loading")
     if is_token_model(directory):
         load_token_model(directory)
-        return Health(files)
+        return Health(first)
     bundle = open_bundle(directory, device=device, weights=weights, scorer_weights=scorer_weights)
-    return Health((*files, *check(bundle, documents, progress=progress).findings))
+    name = str(directory) if model is None else model
+    field = window_field_finding(directory)
+    rest = check(bundle, documents, wanted=wanted, model=name, files=files, progress=progress)
+    return Health((*first, *(() if field is None else (field,)), *rest.findings))
 
 
 def default_documents() -> tuple[bytes, ...]:
@@ -159,6 +193,10 @@ def default_documents() -> tuple[bytes, ...]:
         for document in StdlibSource().documents()
         if document.name in _DEFAULT_NAMES
     )
+
+
+def _json_number(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
 
 
 def _sample(documents: Sequence[bytes]) -> Sample:

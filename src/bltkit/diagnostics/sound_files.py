@@ -20,7 +20,7 @@ from bltkit.checkpoint.checksums import (
 )
 from bltkit.data import store
 from bltkit.data.sources import shards
-from bltkit.diagnostics.findings import Finding
+from bltkit.diagnostics.finding import Finding
 from bltkit.files import read_json, require_regular
 
 Tell = Callable[[int, int], None]
@@ -43,7 +43,7 @@ def checkpoint_finding(directory: Path, tell: Tell = lambda done, total: None) -
             None,
             f"a {MANIFEST} that lists the files with their sha256",
             "a checkpoint of another program, which keeps no checksums: a damaged file would not be noticed",
-            "compare the files with where they come from, or save the model again with bltkit",
+            "compare the files with where they come from; `blt convert` writes a copy that lists them",
         )
     return _finding(list(damages(directory, files, tell)), f"{len(files)} files with the sha256 that {MANIFEST} lists")
 

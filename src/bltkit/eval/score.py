@@ -150,7 +150,7 @@ def byte_scores(
     batch_bytes: positions computed at once (at least one window); it bounds memory and changes nothing else.
     """
     predict = _predictor(bundle)
-    device = next(_module(bundle).parameters()).device
+    device = bundle.device
     nats = torch.zeros(len(data), dtype=torch.float64)
     opens: Tensor | None = torch.zeros(len(data), dtype=torch.bool)
     rows = max(1, batch_bytes // max(1, min(context, len(data))))
@@ -232,9 +232,3 @@ def predictive_rule(bundle: Bundle) -> PatchingRule:
             "score with rule 'bpe' and a boundary model"
         )
     return rule
-
-
-def _module(bundle: Bundle) -> torch.nn.Module:
-    module = bundle.model if bundle.model is not None else bundle.scorer
-    assert isinstance(module, torch.nn.Module)
-    return module

@@ -3,8 +3,10 @@
 Whether the hub answers is asked once, before its libraries retry for half a minute.
 """
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,33 @@ def hub_or_cache() -> Iterator[str | None]:
     finally:
         for holder, offline in zip(holders, before, strict=True):
             holder.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def quiet_hub(*, bars: bool) -> Iterator[None]:
+    """`huggingface_hub` without its log and warnings, since what it logs it raises as well.
+
+    bars: leave its progress bars on where stderr is a terminal. Without the library nothing happens.
+    """
+    try:
+        from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    except ImportError:
+        yield
+        return
+    level, shown = get_verbosity(), not are_progress_bars_disabled()
+    hidden = shown and not (bars and sys.stderr.isatty())
+    set_verbosity(logging.CRITICAL)
+    if hidden:
+        disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")
+            yield
+    finally:
+        set_verbosity(level)
+        if hidden:
+            enable_progress_bars()
 
 
 @contextmanager

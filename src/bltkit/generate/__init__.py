@@ -18,7 +18,7 @@ from bltkit.generate.options import (
     typed,
 )
 from bltkit.generate.pass_counts import Passes
-from bltkit.generate.request import Chunk, Finish, Request
+from bltkit.generate.request import Chunk, Finish, Generation, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
@@ -37,15 +37,20 @@ from bltkit.generate.strategies import (
     strategy_of,
 )
 
+Batch = SequenceBatch
+"""The former name of `SequenceBatch`, for one release."""
+
 __all__ = [
     "ALIASES",
     "STRATEGIES",
     "Auto",
     "Autoregressive",
+    "Batch",
     "Chunk",
     "Constraint",
     "Diffusion",
     "Finish",
+    "Generation",
     "Group",
     "Options",
     "Parked",

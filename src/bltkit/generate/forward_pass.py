@@ -16,10 +16,11 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.pass_counts import Passes
-from bltkit.generate.state import ByteStates, SessionState
-from bltkit.model.cache import Slot, StackCache
+from bltkit.generate.session_state import ByteStates, SessionState
+from bltkit.model.cache import Slot
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import ScoredIds
+from bltkit.model.layer_caches import LayerCaches, LayerSlots
 from bltkit.model.one_segment import OneSegment
 from bltkit.model.segment_ops import Segments
 from bltkit.patches import Patches
@@ -38,7 +39,7 @@ class Closed:
 
     rows: tuple[int, ...]
     """In which some do."""
-    slots: tuple[Slot, ...]
+    slots: tuple[LayerSlots, ...]
     """Of the latent caches of these rows."""
     patch_kv: PatchKV
     """[R, 1 + P, ...]: of the last patch from before, then of the new ones."""
@@ -126,7 +127,7 @@ class Reading(Generic[S]):
         old = self.before.next_logits
         return found if old is None else torch.where(counts[:, None] > 0, found, old)
 
-    def _latents(self, patches: Sequence[int]) -> tuple[StackCache, ...]:
+    def _latents(self, patches: Sequence[int]) -> tuple[LayerCaches, ...]:
         latents = list(self.before.latents)
         if self.closed is not None:
             for row, slot in zip(self.closed.rows, self.closed.slots, strict=True):

@@ -185,37 +185,33 @@ class Group:
             for i, row in zip(fresh, rows, strict=True)
         ]
         choice = self._choose(rows, logits[list(fresh), None], [positions[i] for i in fresh], texts, ((),) * len(rows))
-        count = 0 if self.strategy.withholds else 1
         for at, i in enumerate(fresh):
-            results[i] = _result(choice, at, count, 0, opens[i : i + 1])
+            results[i] = _result(choice, at, self.strategy.draft_column, 0, opens[i : i + 1])
         return results
 
     def _round(self) -> tuple[Session, list[RoundResult], Passes]:
-        session, withheld = self.session.with_room(ROOM), self.strategy.withholds
+        session, first = self.session.with_room(ROOM), self.strategy.draft_column
         proposal = self.strategy.propose(session, [self._pending(row) for row in self.rows])
         drafts = [_fitting(row, own, proposal) for row, own in zip(self.rows, proposal.drafts, strict=True)]
-        if withheld:
+        # The ids of the columns from `first` on.
+        along = drafts if first else [own or (_chosen(row),) for row, own in zip(self.rows, drafts, strict=True)]
+        reading = session.read([(*_read_first(row, first), *own) for row, own in zip(self.rows, along, strict=True)])
+        logits = reading.logits
+        if not first:
             assert proposal.trusted, "what is not verified cannot stand in place of the model's own choice"
-            along = [own or (_chosen(row),) for row, own in zip(self.rows, drafts, strict=True)]
-            reading = session.read(along)
-            # What was chosen in front of them is not handed out: columns begin there.
-            logits = torch.cat((session.logits[:, None], reading.logits), 1)
-        else:
-            along = drafts
-            reading = session.read([(_chosen(row), *own) for row, own in zip(self.rows, drafts, strict=True)])
-            logits = reading.logits
-        positions = [position + (not withheld) for position in session.positions]
+            logits = torch.cat((session.logits[:, None], logits), 1)
+        positions = [position + first for position in session.positions]
         choice = self._choose(self.rows, logits, positions, self._texts(), along, proposal.trusted)
         results, counts = [], []
         for row, own in enumerate(along):
             agreed = 0
             while agreed < len(own) and own[agreed] == choice.ids[row][agreed]:
                 agreed += 1
-            counts.append(agreed if withheld else agreed + 1)
+            counts.append(agreed + first)
             way = proposal.ways[row] if proposal.ways else ""
             outcome = Outcome(len(drafts[row]), min(agreed, len(drafts[row])), way)
             # A pass says of each id that it reads whether the next one opens a patch.
-            opens = (session.opens[row], *reading.opens[row]) if withheld else reading.opens[row]
+            opens = reading.opens[row] if first else (session.opens[row], *reading.opens[row])
             results.append(_result(choice, row, counts[-1], agreed, opens, outcome))
         return reading.keep(counts), results, reading.cost + proposal.passes
 
@@ -224,14 +220,14 @@ class Group:
         out."""
         if all(row.request.sampling.repetition_penalty == 1 for row in self.rows):
             return [[]] * len(self.rows)
-        withheld = self.strategy.withholds
+        first = self.strategy.draft_column
         return [
-            [*text.latest(row.request.sampling.repetition_window), *([] if withheld else [_chosen(row)])]
+            [*text.latest(row.request.sampling.repetition_window), *_read_first(row, first)]
             for row, text in zip(self.rows, self.session.texts, strict=True)
         ]
 
     def _pending(self, row: ActiveSequence) -> Pending:
-        room = row.request.max_bytes - row.made - self.strategy.withholds
+        room = row.request.max_bytes - row.made - (1 - self.strategy.draft_column)
         return Pending(_chosen(row), room, row.request.sampling, row.constraint, row.state, row.entropy)
 
     def _choose(
@@ -271,6 +267,11 @@ class Group:
 def _chosen(row: ActiveSequence) -> int:
     assert row.chosen is not None
     return row.chosen
+
+
+def _read_first(row: ActiveSequence, draft_column: int) -> tuple[int, ...]:
+    """The chosen id where a round reads it in front of the drafts."""
+    return (_chosen(row),) if draft_column else ()
 
 
 def _fitting(row: ActiveSequence, drafts: Sequence[int], proposal: Proposal) -> tuple[int, ...]:

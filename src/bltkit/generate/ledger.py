@@ -18,6 +18,7 @@ from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder
 from bltkit.model.embed import NgramEmbedding
 from bltkit.model.quantize import weight_bytes
+from bltkit.native import backend_of
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Stats:
     n-gram tables only the rows looked up."""
     kv_gb_read: float
     """Cached keys and values that attention read, in GB, those of the entropy model included."""
+    backend: str
+    """What ran the stacks: `eager`, `native`, or `native, eager NAMES` (`native/`)."""
     paper_gb: float
     """2 bytes x [decoder passes x P_dec + global passes x (P_enc + P_glob)] / 1e9 (Fast BLT's memory bandwidth):
     weights only, 16 bits each, no entropy model, no tables, an encoder pass charged with every global pass."""
@@ -103,7 +106,7 @@ class Stats:
         """Bandwidth achieved: weights and cached keys and values read, in GB, by the time it took."""
         return (self.weight_gb_read + self.kv_gb_read) / self.seconds if self.seconds > 0 else 0.0
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | str]:
         """Plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"gb_per_second": self.gb_per_second}
 
@@ -131,6 +134,7 @@ class Stats:
             accepted=accepted,
             weight_gb_read=WeightReads.of(model, scorer).total(passes) / GB,
             kv_gb_read=passes.kv_bytes / GB,
+            backend=backend_of(*(module for module in (model, scorer) if isinstance(module, nn.Module))),
             paper_gb=paper_gb(passes.decoder, passes.latent, *paper_params(model)),
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bltkit.checkpoint import Bundle, Skeleton, load_bundle, skeleton
+from bltkit.checkpoint import Bundle, DeviceMap, Skeleton, load_bundle, skeleton
 from bltkit.compute import free_memory
 from bltkit.generate.autotune import best_form, measure_forms
 from bltkit.model.quantize import LOSSLESS, WeightForm, is_available
@@ -27,6 +27,7 @@ def open_bundle(
     verify: bool = False,
     weights: str | None = None,
     scorer_weights: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Bundle:
     """`load_bundle`, which has the meaning of all arguments, with `weights = "auto"` besides.
 
@@ -38,7 +39,13 @@ def open_bundle(
     if weights == AUTO:
         weights = _choose(Path(directory), torch.device(device))
     return load_bundle(
-        directory, dtype=dtype, device=device, verify=verify, weights=weights, scorer_weights=scorer_weights
+        directory,
+        dtype=dtype,
+        device=device,
+        verify=verify,
+        weights=weights,
+        scorer_weights=scorer_weights,
+        device_map=device_map,
     )
 
 

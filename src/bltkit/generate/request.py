@@ -1,7 +1,8 @@
 """What is asked of a generation, and what is handed out as it goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from bltkit.generate.constraint import Constraint
 from bltkit.generate.ledger import Stats
@@ -71,3 +72,33 @@ class Chunk:
     """Of EOS where it ended the text, if log-probabilities are asked for."""
     eos_top_logprobs: Tops = ()
     """The most probable ids in its place."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished continuation: its bytes (prompt and stop strings left out), why it ended, and what it cost."""
+
+    data: bytes
+    finish: Finish
+    stats: Stats
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each byte's probability, where asked for."""
+    opens: tuple[bool, ...] = ()
+    """Does each byte open a patch."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """The most probable ids in each byte's place, with their log-probabilities, where asked for."""
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Self:
+        """All of a generation's chunks together."""
+        finish, stats = chunks[-1].finish, chunks[-1].stats
+        assert finish is not None and stats is not None
+        logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
+        opens = tuple(value for chunk in chunks for value in chunk.opens)
+        tops = tuple(value for chunk in chunks for value in chunk.top_logprobs)
+        return cls(b"".join(chunk.data for chunk in chunks), finish, stats, logprobs, opens, tops)
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; what is not UTF-8 shows as U+FFFD."""
+        return self.data.decode("utf-8", "replace")

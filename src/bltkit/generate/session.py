@@ -16,7 +16,7 @@ from torch import Tensor
 from bltkit import patching
 from bltkit.generate.forward_pass import Reading, read
 from bltkit.generate.id_text import Text
-from bltkit.generate.state import SessionState
+from bltkit.generate.session_state import SessionState
 from bltkit.model import Blt, Scorer
 from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule
@@ -72,14 +72,14 @@ class Session(SessionState):
         This one stays as it was. Raises ValueError where a row does not begin with BOS.
         """
         session = self
-        for _, reading in self._passes(self._checked(ids)):
+        for _, reading in self.readings(self._checked(ids)):
             session = reading.keep()
         return session
 
     def along(self, ids: Rows) -> tuple["Session", Float[Tensor, "R S V"]]:
         """`extend`, and the raw logits behind each of the ids; behind a row's own ids they hold nothing of meaning."""
         rows = self._checked(ids)
-        parts = list(self._passes(rows))
+        parts = list(self.readings(rows))
         if not parts:
             raise ValueError("ids are empty in every row; there are no logits behind none")
         last = parts[-1][1]
@@ -91,8 +91,11 @@ class Session(SessionState):
                 logits[row, begin : begin + len(own)] = reading.logits[row, : len(own)]
         return last.keep(), logits
 
-    def _passes(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], "Reading[Session]"]]:
-        """The passes that read these rows, each behind all of the one before, and where in each row it begins."""
+    def readings(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], "Reading[Session]"]]:
+        """The passes that read these rows, each after all of the one before, and where in each row it begins.
+
+        The ids are not checked: where documents are ignored, a row may begin with any of them.
+        """
         pieces = [list(stretches(row, self.resets, CHUNK)) for row in rows]
         session = self
         for turn in range(max(map(len, pieces))):

@@ -36,7 +36,7 @@ class Rotation:
     @classmethod
     def of(cls, positions: Int64[Tensor, "... T"], head_dim: int, theta: float, like: Tensor) -> Self:
         """For activations such as `like`."""
-        frequencies = _frequencies(head_dim, theta, like.dtype, like.device)
+        frequencies = rotary_frequencies(head_dim, theta, like.dtype, like.device)
         return cls(positions[..., None] * frequencies, like.dtype)
 
     def turn(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
@@ -63,8 +63,9 @@ class Rotation:
 
 
 @lru_cache(maxsize=64)
-def _frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " d"]:
-    """Kept, since a step of a small model would spend a tenth of its time on them."""
+def rotary_frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " d"]:
+    """theta^(-2i / head_dim), in fp32 at least: angles of position 1. Kept, since a step of a small model would spend a
+    tenth of its time on them."""
     wide = torch.promote_types(dtype, torch.float32)
     with torch.inference_mode(False):
         return theta ** -(torch.arange(0, head_dim, 2, dtype=wide, device=device) / head_dim)

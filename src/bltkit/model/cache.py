@@ -10,8 +10,9 @@ what one row's copy does. Caches from before such a move are `stale`: they refus
 not theirs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -53,6 +54,11 @@ class StackCache:
         """No positions seen yet."""
         zeros = (0,) * rows
         return cls(num_layers, window, zeros, zeros, zeros)
+
+    @property
+    def parts(self) -> tuple["StackCache", ...]:
+        """The caches that it consists of: itself."""
+        return (self,)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -314,7 +320,6 @@ class Slot:
         self.first, self.end = min(cache.starts), max(cache.stops) + size
         """Columns [first, end) hold all that any row sees."""
         self._storage.written = max(self._storage.written, self.end)
-        self._columns = None if self.even else self._scattered()
 
     @property
     def aligned(self) -> bool:
@@ -324,10 +329,11 @@ class Slot:
     def write(self, layer: int, kv: Float[Tensor, "R G2 S D"]) -> Float[Tensor, "R G2 n D"]:
         """Puts down the new keys and values; returns the columns [first, end)."""
         stored = self._storage.layers[layer]
-        if self._columns is None:
+        if self.even:
             stored[: self._rows, :, self.end - self.size : self.end] = kv
         else:
-            stored[self._lanes, :, self._columns] = kv.transpose(1, 2)
+            lanes, columns = self._scattered
+            stored[lanes, :, columns] = kv.transpose(1, 2)
         return stored[: self._rows, :, self.first : self.end]
 
     def keep(self, counts: Sequence[int]) -> StackCache:
@@ -363,7 +369,20 @@ class Slot:
         place = (self._storage, written_by, cache._generation)
         return StackCache(cache.num_layers, cache.window, starts, stops, positions, *place)
 
-    def _scattered(self) -> Tensor:
+    def places(self) -> Iterator[int]:
+        """Six numbers a row, for code that reads and writes keys and values by itself: address of the first layer's
+        lane, elements from layer to layer and from head to head, first column in use, first new column, position of
+        the first new key."""
+        block, cache = self._storage.block, self.cache
+        layer, lane, head, _, _ = block.stride()
+        address, step = block.data_ptr(), lane * block.element_size()
+        for start, stop, position in zip(cache.starts, cache.stops, cache.positions, strict=True):
+            yield from (address, layer, head, start, stop, position)
+            address += step
+
+    @cached_property
+    def _scattered(self) -> tuple[Tensor, Tensor]:
+        """Lanes and columns that are written to, where rows do not write to the same columns."""
         device = self._storage.block.device
-        self._lanes = torch.arange(self._rows, device=device)[:, None]
-        return torch.tensor(self.cache.stops, device=device)[:, None] + torch.arange(self.size, device=device)
+        columns = torch.tensor(self.cache.stops, device=device)[:, None] + torch.arange(self.size, device=device)
+        return torch.arange(self._rows, device=device)[:, None], columns

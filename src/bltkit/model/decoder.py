@@ -1,5 +1,6 @@
 """The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from bltkit.model.cache import Slot, StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.cross import CrossAttention
 from bltkit.model.fused_linear import Linear, RMSNorm, normed_product
-from bltkit.model.layers import Before, Embedding, Transformer, truncated_normal
+from bltkit.model.layers import Embedding, Transformer, truncated_normal
 from bltkit.model.masked_blocks import BlockRowAttention, BlockRows
 from bltkit.model.pooling import AddedLatent
 from bltkit.model.segment_ops import Latents, RowsOfLatents
@@ -22,6 +23,20 @@ PatchKV = tuple[tuple[Tensor, ...], ...]
 [B, P, D]."""
 
 Reader = CrossAttention | AddedLatent
+
+
+@dataclass(frozen=True, eq=False)
+class PatchReads:
+    """In front of each of the first layers, bytes read the patch that they see: the decoder's `Before`."""
+
+    readers: tuple[Reader, ...]
+    kv: PatchKV
+    latents: Latents | RowsOfLatents | None = None
+    """Which patch each byte sees; None where `kv` holds one for each byte, or one for all of a row."""
+
+    def __call__(self, i: int, h: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The stream in front of layer i."""
+        return h if i >= len(self.readers) else self.readers[i].read(h, cast(Any, self.kv[i]), self.latents)
 
 
 class LocalDecoder(nn.Module):
@@ -104,13 +119,8 @@ class LocalDecoder(nn.Module):
         """The blocks in front of the first layers, by which bytes read a patch."""
         return tuple(cast(Reader, block) for block in self.cross)
 
-    def _reading(self, kv: PatchKV, latents: Latents | RowsOfLatents | None = None) -> Before:
-        readers = self.readers
-
-        def before(i: int, h: Tensor) -> Tensor:
-            return h if i >= len(readers) else readers[i].read(h, cast(Any, kv[i]), latents)
-
-        return before
+    def _reading(self, kv: PatchKV, latents: Latents | RowsOfLatents | None = None) -> PatchReads:
+        return PatchReads(self.readers, kv, latents)
 
     def _logits(self, h: Tensor) -> Tensor:
         return normed_product(self.norm, self.head, h)

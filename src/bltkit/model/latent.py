@@ -1,14 +1,16 @@
 """The global latent transformer: patches -> patches (BLT 3.1, spec 6). The heavy part, once per patch, not per byte."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from bltkit.model.cache import Slot, StackCache
+from bltkit.model.cache import StackCache
 from bltkit.model.config import BltConfig
 from bltkit.model.fused_linear import Linear
+from bltkit.model.layer_caches import LayerCaches, LayerSlots
 from bltkit.model.layers import Transformer, truncated_normal
 
 
@@ -34,8 +36,8 @@ class LatentTransformer(nn.Module):
         return self.stack(self.projection(z.flatten(2)), documents)[-1]
 
     def extend(
-        self, z: Float[Tensor, "R S k D"], caches: Sequence[StackCache]
-    ) -> tuple[Float[Tensor, "R S H"], tuple[Slot, ...]]:
-        """`forward` for S further patches of every row."""
-        outputs, slots = self.stack.extend(self.projection(z.flatten(2)), caches)
+        self, z: Float[Tensor, "R S k D"], caches: Sequence[LayerCaches]
+    ) -> tuple[Float[Tensor, "R S H"], tuple[LayerSlots, ...]]:
+        """`forward` for S further patches of every row. caches: as the stack's `empty_cache` gives them."""
+        outputs, slots = self.stack.extend(self.projection(z.flatten(2)), cast(Sequence[StackCache], caches))
         return outputs[-1], slots

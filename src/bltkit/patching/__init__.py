@@ -10,9 +10,9 @@ from bltkit.patching.bpe import BpeOracleRule, BpeRule
 from bltkit.patching.entropy_rules import BothRule, RiseRule, ThresholdRule
 from bltkit.patching.random import RandomRule
 from bltkit.patching.rule import PatchingRule, ScoreKind
+from bltkit.patching.rule_stream import Answers, Stream, ask, extend, start_stream
 from bltkit.patching.rules import RULES, Rule, parse_rule
 from bltkit.patching.space import SpaceRule
-from bltkit.patching.stream import Answers, Stream, ask, extend, start_stream
 from bltkit.patching.stride import ByteRule, StrideRule
 
 __all__ = [

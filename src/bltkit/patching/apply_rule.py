@@ -1,6 +1,6 @@
 """From a rule's answers to the patches of whole batches.
 
-`patch` runs the step of `stream.py` once, from an empty stream, so that it gives the same answers as `extend`.
+`patch` runs the step of `rule_stream.py` once, from an empty stream, so that it gives the same answers as `extend`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from bltkit.patches import Patches
 from bltkit.patching.finite import finite, not_finite
 from bltkit.patching.rule import PatchingRule
-from bltkit.patching.stream import advance, checked_scores, empty_stream, place_of
+from bltkit.patching.rule_stream import advance, checked_scores, empty_stream, place_of
 from bltkit.vocab import BOS, PAD
 
 

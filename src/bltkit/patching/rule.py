@@ -1,7 +1,7 @@
 """What a patching rule is: a frozen config and one method, "does the byte after t open a patch?".
 
 A rule sees ids, per-byte scores and positions; it knows nothing of document borders, maximum lengths,
-batches or streams. `stream.py` adds those once for every rule, so that a new rule is one file and one line in
+batches or streams. `rule_stream.py` adds those once for every rule, so that a new rule is one file and one line in
 `rules.py`.
 """
 

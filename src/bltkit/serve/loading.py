@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from bltkit.checkpoint import Bundle, resolve_model
+from bltkit.checkpoint import Bundle, DeviceMap, resolve_model
 from bltkit.compute import SMALL, default_threads, device_of, share_cores
 from bltkit.config import nearest
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.generate import STRATEGIES, strategy_of
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.model.quantize import form_of
+from bltkit.native import on_backend
 from bltkit.serve.messages import ModelInfo
 from bltkit.serve.scheduler import Scheduler
 from bltkit.serve.settings import EngineSettings
@@ -33,11 +34,19 @@ def load(settings: EngineSettings) -> Bundle:
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors") if file.is_file()) // 4 or SMALL
     torch.set_num_threads(settings.threads or default_threads(size, "sequence"))
     device = device_of(settings.device, "--device", small=size < SMALL)
+    parts = None if settings.device_map is None else DeviceMap.parse(settings.device_map)
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
     bundle = open_bundle(
-        directory, dtype=dtype, device=device, weights=settings.weights, scorer_weights=settings.scorer_weights
+        directory,
+        dtype=dtype,
+        device=device,
+        weights=settings.weights,
+        scorer_weights=settings.scorer_weights,
+        device_map=parts,
     )
-    return servable(bundle, settings.model)
+    bundle = servable(bundle, settings.model)
+    model, scorer = on_backend(settings.backend, bundle.model, bundle.scorer)
+    return replace(bundle, model=model, scorer=scorer)
 
 
 def servable(bundle: Bundle, name: str) -> Bundle:

@@ -14,6 +14,8 @@ class EngineSettings:
     name: str | None = None
     """Name towards clients; None: MODEL, of a path its last part."""
     device: str = "auto"
+    device_map: str | None = None
+    """In place of `device`, one for each part of the model: see `DeviceMap.parse`."""
     threads: int | None = None
     """None: by the size of the model."""
     weights: str | None = None
@@ -22,3 +24,5 @@ class EngineSettings:
     dtype: str | None = None
     """Of the weights in memory: `float64`, `float32`, `bfloat16`, `float16`; None: as `load_bundle` does."""
     limits: Limits = field(default_factory=Limits)
+    backend: str = "eager"
+    """What runs a step (`native/`): `eager`, `native` or `auto`."""

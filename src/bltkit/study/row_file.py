@@ -12,16 +12,23 @@ ROWS = "rows.jsonl"
 
 
 class RowFile:
-    """Those rows of `out` that say `what` they are."""
+    """Those rows of `out` that say `what` they are. The file is parsed again only where somebody has written to it."""
 
     def __init__(self, out: Path, what: str) -> None:
         self.out, self._what = out, what
         self._lock = FileLock(out / f".{ROWS}.lock")
+        self._rows: list[dict[str, Any]] = []
+        self._state: tuple[int, int] | None = None
 
     def read(self) -> list[dict[str, Any]]:
         """All, in the order in which they were measured."""
+        path = self.out / ROWS
         with self._lock:
-            return [row for row in read_lines(self.out / ROWS) if row.get("what") == self._what]
+            state = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
+            if state != self._state:
+                self._rows = [row for row in read_lines(path) if row.get("what") == self._what]
+                self._state = state
+            return list(self._rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """On disk when this returns."""

@@ -23,6 +23,7 @@ from bltkit.checkpoint import (
     load_bundle,
     load_token_model,
     resolve_model,
+    unreadable,
     write_bundle,
     write_token_model,
 )
@@ -264,6 +265,15 @@ class Learner:
         """All weights to export on the CPU of the main process, adapters merged into what they adapt."""
         with self.exported():
             return merged_state(whole_weights(self.model, self.world), self.config.adapt.lora)
+
+    def unreadable(self) -> str | None:
+        """The part of a BLT that keeps transformers from loading what is exported, as a noun; None for other models."""
+        with torch.device("meta"):
+            model = build_trained(self.config)
+        if not isinstance(model, Blt):
+            return None
+        patcher = self.patcher.of(model)
+        return unreadable(Bundle(without_router(model), patcher.scorer, patcher.rule))
 
     def write(
         self,

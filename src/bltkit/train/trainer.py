@@ -22,7 +22,6 @@ from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
 from bltkit.data.corpus import RowShape
 from bltkit.data.loader import Prepare
 from bltkit.data.sources.chat import chat_template
-from bltkit.data.template import RECORD_KEY
 from bltkit.files import writer_lock
 from bltkit.model import Blt, BltConfig
 from bltkit.train.changes import CONFIG_TOML, write_changes
@@ -34,7 +33,7 @@ from bltkit.train.loss_guard import GuardState
 from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading, validated
 from bltkit.train.optim import learning_rate
 from bltkit.train.parallel import World, check_rows, world_of
-from bltkit.train.patcher import check_inputs, input_digests, load_patcher
+from bltkit.train.patcher import Patcher, check_inputs, input_digests, load_patcher
 from bltkit.train.process import numerics, stop_requests
 from bltkit.train.result import Result
 from bltkit.train.resume import Start, refuse_existing, starting_point
@@ -42,6 +41,7 @@ from bltkit.train.run_directory import CONFIG, CORPUS, RunDirectory
 from bltkit.train.stages import StagedLoader, part_size
 from bltkit.train.state import WEIGHT, RunPosition, Saver, restore, training_state
 from bltkit.train.token_vocabulary import known_vocabulary, trained_vocabulary
+from bltkit.train.training_record import train_flops, training_record, write_run_card
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:
@@ -85,7 +85,7 @@ class _Trainer:
                 check_rows(shape.batch_rows, world.size)  # before a large corpus is read
             config.objective.check()
             check_reports(config.trainer.report)
-            self.template = chat_template(config.data.sources)
+            chat_template(config.data.sources)  # raises where two sources have different ones
             self.patcher = load_patcher(config)
             known = known_vocabulary(config, start.checkpoint)
             self.corpus = self._read_corpus()
@@ -132,6 +132,8 @@ class _Trainer:
             if main:
                 self._lay_out(first)
             reporter = Reporter(out if main else None, self.config, first)
+        if first < config.max_steps and (reason := self.learner.unreadable()):
+            self.say(f"transformers will not load this run's checkpoints: {reason} has no place in its format")
         with stop_requests() as self.stop, reporter:
             try:
                 with self._explained(whole):
@@ -145,6 +147,8 @@ class _Trainer:
             row = self._validate() if finished else {}
             if row and (position.step > first or (main and not validated(out, first))):
                 reporter.write({"step": position.step, **row})
+        if finished and main:
+            write_run_card(out, row)
         if not finished:
             self.say(f"interrupted: step {position.step} is saved in {out}; go on with --resume")
         elif position.step == first:
@@ -319,26 +323,8 @@ class _Trainer:
         self.learner.write(directory, weights, self.vocabulary, self._record(position), dtype)
 
     def _record(self, position: RunPosition) -> dict[str, Any]:
-        record = {
-            "config": self.config.model_dump(mode="json", exclude_none=True),
-            "row_bytes": self.config.data.row_bytes,
-            "steps": position.step,
-            "bytes_seen": position.text_bytes,
-            "train_flops": self._train_flops(position),
-            "corpus": self.corpus.fingerprint,
-            "sources": [dataclasses.asdict(stats) for stats in self.corpus.stats],
-            "seed": self.config.trainer.seed,
-            "torch": torch.__version__,
-        }
-        if self.template is not None:
-            record[RECORD_KEY] = self.template.model_dump()
-        if isinstance(self.learner.model, Blt):
-            record |= {key: self.patcher.record[key] for key in ("calibrated",) if key in self.patcher.record}
-        if self.vocabulary is not None:
-            record["tokenizer"] = {"sha256": self.vocabulary.sha256, "tokens": self.vocabulary.size}
-        if position.num_patches:
-            record["mean_patch_bytes"] = position.text_bytes / position.num_patches
-        return record
+        patcher = self.patcher if isinstance(self.learner.model, Blt) else Patcher()
+        return training_record(self.config, position, self.corpus, patcher, self.vocabulary)
 
     def _restore(self, step: Path) -> RunPosition:
         learner = self.learner
@@ -354,10 +340,6 @@ class _Trainer:
         self.loader.move_to(position.step, position.schedule_steps)
         return dataclasses.replace(position, loader=self.loader.state)
 
-    def _train_flops(self, position: RunPosition) -> float:
-        patch_bytes = position.text_bytes / position.num_patches if position.num_patches else 1.0
-        return self.config.train_flops(position.text_bytes, patch_bytes)
-
     def _result(self, position: RunPosition, validation: float | None, interrupted: bool) -> Result:
         held_out = validation is not None
         if validation is None:
@@ -370,7 +352,7 @@ class _Trainer:
             steps=position.step,
             bits_per_byte=validation,
             bytes_seen=position.text_bytes,
-            train_flops=self._train_flops(position),
+            train_flops=train_flops(self.config, position),
             mean_patch_bytes=patch_bytes,
             interrupted=interrupted,
             measured_on="held-out" if held_out else "training",

@@ -4,7 +4,6 @@ The scores are computed for a sample of files, or taken from annotated shards of
 """
 
 import contextlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -14,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bltkit.checkpoint import ScorerModule, resolve_model, scorer_hash, store_rule
-from bltkit.checkpoint.locate import EMBEDDED, HUB
-from bltkit.data import read_texts
+from bltkit.checkpoint import Bundle, ScorerModule, resolve_model, scorer_hash, store_rule
+from bltkit.checkpoint.fetch import HUB
+from bltkit.checkpoint.locate import EMBEDDED
+from bltkit.data.samples import SAMPLE_BYTES, sample_documents, stretches
 from bltkit.data.sources import AnnotatedSource
 from bltkit.data.sources.annotated import check_dtype
 from bltkit.data.sources.shards import AnnotatedDocument, ShardFile
@@ -25,15 +25,6 @@ from bltkit.model import BoundaryModel
 from bltkit.patching import BothRule, PatchingRule, RiseRule, ThresholdRule, parse_rule
 from bltkit.patching.calibrate import calibrate, tuned_field
 from bltkit.vocab import encode
-
-SAMPLE_BYTES = 400_000
-"""Text that is calibrated on: the error of a mean patch size from so much is well below one per cent."""
-
-PIECE_BYTES = 4096
-"""Longest stretch taken at one place, so that many places come into the sample."""
-
-_SHORT_DOCUMENTS = 64
-"""Most documents in place of one stretch: the model runs once for each."""
 
 MAX_READ_BYTES = 100_000_000
 """Text of annotated shards that is looked at for a sample; of more, row groups spread evenly over it."""
@@ -90,13 +81,12 @@ def calibrate_model(
     formed = weights is not None or scorer_weights is not None or torch.device(device).type == "cpu"
     dtype = None if formed else torch.float32
     bundle = open_bundle(directory, dtype=dtype, device=device, weights=weights, scorer_weights=scorer_weights)
-    wanted = parse_rule(rule) if rule else bundle.rule or ThresholdRule(threshold=1.0)
+    wanted = tunable_rule(bundle, model, rule)
     scorer = bundle.scorer
-    if scorer is None or wanted.scores is None:
-        raise ValueError(f"rule {wanted.kind!r} of {model} reads no scores: there is no threshold to calibrate")
+    assert scorer is not None
     exact = True
     if annotated is None:
-        ids, scores = _scored(scorer, list(sample_documents(files)), progress)
+        ids, scores = score_documents(scorer, list(sample_documents(files)), progress)
     else:
         source = AnnotatedSource(path=str(annotated))
         source.for_model(scorer_hash(scorer), None)
@@ -121,18 +111,32 @@ def calibrate_model(
     )
 
 
-def _scored(
-    scorer: ScorerModule, sample: Sequence[bytes], progress: Callable[[int, int], None] | None
+def tunable_rule(bundle: Bundle, model: str, rule: str | None = None) -> PatchingRule:
+    """The rule whose threshold is sought: `rule`, else the bundle's, else a threshold on entropies.
+
+    model: its name, for the message. Raises ValueError for a rule without a threshold, or without its scorer.
+    """
+    wanted = parse_rule(rule) if rule else bundle.rule or ThresholdRule(threshold=1.0)
+    if bundle.scorer is None or wanted.scores is None:
+        raise ValueError(f"rule {wanted.kind!r} of {model} reads no scores: there is no threshold to calibrate")
+    return wanted
+
+
+def score_documents(
+    scorer: ScorerModule, documents: Sequence[bytes], progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Ids and scores of documents, computed."""
+    """Ids of each document, BOS in front, and the scores of its predictions, both on the CPU.
+
+    progress: told (documents done, documents in all).
+    """
     ids, scores = [], []
     device = next(scorer.parameters()).device
-    for number, document in enumerate(sample):
+    for number, document in enumerate(documents):
         row = encode(document)
         ids.append(row)
         scores.append(scorer.scores(row[None].to(device))[0].cpu())
         if progress is not None:
-            progress(number + 1, len(sample))
+            progress(number + 1, len(documents))
     return ids, scores
 
 
@@ -144,7 +148,7 @@ def _stored(source: AnnotatedSource) -> tuple[list[Tensor], list[Tensor]]:
     """
     documents = list(_some_documents(source))
     ids, scores = [], []
-    for number, begin, end in _stretches(list(accumulate(len(row.document.data) for row in documents)), SAMPLE_BYTES):
+    for number, begin, end in stretches(list(accumulate(len(row.document.data) for row in documents)), SAMPLE_BYTES):
         row = documents[number]
         ids.append(encode(row.document.data[begin:end]))
         scores.append(torch.from_numpy(row.entropies[begin : end + 1]))
@@ -182,42 +186,3 @@ def _calibrated(
         both = BothRule(threshold=1.0, rise=cast(RiseRule, gentle).rise)
         found["both"] = calibrate(both, scores, ids, patch_bytes)[0]
     return {name: str(rule) for name, rule in found.items()}
-
-
-def sample_documents(files: Sequence[str], num_bytes: int = SAMPLE_BYTES) -> Iterator[bytes]:
-    """Stretches of the sources' documents, the same each time. Weights of sources play no part."""
-    documents = read_texts(files)
-    for number, begin, end in _stretches(documents.ends, num_bytes):
-        yield documents[number][begin:end]
-
-
-def _stretches(ends: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Document, begin and end of each stretch, of documents that end there in all text: evenly spaced over its bytes,
-    so that many short documents count for no more than one of their size. All where there is no more than `num_bytes`.
-
-    In place of a stretch come several documents where they are shorter than one.
-    """
-
-    def size(number: int) -> int:
-        return ends[number] - (ends[number - 1] if number else 0)
-
-    if ends[-1] <= num_bytes:
-        yield from ((number, 0, size(number)) for number in range(len(ends)))
-        return
-    count = max(1, num_bytes // PIECE_BYTES)
-    free = 0  # the first short document that was not taken yet
-    for stretch in range(count):
-        middle = (2 * stretch + 1) * ends[-1] // (2 * count)
-        number = bisect_right(ends, middle)
-        if size(number) >= PIECE_BYTES:
-            within = middle - (ends[number] - size(number))
-            begin = max(0, min(within - PIECE_BYTES // 2, size(number) - PIECE_BYTES))
-            yield number, begin, begin + PIECE_BYTES
-            continue
-        first = max(number, free)
-        before = ends[first] - size(first) if first < len(ends) else 0
-        for number in range(first, min(first + _SHORT_DOCUMENTS, len(ends))):
-            if ends[number] - before > PIECE_BYTES:
-                break
-            yield number, 0, size(number)
-            free = number + 1

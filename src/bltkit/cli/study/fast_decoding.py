@@ -1,15 +1,12 @@
 """`blt study fast-decoding`: speed, passes, gigabytes and quality of all ways of decoding."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report, show
 from bltkit.cli.terminal import Json, lists, progress_bar, say
-
-if TYPE_CHECKING:
-    from bltkit.study.fast_decoding import FastDecodingTools
 
 
 def fast_decoding(
@@ -92,21 +89,7 @@ def _measure(
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar("fast-decoding") as progress:
-        return run(plan, models, texts, out, _tools(), progress=progress, say=say)
-
-
-def _tools() -> "FastDecodingTools":
-    """What the study may not import itself."""
-    from bltkit.bench import repeated_share
-    from bltkit.checkpoint import Bundle
-    from bltkit.eval.score import byte_scores, window_shape
-    from bltkit.study.fast_decoding import FastDecodingTools
-
-    def nats(bundle: Bundle, data: bytes) -> list[float]:
-        found: list[float] = byte_scores(bundle, data, *window_shape(bundle.record, None, None)).nats.tolist()
-        return found
-
-    return FastDecodingTools(nats, repeated_share, circumstances())
+        return run(plan, models, texts, out, circumstances(), progress=progress, say=say)
 
 
 def _report(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:

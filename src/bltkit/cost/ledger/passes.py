@@ -85,7 +85,7 @@ class PassRates:
             encoder=encoder,
             latent=latent,
             decoder=decoder,
-            ids=drafted + (0 if isinstance(strategy, Diffusion) and strategy.withholds else rounds),
+            ids=drafted + strategy.draft_column * rounds,
             draft_ids=0 if own_table else encoder - rounds,
             cells=(decoder - rounds if own_table else decoder - encoder) * block,
         )
@@ -190,7 +190,7 @@ class _Round:
     ) -> Self:
         if strategy.align_border:
             raise ValueError("align_border drafts what the open patch leaves of a block: measure a run, give --stats")
-        masked = block if isinstance(strategy, Diffusion) and strategy.withholds else block - 1
+        masked = block - strategy.draft_column
         passes = _unmasking(strategy, masked, unmasking)
         if isinstance(strategy, Diffusion):
             _refuse(strategy, accepted=accepted)

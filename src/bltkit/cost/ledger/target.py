@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from bltkit.checkpoint import load_bundle, resolve_model
-from bltkit.checkpoint.locate import HUB
+from bltkit.checkpoint.fetch import HUB
 from bltkit.config import Config, load_toml, nearest, parse
 from bltkit.cost.formulas.operations import ScorerConfig
 from bltkit.cost.ledger.count import BYTES_PER_TOKEN, PATCH_BYTES, check_context, ledger, token_ledger

@@ -48,9 +48,9 @@ class Diffusion(BlockStrategy):
         return Unmasking(alpha, self.gamma, self.steps)
 
     @property
-    def withholds(self) -> bool:
+    def draft_column(self) -> int:
         """See `Strategy`."""
-        return self.first == "masked"
+        return int(self.first == "chosen")
 
     def propose(self, session: Session, rows: Sequence[Pending]) -> Proposal:
         """A filled block for each row, trusted."""
@@ -61,7 +61,7 @@ class Diffusion(BlockStrategy):
             self.unmasking,
             align_border=self.align_border,
             trusted=True,
-            masked_first=self.withholds,
+            masked_first=self.first == "masked",
             open_latent=self.latent == "open",
         )
         return Proposal(drafts, passes, trusted=True)

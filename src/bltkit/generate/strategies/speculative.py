@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -51,18 +52,50 @@ class Speculative(Strategy):
         return min(2 * state, LONGEST) if outcome.accepted == outcome.drafted else max(2, outcome.accepted + 1)
 
 
+class LocalModel:
+    """The local model as a drafter: it continues every row of a session byte by byte against the newest latent.
+
+    The session stays as it was. Under inference mode.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.model = session, session.model
+        self.encoder, self.decoder = session.encoder, session.decoder
+        self.tails = [text.tail(self.model.embed.longest, session.stream.documents) for text in session.texts]
+        self.passes = Passes()
+
+    def logits(self, chosen: Sequence[int]) -> Float[Tensor, "R 1 V"]:
+        """Read one more id of each row; raw logits of the id after it."""
+        inputs = self._inputs(chosen)
+        self.passes += Passes(decoder=1, kv_bytes=self.decoder.num_bytes)
+        logits, slot = self.model.decoder.extend(inputs, self.session.patch_kv, self.decoder)
+        self.decoder = slot.drafted()
+        return logits
+
+    def _inputs(self, chosen: Sequence[int]) -> Tensor:
+        """What the decoder begins with: rows of its own table if it has one, else what the encoder's layers make."""
+        if self.model.decoder.bytes is not None:
+            self.passes += Passes(cells=len(chosen))
+            return self.model.block_inputs(torch.tensor(chosen, device=self.session.device)[:, None])
+        for tail, value in zip(self.tails, chosen, strict=True):
+            tail.append(value)
+        longest = self.model.embed.longest
+        window = torch.tensor([tail[-longest:] for tail in self.tails], device=self.session.device)
+        self.passes += Passes(encoder=1, draft_ids=len(chosen), kv_bytes=self.encoder.num_bytes)
+        outputs, (slot,) = self.model.encoder.stack.extend(self.model.embed.extend(window), [self.encoder])
+        self.encoder = slot.drafted()
+        return outputs[-1]
+
+
 class _Drafting:
     """One round's drafts; lives for one call."""
 
     def __init__(self, session: Session, rows: Sequence[Pending], limits: Sequence[int]) -> None:
         self.session, self.rows, self.limits = session, rows, limits
-        self.model = session.model
-        self.encoder, self.decoder = session.encoder, session.decoder
-        self.tails = [text.tail(self.model.embed.longest, session.stream.documents) for text in session.texts]
+        self.local = LocalModel(session)
         self.drafts: list[list[int]] = [[] for _ in rows]
         self.constraints: list[Constraint | None] = [row.constraint for row in rows]
         self.resets = session.resets
-        self.passes = Passes()
 
     def run(self) -> Proposal:
         """Rows that are done go along with the others, to no effect."""
@@ -81,36 +114,18 @@ class _Drafting:
                     and value != EOS
                     and len(self.drafts[row]) < self.limits[row]
                 )
-        return Proposal(tuple(map(tuple, self.drafts)), self.passes)
+        return Proposal(tuple(map(tuple, self.drafts)), self.local.passes)
 
     def _next(self, chosen: Sequence[int], step: int) -> list[int]:
         """Reads an id of each row and chooses the one behind it."""
-        inputs = self._inputs(chosen)
-        self.passes += Passes(decoder=1, kv_bytes=self.decoder.num_bytes)
-        logits, slot = self.model.decoder.extend(inputs, self.session.patch_kv, self.decoder)
-        self.decoder = slot.drafted()
         found = choose(
             [row.sampling for row in self.rows],
-            logits,
+            self.local.logits(chosen),
             [position + 1 + step for position in self.session.positions],
             allowed=self._allowed(),
             seen=self._seen(),
         )
         return [own[0] for own in found.ids]
-
-    def _inputs(self, chosen: Sequence[int]) -> Tensor:
-        """What the decoder begins with: rows of its own table if it has one, else what the encoder's layers make."""
-        if self.model.decoder.bytes is not None:
-            self.passes += Passes(cells=len(chosen))
-            return self.model.block_inputs(torch.tensor(chosen, device=self.session.device)[:, None])
-        for tail, value in zip(self.tails, chosen, strict=True):
-            tail.append(value)
-        longest = self.model.embed.longest
-        window = torch.tensor([tail[-longest:] for tail in self.tails], device=self.session.device)
-        self.passes += Passes(encoder=1, draft_ids=len(chosen), kv_bytes=self.encoder.num_bytes)
-        outputs, (slot,) = self.model.encoder.stack.extend(self.model.embed.extend(window), [self.encoder])
-        self.encoder = slot.drafted()
-        return outputs[-1]
 
     def _advance(self, row: int, value: int) -> None:
         constraint = self.constraints[row]

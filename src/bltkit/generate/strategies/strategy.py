@@ -27,7 +27,7 @@ class Pending:
     """Bytes that may still be made behind the chosen one."""
     sampling: Sampling
     constraint: Constraint | None
-    """Behind the chosen id; in front of it where the strategy `withholds` it."""
+    """Constraint on the ids from column `Strategy.draft_column` on."""
     state: Any = None
     """What the strategy remembers of this row: `Strategy.first_state`, then `next_state`."""
     entropy: float | None = None
@@ -79,10 +79,13 @@ class Strategy(Config):
         return
 
     @property
-    def withholds(self) -> bool:
-        """Do trusted drafts, of room + 1 at most, stand in place of the chosen id, not behind it: then it is not
-        handed out before, and counts only where nothing is drafted."""
-        return False
+    def draft_column(self) -> int:
+        """Column of a round in which its drafts begin. 1: column 0 holds the chosen id, which is handed out already.
+
+        0: trusted drafts, of room + 1 at most, stand in place of the chosen id, which is not handed out before and
+        counts only where nothing is drafted.
+        """
+        return 1
 
     @property
     def first_state(self) -> Any:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from bltkit.bench import repeated_share
 from bltkit.checkpoint import Bundle, load_bundle, resolve_model, scorer_hash
 from bltkit.config import Config
+from bltkit.eval.score import byte_scores, window_shape
 from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.generate import Request, Sampling, SequenceBatch, Session, Stats
 from bltkit.study.fast_decoding.decoding_rows import MadeText, Turn, TurnGroup, heldout_row, setting_rows
@@ -55,17 +57,6 @@ class FastDecodingPlan(Config):
     def rest_bytes(self) -> int:
         """Of a prompt's own continuation."""
         return max(1, self.heldout_bytes // self.prompts)
-
-
-@dataclass(frozen=True)
-class FastDecodingTools:
-    """What this study is handed in from its neighbours, which it may not import."""
-
-    nats: Callable[[Bundle, bytes], Sequence[float]]
-    """-ln p of each byte of a text."""
-    repeated_share: Callable[[bytes], float]
-    circumstances: Mapping[str, Any]
-    """commit, machine, threads, command."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ def run(
     models: Mapping[str, str],
     texts: Mapping[str, str],
     out: Path,
-    tools: FastDecodingTools,
+    circumstances: Mapping[str, Any],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
@@ -118,6 +109,7 @@ def run(
     """Measure what `out` does not hold yet; returns all of its rows.
 
     models, texts: name -> where it is (a MODEL; a data source or folder).
+    circumstances: commit, machine, threads and command, kept in each row.
 
     Raises ValueError for what cannot be loaded, texts without enough prompts, an unknown grid or setting, and where
     `out` holds rows of the same names that were measured otherwise.
@@ -133,7 +125,7 @@ def run(
         if all(name in subject.left_out for subject in subjects):
             raise ValueError(f"setting {name!r} suits none of the models: {subjects[0].left_out[name]}")
     out.mkdir(parents=True, exist_ok=True)
-    study = _FastDecodingStudy(plan, out, tools)
+    study = _FastDecodingStudy(plan, out, circumstances)
     work = [
         _Part(subject, text, temperature)
         for subject in subjects
@@ -170,8 +162,8 @@ class _Part:
 class _FastDecodingStudy:
     """What a directory holds, and what comes to it."""
 
-    def __init__(self, plan: FastDecodingPlan, out: Path, tools: FastDecodingTools) -> None:
-        self.plan, self.out, self.tools = plan, out, tools
+    def __init__(self, plan: FastDecodingPlan, out: Path, circumstances: Mapping[str, Any]) -> None:
+        self.plan, self.out, self.circumstances = plan, out, circumstances
         self.rows = read_lines(out / ROWS)
 
     def check(self, part: _Part) -> None:
@@ -198,8 +190,11 @@ class _FastDecodingStudy:
             return
         passages = [passage for passage in part.text.passages if passage.rest]
         if passages:
+            bundle = part.subject.bundle
+            shape = window_shape(bundle.record, None, None)
             nats = [
-                sum(self.tools.nats(part.subject.bundle, one.prompt + one.rest)[len(one.prompt) :]) for one in passages
+                sum(byte_scores(bundle, passage.prompt + passage.rest, *shape).nats.tolist()[len(passage.prompt) :])
+                for passage in passages
             ]
             names = {"what": "fast-decoding", "kind": "heldout", "model": part.subject.name, "text": part.text.name}
             self._add([names | heldout_row(nats, [len(one.rest) for one in passages]) | self._stamp(part)])
@@ -224,7 +219,7 @@ class _FastDecodingStudy:
                 turns[prompt, seed] = turn
             yield
         group = TurnGroup(part.text, [turns[key] for key in self._turns(part)], [key[0] for key in self._turns(part)])
-        made = setting_rows(group, missing, self.tools.repeated_share)
+        made = setting_rows(group, missing, repeated_share)
         common = {"what": "fast-decoding", "kind": "setting", **part.names}
         self._add([common | row | self._stamp(part) for row in made])
 
@@ -269,14 +264,14 @@ class _FastDecodingStudy:
             "max_bytes": plan.max_bytes,
             "seed": plan.seed,
             "seeds": plan.seeds,
-            "threads": self.tools.circumstances["threads"],
+            "threads": self.circumstances["threads"],
             "heldout_bytes": plan.heldout_bytes,
             "weights": part.subject.weights,
             "passages": part.text.digest,
         }
 
     def _stamp(self, part: _Part) -> dict[str, Any]:
-        return {**part.subject.about, "conditions": self._conditions(part), **self.tools.circumstances}
+        return {**part.subject.about, "conditions": self._conditions(part), **self.circumstances}
 
     def _add(self, rows: Sequence[Row]) -> None:
         append_lines(self.out / ROWS, rows)

@@ -104,8 +104,13 @@ def run(
     return rows.read()
 
 
-def whole_config(plan: ScalingPlan, unit: Unit, prepared: Prepared, out: Path, branch: Branch) -> TrainConfig:
-    """The config of a budget's run as one: at the full rate to `begin`, then the decay."""
+def unit_config(
+    plan: ScalingPlan, unit: Unit, prepared: Prepared, out: Path, steps: int, decay_steps: int = 0
+) -> TrainConfig:
+    """The config of a unit's run of `steps` steps, whose last `decay_steps` decay: a budget's run as one.
+
+    Without decay it is a trunk at the full rate, which is not validated at length: nobody reads its loss.
+    """
     patch = getattr(unit.family, "patch_bytes", None) if unit.family.needs_scorer else None
     fields = unit.family.sections(unit.size, prepared.rule(patch), prepared.scorer) | {
         "data": plan.data(out / CORPUS),
@@ -115,32 +120,24 @@ def whole_config(plan: ScalingPlan, unit: Unit, prepared: Prepared, out: Path, b
             "min_lr_ratio": plan.min_lr_ratio,
             "schedule": {
                 "kind": "wsd",
-                "decay_steps": branch.steps - branch.begin,
+                "decay_steps": decay_steps,
                 "shape": plan.decay_shape,
             },
-            "schedule_steps": branch.steps,
+            "schedule_steps": steps,
         },
         "trainer": {
-            "max_steps": branch.steps,
+            "max_steps": steps,
             "seed": unit.seed,
             "threads": plan.threads,
             "device": plan.device,
             "precision": plan.precision,
             "log_every": 20,
-            "validation_batches": plan.validation_batches,
+            "validation_batches": plan.validation_batches if decay_steps else 1,
         },
         "checkpoint": {"export": "end", "every_seconds": 120},
     }
     found: TrainConfig = parse(TrainConfig, fields, unit.key)
     return found
-
-
-def trunk_config(whole: TrainConfig, steps: int) -> TrainConfig:
-    """The same at the full rate all the way, as far as `steps`."""
-    schedule = whole.optim.schedule.replace(decay_steps=0)
-    trainer = whole.trainer.replace(max_steps=steps, validation_batches=1)
-    optim = whole.optim.replace(schedule=schedule, schedule_steps=steps)
-    return whole.replace(optim=optim, trainer=trainer)
 
 
 def nearest_step(budget: float, seen: Iterator[Seen], cost_of: Callable[[Seen], float]) -> Seen:
@@ -200,9 +197,12 @@ class _ScalingStudy:
         assert isinstance(found, EntropyConfig | CnnConfig)
         return found
 
+    def _config(self, unit: Unit, steps: int, decay_steps: int = 0) -> TrainConfig:
+        return unit_config(self.plan, unit, self.prepared, self.out, steps, decay_steps)
+
     def _row(self, unit: Unit, budget: float, place: Path) -> Row:
         branch = self._branch(unit, budget, place)
-        whole = whole_config(self.plan, unit, self.prepared, self.out, branch)
+        whole = self._config(unit, branch.steps, branch.steps - branch.begin)
         directory = place / _name(budget)
         # A branch that has a checkpoint of its own needs the trunk no more.
         trunk = place / "trunk" if RunDirectory(directory).latest() else self._trunk(unit, place, branch.begin)
@@ -238,10 +238,9 @@ class _ScalingStudy:
         def spent(seen: Seen) -> float:
             return self.cost(unit, seen).training(seen.num_bytes, self.plan.include_scorer)
 
-        any_length = whole_config(self.plan, unit, self.prepared, self.out, Branch(0, 1))
         if "probe" not in points:
             first = self._trunk(unit, place, 1)
-            ahead = self.tools.ahead(trunk_config(any_length, 1), first)
+            ahead = self.tools.ahead(self._config(unit, 1), first)
             for seen in (next(ahead) for _ in range(PROBE)):
                 points["probe"] = spent(seen) / seen.step
         steps = budget / points["probe"]
@@ -252,7 +251,7 @@ class _ScalingStudy:
                 "warm-up and a decay; raise the budget, or lower warmup_steps or batch_rows"
             )
         trunk = self._trunk(unit, place, begin)
-        last = nearest_step(budget, self.tools.ahead(trunk_config(any_length, begin), trunk), spent)
+        last = nearest_step(budget, self.tools.ahead(self._config(unit, begin), trunk), spent)
         points[_name(budget)] = {"begin": begin, "steps": last.step}
         write_atomic(path, json.dumps(points, indent=1).encode())
         return Branch(begin, last.step)
@@ -267,8 +266,7 @@ class _ScalingStudy:
         latest = run.latest()
         if latest is not None and self.tools.seen_by(latest).step > step:
             shutil.rmtree(directory)  # a budget was added below others that are done
-        whole = whole_config(self.plan, unit, self.prepared, self.out, Branch(0, 1))
-        self._train(trunk_config(whole, step), directory)
+        self._train(self._config(unit, step), directory)
         return directory / f"step-{step:08d}"
 
     def _train(self, config: TrainConfig, directory: Path) -> Result:

@@ -14,7 +14,7 @@ from bltkit.study.row_file import RowFile
 from bltkit.study.scaling.plan import ScalingPlan
 from bltkit.study.scaling.prepare import prepare
 from bltkit.study.scaling.rows import RATE, Row
-from bltkit.study.scaling.runs import Branch, ScalingTools, trunk_config, whole_config
+from bltkit.study.scaling.runs import ScalingTools, unit_config
 from bltkit.train.run_directory import RunDirectory
 
 _STEPS = 24
@@ -47,7 +47,7 @@ def measure_rates(
             progress(turn * len(units) + number, rounds * len(units))
             place = out / _PLACE / unit.directory
             shutil.rmtree(place, ignore_errors=True)
-            config = trunk_config(whole_config(plan, unit, prepared, out, Branch(0, 1)), _STEPS)
+            config = unit_config(plan, unit, prepared, out, _STEPS)
             if tools.train(config, place, resume=True, say=lambda line: None).interrupted:
                 raise KeyboardInterrupt
             checkpoint = RunDirectory(place).latest()

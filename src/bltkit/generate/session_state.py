@@ -17,6 +17,7 @@ from bltkit.generate.pass_counts import Passes
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
+from bltkit.model.layer_caches import LayerCaches
 from bltkit.patching import PatchingRule, Stream
 from bltkit.vocab import BOS
 
@@ -47,7 +48,7 @@ class SessionState(ABC):
     stream: Stream = field(repr=False)
     scorer_state: Any = field(repr=False)
     encoder: StackCache = field(repr=False)
-    latents: tuple[StackCache, ...] = field(repr=False)
+    latents: tuple[LayerCaches, ...] = field(repr=False)
     """One for every row: their patches close at different times. Its position counts the patches that closed."""
     decoder: StackCache = field(repr=False)
     texts: tuple[Text, ...] = field(repr=False)
@@ -92,7 +93,7 @@ class SessionState(ABC):
     @property
     def caches(self) -> tuple[StackCache, ...]:
         """All of them; several may share storage."""
-        return (*self._joint, *self.latents)
+        return (*self._joint, *(part for cache in self.latents for part in cache.parts))
 
     @property
     def _joint(self) -> tuple[StackCache, ...]:
@@ -186,7 +187,7 @@ class SessionState(ABC):
         with torch.inference_mode():
             # Not all in the same round: each waits for fewer free columns than the next.
             joint = tuple(cache.with_room(size + STAGGER * at) for at, cache in enumerate(base._joint))
-            latents = StackCache.grown_early(base.latents)
+            latents = type(base.latents[0]).grown_early(base.latents)
         if joint == base._joint and latents is base.latents:
             return base
         scored = joint[2] if len(joint) > 2 else base.scorer_state
