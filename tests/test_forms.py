@@ -27,6 +27,7 @@ from bltkit.model import (
     StackConfig,
     quantize,
 )
+from bltkit.model import formed as formed_linears
 from bltkit.model.fused_linear import Linear
 from bltkit.model.quantize import FORMS, KINDS, LOSSLESS, FormedLinear, Matrix, WeightForm, available_forms, reform
 from bltkit.patching import parse_rule
@@ -255,6 +256,7 @@ def test_rows_of_the_benchmark() -> None:
     assert texts == [b"abc"] * len(rows)
     data = [json.loads(json.dumps(row.to_json(), allow_nan=False)) for row in rows]
     assert [row["added_bits_per_byte"] for row in data] == [i / 4 for i in range(len(rows))]
+    assert data[0]["moved_borders"] == 0.0 and all(0 <= row["moved_borders"] <= 1 for row in data)
     assert data[0]["speedup"] == 1.0 and all(math.isfinite(row["microseconds_per_byte"]) for row in data)
     assert {"cpu", "torch"} <= data[0]["machine"].keys()
     assert (data[0]["what"], data[0]["preset"], data[0]["text_bytes"]) == ("weights", "small", 3)

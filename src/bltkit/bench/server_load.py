@@ -146,7 +146,7 @@ class Alone:
     def __init__(self, model: str, device: str, threads: int, weights: WeightForm) -> None:
         """model: as users name it."""
         torch.set_num_threads(threads)
-        bundle = load_bundle(resolve_model(model), device=torch.device(device))
+        bundle = load_bundle(resolve_model(model), device=torch.device(device), weights="fp32")
         assert bundle.model is not None
         scorer = None if bundle.scorer is None else reform(bundle.scorer, weights)
         self.bundle = replace(bundle, model=reform(bundle.model, weights), scorer=scorer)

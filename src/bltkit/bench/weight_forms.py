@@ -4,7 +4,7 @@ Who measures bits per byte is handed in: the evaluation stands beside the benchm
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bltkit.bench.bench_subject import PATCH_BYTES, BenchSubject
@@ -14,6 +14,7 @@ from bltkit.checkpoint import ScorerModule
 from bltkit.generate.autotune import measure_forms
 from bltkit.model import Blt
 from bltkit.model.quantize import WeightForm, available_forms, reform, weight_bytes
+from bltkit.vocab import encode
 
 BitsPerByte = Callable[[Blt, ScorerModule, bytes], float]
 """(model, what places its patches, text) -> bits per byte of the text."""
@@ -38,6 +39,8 @@ class WeightsRow:
     """All weights in memory, tables included, in GB (1e9 bytes)."""
     text_bytes: int
     bits_per_byte: float
+    moved_borders: float
+    """Share of the borders in fp32 that the form, which rounds entropies, does not set in the same place."""
     added_bits_per_byte: float
     """What the form costs: more than in fp32 by so much. Rounded entropies place some patches elsewhere, too."""
     commit: str | None
@@ -53,7 +56,7 @@ class WeightsRow:
         return (
             f"{self.what} {self.preset} in {self.form}: products {self.microseconds_per_byte:,.0f} us a byte "
             f"({self.speedup:.2f} x fp32), {self.weight_gb:.3f} GB, {self.bits_per_byte:.4f} bits per byte "
-            f"({self.added_bits_per_byte:+.5f})"
+            f"({self.added_bits_per_byte:+.5f}), {self.moved_borders:.2%} of borders moved"
         )
 
 
@@ -83,9 +86,12 @@ def weights(
         progress("products in all forms")
         patch_bytes = subject.rule.mean_patch_bytes or PATCH_BYTES
         times = measure_forms(model, scorer, tuple(asked), rows=batch, patch_bytes=patch_bytes, repeats=repeats)
+        ids, borders = encode(text)[None].to(subject.device), None
         for form in times:
             formed, formed_scorer = reform(model, form), reform(scorer, form)
             found = bits_per_byte(formed, formed_scorer, text)
+            starts = replace(subject, model=formed, scorer=formed_scorer).patches(ids).starts
+            borders = starts if borders is None else borders
             row = WeightsRow(
                 what="weights",
                 preset=subject.name,
@@ -97,6 +103,7 @@ def weights(
                 weight_gb=(weight_bytes(formed) + weight_bytes(formed_scorer)) / 1e9,
                 text_bytes=len(text),
                 bits_per_byte=found,
+                moved_borders=float((borders & ~starts).sum() / borders.sum()),
                 added_bits_per_byte=found - (rows[0].bits_per_byte if rows else found),
                 commit=commit(),
                 machine=machine(subject.device),

@@ -251,7 +251,7 @@ def _weights(
     text = b"".join(texts.values()) if texts else benchmarks.benchmark_text(SCORED_BYTES)
     subject = _subject(source, [benchmarks.row(SCORED_BYTES)])
     # Windows are as long as the model's training row, which its record says.
-    record = {} if source[1] is None else load_bundle(resolve_model(source[1])).record
+    record = {} if source[1] is None else load_bundle(resolve_model(source[1]), device="meta").record
 
     def bits_per_byte(model: Any, scorer: Any, data: bytes) -> float:
         return score(Bundle(model, scorer, subject.rule, record), data).bits_per_byte
@@ -318,7 +318,7 @@ def _subject(source: Source, rows: Sequence[Any]) -> "BenchSubject":
     if place.type != "cpu":
         say(f"device: {place}")
     if model is not None:
-        return benchmarks.subject_of(model, load_bundle(resolve_model(model))).on(place)
+        return benchmarks.subject_of(model, load_bundle(resolve_model(model), weights="fp32")).on(place)
     return benchmarks.preset_subject("69m" if preset is None else preset, *rows).on(place)
 
 

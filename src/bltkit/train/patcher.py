@@ -90,7 +90,11 @@ def load_patcher(config: TrainConfig) -> Patcher:
         return Patcher()
     if isinstance(config.objective, LearnedBoundary):
         return _learned(config, config.objective)
-    source = Bundle(None, None, None, {}) if section.model is None else load_bundle(resolve_model(section.model))
+    source = (
+        Bundle(None, None, None, {})
+        if section.model is None
+        else load_bundle(resolve_model(section.model), weights="fp32")
+    )
     rule: PatchingRule | None = section.rule or source.rule
     if rule is None:
         raise ValueError(
