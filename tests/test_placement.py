@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from bltkit.checkpoint.forms import weight_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import bltkit
 from bltkit import cli
 from bltkit.checkpoint import Bundle, DeviceMap, load_bundle, placement, save_bundle
+from bltkit.checkpoint.chosen_forms import weight_sizes
 from bltkit.checkpoint.placement import PartSizes, Placement, part_sizes, spread
 from bltkit.cost.formulas.parameters import count_parameters
 from bltkit.eval.score import score
