@@ -105,7 +105,7 @@ def unreadable(bundle: Bundle, weights: str | None = None) -> str | None:
     )
     names = () if model is None else model.state_dict()
     if reason is None and weights in ROUNDED:
-        return f"weights in form {weights!r}"
+        return f"the form {weights!r} of its weights"
     return reason or next((f"tensor {name}" for name in names if not is_hugging_face(name)), None)
 
 
