@@ -154,7 +154,7 @@ def placed(seams: bool) -> tuple[torch.device, torch.device, list[list[torch.dev
 @pytest.fixture
 def _no_kept_rotations() -> Iterator[None]:
     """Rotations that are kept between calls hold no data in a fake mode, and would be used after it."""
-    kept = (attention._frequencies, attention._one)
+    kept = (attention.rotary_frequencies, attention._one)
     for function in kept:
         function.cache_clear()
     yield

@@ -134,8 +134,13 @@ def test_every_verb_of_the_table_exists(directory: Path) -> None:
     assert not unknown, f"the README promises verbs that `blt --help` does not list: {unknown}"
 
 
+SUFFIXES = (".py", ".cpp", ".hpp")
+OTHER_FOLDERS = ("native/kernels/",)
+"""Folders of the tree that are no packages."""
+
+
 def tree_files(text: str) -> list[str]:
-    """The files of docs/tree.md below src/bltkit, a folder as its __init__.py."""
+    """The files of docs/tree.md below src/bltkit, a package as its __init__.py."""
     block = re.search(r"<!-- tree: begin.*?```text\n(.*?)```.*?<!-- tree: end -->", text, flags=re.DOTALL)
     assert block is not None, "the tree is gone"
     files, folders = [], [""]
@@ -146,13 +151,14 @@ def tree_files(text: str) -> list[str]:
         del folders[depth:]
         folders.append(path)
         files.append(f"{path}__init__.py" if name.endswith("/") else path)
-    return files
+    without_code = [f"{folder}__init__.py" for folder in OTHER_FOLDERS]
+    return [file for file in files if file not in without_code]
 
 
 def test_the_tree_names_every_file_once() -> None:
     listed = tree_files(TREE)
     package = ROOT / "src" / "bltkit"
-    there = [path.relative_to(package).as_posix() for path in package.rglob("*.py")]
+    there = [path.relative_to(package).as_posix() for suffix in SUFFIXES for path in package.rglob(f"*{suffix}")]
     assert sorted(listed) == sorted(there), set(listed) ^ set(there)
 
 
