@@ -19,12 +19,12 @@ import json, sys, types
 for name, path in (("bltkit", ""), ("bltkit.eval", "/eval")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [sys.argv[1] + path]
-from bltkit.eval.sandbox import Limits, Outcome, Sandbox
+from bltkit.eval.sandbox import Sandbox, SandboxLimits
 """
 RUN = """
 from dataclasses import asdict
 limits, code, tests = json.loads(sys.stdin.read())
-print(json.dumps(asdict(Sandbox(Limits(**limits)).run(code, tests))))
+print(json.dumps(asdict(Sandbox(SandboxLimits(**limits)).run(code, tests))))
 """
 
 # In front of a program: `refused(act, values...)` wants `act` to raise.

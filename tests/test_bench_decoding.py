@@ -273,7 +273,7 @@ def test_strategies_by_name() -> None:
         ({"max_bytes": 0}, "max_bytes = 0"),
         ({"prompts": 400}, "have room for"),
         ({"peer": "lama", "prompts": 2}, "no peer 'lama'"),
-        ({"forms": ["int4"], "prompts": 2}, "'int4'"),
+        ({"forms": ["int3"], "prompts": 2}, "'int3'"),
         ({"prompts": 2, "batches": [2], "peer": "transformers"}, "decodes one row"),
         ({"temperature": -1.0, "prompts": 2}, "temperature"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def test_the_refusal_of_transformers_is_a_sentence(name: str, tiny: bltkit.ByteL
         getattr(transformers, name).from_pretrained(tmp_path / "stride")
     assert "patching rule 'stride' has no place in transformers' format" in str(error.value)
     auto = "AutoConfig" if name == "BltConfig" else "AutoModelForCausalLM"
+    if "bltkit.hf" in sys.modules:  # which registers the type with the Auto classes
+        return
     with pytest.raises(ValueError, match="model type `bltkit`"):
         getattr(transformers, auto).from_pretrained(tmp_path / "stride")
 

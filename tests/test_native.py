@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite_stay_in_their_row(broken: float, form: str)
     assert torch.equal(outputs[[0, 2]], sound[[0, 2]])
 
 
-@pytest.mark.parametrize("form", [form for form in available_forms() if form != "fp32"])
+@pytest.mark.parametrize("form", [form for form in available_forms() if form not in ("fp32", "int4")])
 @pytest.mark.parametrize("shape", [(96, 48), (260, 128), (64, 1536)])
 def test_forms_keep_their_weights(form: str, shape: tuple[int, int]) -> None:
     """A product differs from one with the very same rounded weights in float64 by what 16-bit inputs lose at most."""

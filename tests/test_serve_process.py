@@ -241,13 +241,13 @@ def test_death_of_the_process_ends_all_that_waits(settings: EngineSettings, run:
         ({"model": "bltkit:tinny"}, "did you mean 'tiny'"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float65"}, "float65"),
-        ({"weights": "paked"}, "packed"),
+        ({"weights": "paked", "dtype": None}, "packed"),
         ({"device": "cuda:99"}, "device"),
     ],
     ids=["name", "path", "dtype", "weights", "device"],
 )
 def test_model_that_cannot_be_served_is_one_line(
-    settings: EngineSettings, run: Loop, change: dict[str, str], words: str
+    settings: EngineSettings, run: Loop, change: dict[str, str | None], words: str
 ) -> None:
     """In this process; that one of them goes through the other one's pipe is enough."""
     from bltkit.serve.loading import load

@@ -44,6 +44,8 @@ class BltkitConfig(PreTrainedConfig):  # type: ignore[misc]
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; where the dictionary is a checkpoint's config.json, bltkit.json beside it is read."""
         name = kwargs.get("name_or_path") or config_dict.get("_name_or_path")
+        if isinstance(config_dict.get("vocab_size"), str):  # the sentence that BltForCausalLM quotes
+            config_dict = {key: value for key, value in config_dict.items() if key != "vocab_size"}
         if not config_dict.get("description") and name:
             config_dict = {**config_dict, "description": described_in(checkpoint_directory(name))}
         return super().from_dict(config_dict, **kwargs)
