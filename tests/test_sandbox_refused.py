@@ -217,7 +217,7 @@ def test_limits_are_checked() -> None:
 
 def long_run() -> tuple["subprocess.Popen[bytes]", set[int]]:
     """A process that asks for a run of five minutes; and launcher, warden and driver."""
-    script = IMPORT + "Sandbox(Limits(wall_seconds=300)).run('import time; time.sleep(300)')"
+    script = IMPORT + "Sandbox(SandboxLimits(wall_seconds=300)).run('import time; time.sleep(300)')"
     asker = subprocess.Popen([sys.executable, "-c", script, str(SOURCE)])
     family: set[int] = set()
     end = time.monotonic() + 30
