@@ -16,9 +16,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from bltkit.bench.subject import preset_subject, row
 
 import bltkit
+from bltkit.bench.bench_subject import preset_subject, row
 from bltkit.bench.peer import compared, load_blt
 from bltkit.bench.record import commit, machine
 from bltkit.bench.timing import threads_of

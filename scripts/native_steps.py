@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,14 @@ CASES: dict[str, tuple[str, str, int, int, int, str]] = {
 def work() -> None:
     """One side: reads cases as JSON lines, answers with CPU seconds and what was made."""
     import torch
-    from bltkit.bench.subject import benchmark_text, preset_subject, subject_of
 
     from bltkit.bench.decode import HeldTo, decoding_rows
     from bltkit.checkpoint import load_bundle, resolve_model
     from bltkit.generate import Batch, Request, Sampling, Session, parse_strategy
     from bltkit.vocab import encode
+
+    name = "bench_subject" if find_spec("bltkit.bench.bench_subject") else "subject"  # as older commits call it
+    bench_subject = import_module(f"bltkit.bench.{name}")
 
     torch.set_num_threads(1)
     subjects: dict[Any, Any] = {}
@@ -58,9 +62,9 @@ def work() -> None:
             elif form != "fp32":
                 made = subject_for(name, "fp32", "eager").reformed(form)
             elif name.startswith("bltkit:"):
-                made = subject_of(name, load_bundle(resolve_model(name)))
+                made = bench_subject.subject_of(name, load_bundle(resolve_model(name)))
             else:
-                made = preset_subject(name, decoding_rows(2048, 128))
+                made = bench_subject.preset_subject(name, decoding_rows(2048, 128))
             subjects[name, form, backend] = made
         return subjects[name, form, backend]
 
@@ -70,7 +74,7 @@ def work() -> None:
         sampled = name.startswith("bltkit:")
         if key not in sessions:
             subject = subject_for(name, form, backend)
-            text = benchmark_text(PLACE + context)[PLACE:]
+            text = bench_subject.benchmark_text(PLACE + context)[PLACE:]
             ids = encode(text)[None, :context] if sampled else decoding_rows(context, count, rows)[:, :context]
             sessions[key] = Session.start(subject.model, subject.scorer, subject.rule, rows).extend(ids)
         if sampled:
