@@ -58,8 +58,8 @@ except ImportError:  # their names of before
     from bltkit.bench.rates import Size, machine_rates
 threads, width, num_bytes = map(int, sys.argv[1:4])
 torch.set_num_threads(threads)
-found = machine_rates(torch.device("cpu"), sys.argv[4:], Size(num_bytes, width, matmul_width=256))
-print(json.dumps({"copy": found.copy_gb_per_second, **found.product_gb_per_second}))
+measured = machine_rates(torch.device("cpu"), sys.argv[4:], Size(num_bytes, width, matmul_width=256))
+print(json.dumps({"copy": measured.copy_gb_per_second, **measured.product_gb_per_second}))
 """
 """GB/s of one process; it runs with an older checkout's package as well."""
 
@@ -88,7 +88,7 @@ def rates(options: argparse.Namespace) -> Iterator[Row]:
     """A row for each width: medians over processes, which take turns with those of the baseline."""
     trees = {"here": None} if options.baseline is None else {"here": None, "baseline": options.baseline}
     for width in options.widths:
-        found: dict[str, list[Row]] = {side: [] for side in trees}
+        rounds: dict[str, list[Row]] = {side: [] for side in trees}
         for _ in range(options.rounds):
             for side, source in trees.items():
                 environment = os.environ | ({} if source is None else {"PYTHONPATH": source})
@@ -96,17 +96,19 @@ def rates(options: argparse.Namespace) -> Iterator[Row]:
                 numbers = [str(number) for number in (options.threads, width, options.num_bytes)]
                 command = [sys.executable, "-c", RATES, *numbers, *forms]
                 output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-                found[side].append(json.loads(output))
+                rounds[side].append(json.loads(output))
         row: Row = {"what": "rates", "width": width, "rounds": options.rounds, "num_bytes": options.num_bytes}
-        for side, rows in found.items():
-            medians = {name: statistics.median(one[name] for one in rows) for name in rows[0]}
+        for side, rows in rounds.items():
+            medians = {name: statistics.median(figures[name] for figures in rows) for name in rows[0]}
             row[side] = {"gb_per_second": medians}
             row[side]["share_of_copy"] = {
-                name: statistics.median(one[name] / one["copy"] for one in rows) for name in rows[0] if name != "copy"
+                name: statistics.median(figures[name] / figures["copy"] for figures in rows)
+                for name in rows[0]
+                if name != "copy"
             }
         if options.baseline is not None:
-            pairs = list(zip(found["here"], found["baseline"], strict=True))
-            names = [name for name in found["baseline"][0] if name != "copy"]
+            pairs = list(zip(rounds["here"], rounds["baseline"], strict=True))
+            names = [name for name in rounds["baseline"][0] if name != "copy"]
             row["against_baseline"] = {
                 name: statistics.median(ours[name] / theirs[name] for ours, theirs in pairs) for name in names
             }

@@ -276,8 +276,8 @@ class SessionState(ABC):
 
 def _joined(logits: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
     """Zeros where nothing was read: `Session.logits` refuses to show them."""
-    known = next((one for one in logits if one is not None), None)
-    if known is None:
+    shown = next((values for values in logits if values is not None), None)
+    if shown is None:
         return None
     pairs = zip(logits, rows, strict=True)
-    return torch.cat([known.new_zeros(count, known.shape[1]) if one is None else one for one, count in pairs])
+    return torch.cat([shown.new_zeros(count, shown.shape[1]) if values is None else values for values, count in pairs])

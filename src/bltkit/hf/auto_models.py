@@ -155,19 +155,6 @@ class BltkitPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
         """num_bytes: real ids of each row, which stand in front."""
         raise NotImplementedError
 
-    def _causal(
-        self, input_ids: Any, attention_mask: Any, labels: Any, logits_to_keep: Any, return_dict: Any, kwargs: Any
-    ) -> Any:
-        logits = self.outputs(input_ids, attention_mask, kwargs)
-        loss = None
-        if labels is not None:
-            options = {key: kwargs[key] for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
-            loss = self.loss_function(logits, labels, VOCAB_SIZE, **options)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-        logits = logits[:, kept if isinstance(logits_to_keep, int) else logits_to_keep]
-        output = CausalLMOutput(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
-
 
 class _WithRule(BltkitPreTrainedModel):
     """A BLT, its scorer and its rule. The scorer only places patches: it is frozen."""
@@ -193,8 +180,8 @@ class _WithRule(BltkitPreTrainedModel):
         return self.manifest.rule
 
 
-class BltkitForCausalLM(EngineGeneration, _WithRule, GenerationMixin):  # type: ignore[misc]
-    """A BLT of any rule and shape: ids [B, T] -> logits [B, T, 260], loss where there are labels, cached `generate`."""
+class CausalForward(BltkitPreTrainedModel):
+    """The `forward` of causal language models: logits and, with labels, their loss."""
 
     def forward(
         self,
@@ -206,7 +193,19 @@ class BltkitForCausalLM(EngineGeneration, _WithRule, GenerationMixin):  # type: 
         **kwargs: Any,
     ) -> Any:
         """labels: as in transformers, not shifted, -100 where nothing is learned. Returns a `CausalLMOutput`."""
-        return self._causal(input_ids, attention_mask, labels, logits_to_keep, return_dict, kwargs)
+        logits = self.outputs(input_ids, attention_mask, kwargs)
+        loss = None
+        if labels is not None:
+            options = {key: kwargs[key] for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
+            loss = self.loss_function(logits, labels, VOCAB_SIZE, **options)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        logits = logits[:, kept if isinstance(logits_to_keep, int) else logits_to_keep]
+        output = CausalLMOutput(loss=loss, logits=logits)
+        return output.to_tuple() if return_dict is False else output
+
+
+class BltkitForCausalLM(EngineGeneration, CausalForward, _WithRule, GenerationMixin):  # type: ignore[misc]
+    """A BLT of any rule and shape: ids [B, T] -> logits [B, T, 260], loss where there are labels, cached `generate`."""
 
     def engine_session(self, rows: int) -> Session:
         """See `EngineGeneration`."""
@@ -235,7 +234,7 @@ class BltkitModel(_WithRule):
         raise ValueError("BltkitModel has no head, which a checkpoint needs; load and save BltkitForCausalLM")
 
 
-class BltkitEntropyForCausalLM(BltkitPreTrainedModel):
+class BltkitEntropyForCausalLM(CausalForward):
     """An entropy model alone: ids [B, T] -> logits [B, T, 260] of the next byte. It does not generate."""
 
     config_class = BltkitEntropyConfig
@@ -244,23 +243,11 @@ class BltkitEntropyForCausalLM(BltkitPreTrainedModel):
     def _compute(self, ids: Int64[Tensor, "B T"], num_bytes: Int64[Tensor, " B"] | None) -> Float[Tensor, "B T V"]:
         return self.scorer(ids)
 
-    def forward(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        labels: Any = None,
-        logits_to_keep: Any = 0,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """See `BltkitForCausalLM.forward`."""
-        return self._causal(input_ids, attention_mask, labels, logits_to_keep, return_dict, kwargs)
-
 
 def _join_parts(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let a state that is named as in the checkpoint's files be loaded, too: their parts become our matrices."""
-    own = {prefix + name for name in module.state_dict()}
-    if all(name in own for name in state if name.startswith(prefix)):
+    names = {prefix + name for name in module.state_dict()}
+    if all(name in names for name in state if name.startswith(prefix)):
         return
     for name, parts in _file_parts(module.manifest):
         sources = [prefix + part.name for part in parts]

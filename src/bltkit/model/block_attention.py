@@ -1,10 +1,10 @@
-"""Attention of blocks behind a cache: what a drafting decoder sees while it fills in masked bytes (BLT-D, Fast BLT 2).
+"""Attention of blocks after cached bytes, for a decoder that fills in masked bytes (BLT-D, Fast BLT 2).
 
-The layout of training (`masked_blocks.py`) for one block a row: cells stand at positions from the block's start, see
-one another in both directions, and the cached clean bytes in front of the block within the window of their own
-position. Their keys and values are written into a slot behind the cache, anew in every pass, and nobody keeps them: a
-cache costs no copy then, where putting cells beside it would copy all of it in every layer. Masks and rotations are
-made once a block, not once a pass.
+The layout of training (`masked_blocks.py`) for one block per row: masked bytes stand at positions from
+the block's start, see one another in both directions, and the cached clean bytes in front of the block within the
+window of their own position. Every pass overwrites their keys and values in a slot after the cached ones, and none
+are kept: this copies nothing, where concatenation would copy the whole cache in every layer. Masks and rotations are
+computed once per block, not once per pass.
 """
 
 from collections.abc import Sequence

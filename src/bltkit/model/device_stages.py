@@ -83,7 +83,7 @@ class StagedTransformer(nn.Module):
     """A stack whose layers lie on several devices: `Transformer`s of neighbouring layers, one after another.
 
     Takes and gives activations on the device on which they come. Its layers have the names that they have in a
-    `Transformer`, whose place it takes for good: they count their caches anew.
+    `Transformer`, which it replaces for good: each stage indexes its caches from 0.
     """
 
     def __init__(self, stack: Transformer, devices: Sequence[torch.device]) -> None:

@@ -37,10 +37,10 @@ MANY_ROWS_INT4 = 64
 """The same for int4, whose weights take longer to widen."""
 
 INT8_STEP = 16
-"""torch's int8 kernel takes so many inputs at once and, where they do not come out even, reads beyond its arrays."""
+"""Inputs per step of torch's int8 kernel, which reads beyond its arrays if their number is no multiple of this."""
 
 INT4_OUTPUTS = 16
-"""torch's int4 kernel packs a multiple of so many outputs."""
+"""Divisor of the number of outputs that torch's int4 kernel packs."""
 
 
 class FormedLinear(nn.Module):

@@ -1,7 +1,7 @@
-"""Products that keep less for backward: what an elementwise step in front of them made is computed again there.
+"""Products that keep less for backward: the elementwise step in front of them is recomputed there.
 
 A plain product keeps its input. Where that is a norm of the stream or SwiGLU's inner product, the stream or the two
-halves are kept as well, and computing it anew is a few passes over memory against a product: a layer keeps half as
+halves are kept as well. Recomputing it costs a few passes over memory beside a product, and a layer keeps half as
 much. Only for plain weights in the activations' dtype: whatever else stands in a `Linear`'s place (rounded weights, an
 adapter), hooks, autocast and `torch.compile` get the plain way, which gives the same numbers.
 """
@@ -21,7 +21,7 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def reset_parameters(self) -> None:
-        """Nothing: torch would fill weights here that are drawn anew or loaded anyway."""
+        """Nothing: torch would fill weights here that are initialised or loaded anyway."""
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """Without torch's look at a bias that is not there, which a step of a small model would notice."""

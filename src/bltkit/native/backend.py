@@ -59,7 +59,7 @@ def backend_of(*modules: nn.Module | None) -> str:
 def accelerated(module: AnyModule) -> tuple[AnyModule, list[str]]:
     """A copy of a loaded model or scorer whose stacks are native, and which of them are not, each with the reason.
 
-    It shares norms, embeddings and tables with `module`; the weights of the products are laid out anew, in the
+    It shares norms, embeddings and tables with `module`; the weights of the products are copied into panels, in the
     precision that they have (`reform` comes first). Raises Unavailable where there is no library.
     """
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}

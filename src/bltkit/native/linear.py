@@ -24,7 +24,7 @@ PANEL = 64
 """Outputs of a panel; the last one is filled up with zeros."""
 
 MOST_POSITIONS = 64
-"""For more, one large product by torch with the weight laid out anew costs less."""
+"""Most positions of a native product; for more, one large product by torch with a row-major copy costs less."""
 
 HUGE_PAGE = 2**21
 LINE = 64
@@ -51,7 +51,7 @@ class NativeLinear(FormedLinear):
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The matrix that is multiplied with, in the dtype of the activations; laid out anew each time."""
+        """The matrix that is multiplied with, in the dtype of the activations; copied row-major at each access."""
         rows = self.panels.transpose(1, 2).reshape(-1, self.in_features)
         return rows[: self.out_features].to(self.dtype)
 

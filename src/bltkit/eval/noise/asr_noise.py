@@ -43,17 +43,17 @@ class Transcript(Damage):
     kind: Literal["transcript"] = "transcript"
 
     def damage(self, text: str, draws: Iterator[Draw]) -> str:
-        found: list[str] = []
+        pieces: list[str] = []
         for piece in re.findall(r"\S+|\s+", text):
             if piece.isspace():
-                found.append(piece)
+                pieces.append(piece)
                 continue
             draw = next(draws)
             said = _said(piece, draw[1]) if self.hit(draw) else piece
-            if not said and found:  # nothing but punctuation, which takes the space before it along
-                found.pop()
-            found.append(said)
-        return "".join(found)
+            if not said and pieces:  # nothing but punctuation, which takes the space before it along
+                pieces.pop()
+            pieces.append(said)
+        return "".join(pieces)
 
 
 def spoken(word: str) -> str:
@@ -75,11 +75,11 @@ def spoken(word: str) -> str:
 def _said(word: str, number: float) -> str:
     filled, number = split(number, FILLED)
     misheard, number = split(number, MISHEARD)
-    found = spoken(word)
-    if not found:
-        return found
-    other, number = _drawn(homophones().get(found.replace("’", "'"), (found,)), number)
-    return (pick(FILLERS, number) + " " if filled else "") + (other if misheard else found)
+    bare = spoken(word)
+    if not bare:
+        return bare
+    other, number = _drawn(homophones().get(bare.replace("’", "'"), (bare,)), number)
+    return (pick(FILLERS, number) + " " if filled else "") + (other if misheard else bare)
 
 
 def _drawn(options: tuple[str, ...], number: float) -> tuple[str, float]:

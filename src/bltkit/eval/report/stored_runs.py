@@ -194,7 +194,7 @@ class StoredRun:
         path = self._place(task)
         if not path.is_file():
             raise ValueError(f"{path}: missing; the evaluation was broken off, run it again with --resume")
-        found: dict[str, StoredEntry] = {}
+        entries: dict[str, StoredEntry] = {}
         for number, start, line in _lines(path):
             where = f"{path}, line {number}"
             data = _parse(line, where)
@@ -203,16 +203,16 @@ class StoredRun:
                 entry = _entry(record, start, len(line))
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 raise ValueError(f"{where}: not an item's record; run the evaluation again") from None
-            if record.id in found:
+            if record.id in entries:
                 raise ValueError(f"{path}, line {number}: item {record.id!r} is there twice; run the evaluation again")
-            found[record.id] = entry
-        graded = sum(result.metric in entry.metrics for entry in found.values())
+            entries[record.id] = entry
+        graded = sum(result.metric in entry.metrics for entry in entries.values())
         if graded != result.n:
             raise ValueError(
                 f"{path}: {graded} items, {RESULTS} counts {result.n}; the evaluation was broken off or still runs, "
                 "finish it with --resume"
             )
-        return found
+        return entries
 
     def _place(self, task: str) -> Path:
         return self.directory / RECORDS / Path(self.results.results[task].records or f"{task}.jsonl").name
