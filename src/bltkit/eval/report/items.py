@@ -113,7 +113,8 @@ def replies(
 ) -> tuple[tuple[Choice, ...], tuple[tuple[str, Seen], ...]]:
     """Choices, where the item has some, and texts with their names: what was written, and the rest of the record."""
     texts = asked_texts(record.requests)
-    ends = [text[len(shared_context(texts)) :] for text in texts]
+    shared = len(shared_context(texts))
+    ends = [text[shared:] for text in texts]
     rest = {key: value for key, value in record.shown.items() if value is not None}
     choices: list[Choice] = []
     written: list[tuple[str, Seen]] = []
