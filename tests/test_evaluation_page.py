@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bltkit.eval.report import write_page
 from bltkit.eval.report.items import asked_texts, shared_context, visible
 from bltkit.eval.report.page import MAX_BYTES
-from bltkit.eval.report.plots import Mark, Panel, PlotRow, dot_whisker, histogram
+from bltkit.eval.report.plots import DotPanel, PlotMark, PlotRow, dot_whisker, histogram
 from tests.eval_runs import write_run
 from tests.html_pages import HOSTILE, Page, check_alone, pictures
 
@@ -188,19 +188,22 @@ def test_what_requests_share_ends_at_a_word() -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_scales_hold_every_value(values: list[float]) -> None:
     """Also one at 0 or without width; differences have 0 in the middle."""
-    rows = tuple(PlotRow("x", (Mark(value, (value - 1, value + 1)),), chance=0.25) for value in values)
-    low, high = Panel("p", rows).limits
+    rows = tuple(PlotRow("x", (PlotMark(value, (value - 1, value + 1)),), chance=0.25) for value in values)
+    low, high = DotPanel("p", rows).limits
     assert low <= min(0, min(values) - 1) and high >= max(values) + 1 and low < high
-    low, high = Panel("p", rows, centred=True).limits
+    low, high = DotPanel("p", rows, centred=True).limits
     assert low == -high and max(map(abs, values)) <= high
-    assert Panel("p", rows, highest=1.0).limits[1] == 1.0
-    assert Panel("p", (PlotRow("x", (Mark(math.nan),)),)).limits[1] > 0
+    assert DotPanel("p", rows, highest=1.0).limits[1] == 1.0
+    assert DotPanel("p", (PlotRow("x", (PlotMark(math.nan),)),)).limits[1] > 0
 
 
 def test_dots_lie_at_their_values_with_their_intervals() -> None:
     pytest.importorskip("matplotlib")
-    rows = (PlotRow("a", (Mark(0.3, (0.2, 0.5)), Mark(0.6, None, 9)), "0.300", 0.25), PlotRow("b", (Mark(math.nan),)))
-    figure = dot_whisker([Panel("higher is better", rows, 1.0), Panel("lower is better", rows[:1])])
+    rows = (
+        PlotRow("a", (PlotMark(0.3, (0.2, 0.5)), PlotMark(0.6, None, 9)), "0.300", 0.25),
+        PlotRow("b", (PlotMark(math.nan),)),
+    )
+    figure = dot_whisker([DotPanel("higher is better", rows, 1.0), DotPanel("lower is better", rows[:1])])
     axes, other = figure.axes
     assert [line.get_xdata().tolist() for line in axes.lines] == [[0.3], [0.6]] and len(other.lines) == 2
     spans = [path.vertices[:, 0].tolist() for lines in axes.collections for path in lines.get_paths()]

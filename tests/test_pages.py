@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.views.figures import PAPER, displayable, house_style, new_figure, to_page_svg, to_png, write
-from bltkit.views.pages import Cell, Table, picture, render_page
+from bltkit.views.pages import Cell, PageTable, picture, render_page
 from tests.html_pages import HOSTILE, UNFIT, Page, check_alone, pictures
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
@@ -35,7 +35,7 @@ class Titles(HTMLParser):
 @given(ANY_TEXT)
 def test_text_comes_back_from_a_parser_as_it_went_in(text: str) -> None:
     """As content and as an attribute; what no page may hold comes back as U+FFFD, one for one."""
-    table = Table(text, ("a", "b"), [(f"<{text}>", Cell(f"<{text}>", code=f"<{text}>"))])
+    table = PageTable(text, ("a", "b"), [(f"<{text}>", Cell(f"<{text}>", code=f"<{text}>"))])
     markup = render_page(COSTS, "t", picture=None, table=table)
     markup.encode()
     expected = f"<{UNFIT.sub(chr(0xFFFD), text)}>"
@@ -45,7 +45,7 @@ def test_text_comes_back_from_a_parser_as_it_went_in(text: str) -> None:
 
 def test_a_page_stands_alone_whatever_is_in_it() -> None:
     cells = (HOSTILE, Cell(HOSTILE, 0.1, "bad", note=HOSTILE, mark=2, label=HOSTILE))
-    table = Table(HOSTILE, (HOSTILE, "n"), [cells], sortable=True)
+    table = PageTable(HOSTILE, (HOSTILE, "n"), [cells], sortable=True)
     text = render_page(COSTS, HOSTILE, picture=None, table=table)
     text.encode()
     page = check_alone(text)
@@ -58,7 +58,7 @@ def test_a_page_stands_alone_whatever_is_in_it() -> None:
 
 def test_the_policy_lets_the_pages_own_script_and_style_work() -> None:
     """The hashes it names are those of what stands in the page."""
-    text = render_page(COSTS, "t", picture=None, table=Table("t", ("a",), []))
+    text = render_page(COSTS, "t", picture=None, table=PageTable("t", ("a",), []))
     policy = next(one["content"] for one in Page(text).named("meta") if "http-equiv" in one)
     for name in ("script", "style"):
         inside = re.search(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
@@ -71,9 +71,9 @@ def test_pictures_follow_light_and_dark_and_keep_texts_harmless() -> None:
     pytest.importorskip("matplotlib")
     with house_style():
         figure = new_figure(200, 100)
-        write(figure, 10, 50, displayable(HOSTILE))
+        write(figure, 10, 50, HOSTILE)
     shown = picture(lambda: figure, HOSTILE)
-    page = check_alone(render_page(COSTS, "t", picture=shown, table=Table("t", ("a",), [])))
+    page = check_alone(render_page(COSTS, "t", picture=shown, table=PageTable("t", ("a",), [])))
     (svg,) = pictures(page)
     assert "alert" in svg and "<script" not in svg and PAPER in svg
     assert "var(--c1c2430)" in svg and "--c1c2430:#e4e8ee" in svg

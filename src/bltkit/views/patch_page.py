@@ -12,7 +12,7 @@ from bltkit.patching.patched import PatchedText
 from bltkit.views.compare import Comparison
 from bltkit.views.facts import count, describe, draws_threshold, facts, statistics
 from bltkit.views.glyphs import GlyphCell, cells, split, text_lines
-from bltkit.views.pages import Cell, CellLike, Table, render_page
+from bltkit.views.pages import Cell, CellLike, PageTable, render_page
 
 COLOURS = 4
 """Colours of patches: the classes p0 to p3 of page.css."""
@@ -105,7 +105,7 @@ def _comparison_page(comparison: Comparison) -> str:
         about=about,
         groups=groups,
         scale=next((scale.words for scale in scales if scale.words), ""),
-        figures=Table("figures of all schemes", heads, figures, texts=2),
+        figures=PageTable("figures of all schemes", heads, figures, texts=2),
         tables=[_patch_table(scheme.title, scheme.patched) for scheme in schemes],
     )
 
@@ -168,7 +168,7 @@ def _hint(patched: PatchedText, number: int) -> str:
     return f"patch {number + 1}: {count(len(piece), 'byte', 'bytes')} from {start} · {piece.hex(' ')}{score}"
 
 
-def _patch_table(title: str, patched: PatchedText) -> tuple[str, Table]:
+def _patch_table(title: str, patched: PatchedText) -> tuple[str, PageTable]:
     """All patches, byte for byte: what bars do not say exactly, and what can be copied; and the line above them."""
     scores = patched.scores
     kind = [] if scores is None else [str(patched.score_kind)]
@@ -178,7 +178,7 @@ def _patch_table(title: str, patched: PatchedText) -> tuple[str, Table]:
         for start, piece in zip(patched.starts, patched.pieces, strict=True)
     ]
     summary = " · ".join(filter(None, (title, f"{count(len(rows), 'patch', 'patches')} in figures")))
-    return summary, Table(summary, heads, rows, texts=0)
+    return summary, PageTable(summary, heads, rows, texts=0)
 
 
 def _texts(piece: bytes) -> Iterator[Cell]:

@@ -25,7 +25,7 @@ from bltkit.views.figures import (
     write_figure,
 )
 from bltkit.views.line_plots import LinePlot, PlotLine, draw_into, size_of
-from bltkit.views.pages import Table, picture, render_page
+from bltkit.views.pages import PageTable, picture, render_page
 
 SIZES = (4.0, 6.0, 8.0)
 """Bytes per patch of the bars: the paper's."""
@@ -198,5 +198,5 @@ def _page(costs: UnitCosts) -> str:
         "cost/ledger/costs.html.j2",
         title,
         picture=picture(lambda: draw_costs(costs), f"{title}, by module and by bytes per {costs.unit}"),
-        table=Table(title, heads, rows, texts=0),
+        table=PageTable(title, heads, rows, texts=0),
     )

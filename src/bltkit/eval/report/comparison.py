@@ -9,7 +9,7 @@ from bltkit.eval.report.differences import DRAWS, Difference
 from bltkit.eval.report.items import Amount, ItemCard, Reply, chosen, prompt, replies, visible
 from bltkit.eval.report.page import fitting
 from bltkit.eval.report.pairing import RunComparison, TaskPair, compare
-from bltkit.eval.report.plots import Mark, Panel, PlotRow, dot_whisker
+from bltkit.eval.report.plots import DotPanel, PlotMark, PlotRow, dot_whisker
 from bltkit.eval.report.stored_runs import Figure, TaskResult
 from bltkit.eval.report.words import (
     NOTHING,
@@ -24,7 +24,7 @@ from bltkit.eval.report.words import (
     short,
     signed,
 )
-from bltkit.views.pages import Cell, CellLike, Picture, Table, picture, render_page
+from bltkit.views.pages import Cell, CellLike, PageTable, Picture, picture, render_page
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class PairSection:
     settings: list[tuple[str, str]]
     has_tasks: bool
     picture: Picture | None
-    differences: Table | None
+    differences: PageTable | None
     without: str
     """Metrics without a difference."""
-    agreement: Table | None
+    agreement: PageTable | None
 
 
 def write_comparison(directories: Sequence[Path], place: Path) -> RunComparison:
@@ -73,7 +73,7 @@ def write_comparison(directories: Sequence[Path], place: Path) -> RunComparison:
     return comparison
 
 
-def _runs(comparison: RunComparison) -> Table:
+def _runs(comparison: RunComparison) -> PageTable:
     rows = [
         (
             Cell(label, mark=at),
@@ -86,7 +86,7 @@ def _runs(comparison: RunComparison) -> Table:
         )
         for at, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True))
     ]
-    return Table("runs", ("run", "kind", "fingerprint", "noise", "limit", "seed", "directory"), rows)
+    return PageTable("runs", ("run", "kind", "fingerprint", "noise", "limit", "seed", "directory"), rows)
 
 
 def _warnings(comparison: RunComparison, pairs: Sequence[TaskPair]) -> list[tuple[str, str]]:
@@ -130,11 +130,11 @@ def _overview(comparison: RunComparison) -> Picture | None:
         rows = []
         for task in tasks:
             results = _results(comparison, task)
-            marks = tuple(Mark(one.value, one.interval, at) for at, one in results if one.value is not None)
+            marks = tuple(PlotMark(one.value, one.interval, at) for at, one in results if one.value is not None)
             rows.append(PlotRow(task, marks, main_metric(results[0][1]), _chance(comparison, task, None, None)))
             values = [about(comparison.labels[at], main_figure(one), highest) for at, one in results]
             titles.append(f"{task}: {'; '.join(values)}")
-        panels.append(Panel(f"{better} is better", tuple(rows), highest))
+        panels.append(DotPanel(f"{better} is better", tuple(rows), highest))
     return picture(lambda: dot_whisker(panels), ". ".join(titles)) if panels else None
 
 
@@ -144,7 +144,7 @@ def _results(comparison: RunComparison, task: str) -> list[tuple[int, TaskResult
     return [(at, one) for at, one in results if one is not None]
 
 
-def _values(comparison: RunComparison) -> Table:
+def _values(comparison: RunComparison) -> PageTable:
     """A line for each task and metric, a column for each run."""
     rows: list[tuple[CellLike, ...]] = []
     for task in comparison.tasks:
@@ -159,7 +159,7 @@ def _values(comparison: RunComparison) -> Table:
             cells = [_value(results.get(at), name, level, highest) for at in range(len(comparison.runs))]
             rows.append((task, _named(name, level), cell(_chance(comparison, task, name, level), highest), *cells))
     heads = [Cell(label, mark=at) for at, label in enumerate(comparison.labels)]
-    return Table("values of all runs", ("task", "metric", "chance", *heads), rows, texts=2, sortable=True)
+    return PageTable("values of all runs", ("task", "metric", "chance", *heads), rows, texts=2, sortable=True)
 
 
 def _named(metric: str, level: str | None) -> str:
@@ -213,19 +213,19 @@ def _difference_picture(other: int, pairs: Sequence[TaskPair]) -> Picture | None
         for one in pair.differences:
             scale = (one.highest, one.better, "" if one.highest is not None else one.metric)
             name = f"{pair.task}, {_named(one.metric, one.level)}"
-            row = PlotRow(name, (Mark(one.value, one.interval, other),), signed(one.value, one.highest))
+            row = PlotRow(name, (PlotMark(one.value, one.interval, other),), signed(one.value, one.highest))
             scales.setdefault(scale, []).append(row)
-    panels = [Panel(f"{better} is better", tuple(rows), centred=True) for (_, better, _), rows in scales.items()]
+    panels = [DotPanel(f"{better} is better", tuple(rows), centred=True) for (_, better, _), rows in scales.items()]
     return picture(lambda: dot_whisker(panels), "differences, as in the table") if panels else None
 
 
-def _differences(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> Table:
+def _differences(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> PageTable:
     """A line for each task and metric."""
     first, label = comparison.labels[0], comparison.labels[other]
     rows = [_line(pair.task, one) for pair in pairs for one in pair.differences]
     sides = (Cell(mark=0, label=first), Cell(mark=other, label=label))
     heads = ("task", "metric", "items", *sides, "difference", "95 % interval", "", "")
-    return Table(f"differences of {label} to {first}", heads, rows, texts=2)
+    return PageTable(f"differences of {label} to {first}", heads, rows, texts=2)
 
 
 def _line(task: str, one: Difference) -> tuple[CellLike, ...]:
@@ -242,7 +242,7 @@ def _line(task: str, one: Difference) -> tuple[CellLike, ...]:
     )
 
 
-def _agreement(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> Table:
+def _agreement(comparison: RunComparison, other: int, pairs: Sequence[TaskPair]) -> PageTable:
     """How often which run was better on an item, by the main metric."""
     rows: list[tuple[CellLike, ...]] = []
     for pair in pairs:
@@ -268,7 +268,7 @@ def _agreement(comparison: RunComparison, other: int, pairs: Sequence[TaskPair])
         Cell("only", mark=0, label=first),
         Cell("only", mark=other, label=label),
     )
-    return Table("agreement of items", heads, rows, sortable=True)
+    return PageTable("agreement of items", heads, rows, sortable=True)
 
 
 def _count(count: int | None) -> Cell:

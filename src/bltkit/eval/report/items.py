@@ -36,7 +36,7 @@ Seen: TypeAlias = tuple[tuple[str, bool], ...]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ItemChoice:
     """A choice of an item: its text, its log-probability (and that per byte), whether it is right and was taken."""
 
     text: Seen
@@ -50,7 +50,7 @@ class Reply:
     """What came back from a run. series: the run's number, where there are several; written: texts with their names."""
 
     series: int | None
-    choices: tuple[Choice, ...]
+    choices: tuple[ItemChoice, ...]
     written: tuple[tuple[str, Seen], ...]
     label: str = ""
 
@@ -110,13 +110,13 @@ def prompt(record: StoredRecord, amount: Amount) -> Seen:
 
 def replies(
     record: StoredRecord, result: TaskResult, amount: Amount
-) -> tuple[tuple[Choice, ...], tuple[tuple[str, Seen], ...]]:
+) -> tuple[tuple[ItemChoice, ...], tuple[tuple[str, Seen], ...]]:
     """Choices, where the item has some, and texts with their names: what was written, and the rest of the record."""
     texts = asked_texts(record.requests)
     shared = len(shared_context(texts))
     ends = [text[shared:] for text in texts]
     rest = {key: value for key, value in record.shown.items() if value is not None}
-    choices: list[Choice] = []
+    choices: list[ItemChoice] = []
     written: list[tuple[str, Seen]] = []
     logprobs = [one.get("logprob") for one in record.answers]
     if len(texts) > 1 and any(value is not None for value in logprobs):
@@ -131,7 +131,7 @@ def replies(
             if result.metric == "acc_norm":
                 shares.append(logprob / size if logprob is not None and size else None)
             figures = tuple("—" if one is None else f"{one:.2f}" for one in shares)
-            choices.append(Choice(visible(end, amount.answer), figures, at == gold, at == took))
+            choices.append(ItemChoice(visible(end, amount.answer), figures, at == gold, at == took))
     else:
         for end, answer in list(zip(ends, record.answers, strict=False))[:4]:
             if len(texts) > 1:

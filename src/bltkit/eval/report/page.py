@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bltkit.checkpoint import write_atomic
 from bltkit.eval.report.items import AMOUNTS, Amount, samples
-from bltkit.eval.report.plots import Mark, Panel, PlotRow, dot_whisker, histogram
+from bltkit.eval.report.plots import DotPanel, PlotMark, PlotRow, dot_whisker, histogram
 from bltkit.eval.report.stored_runs import Figure, StoredEntry, StoredRun, TaskResult, item_value, read_run
 from bltkit.eval.report.words import (
     NOTHING,
@@ -23,7 +23,7 @@ from bltkit.eval.report.words import (
     number,
     short,
 )
-from bltkit.views.pages import Cell, CellLike, Picture, Table, picture, render_page
+from bltkit.views.pages import Cell, CellLike, PageTable, Picture, picture, render_page
 
 REPORT = "report.html"
 MAX_BYTES = 2_000_000
@@ -41,7 +41,7 @@ class GroupSection:
 
     level: str
     picture: Picture | None
-    table: Table
+    table: PageTable
     left_out: int
 
 
@@ -53,7 +53,7 @@ class TaskSection:
     anchor: str
     said: str
     prompt: Cell
-    metrics: Table
+    metrics: PageTable
     groups: tuple[GroupSection, ...]
     spread: tuple[str, Picture, str] | None
     """Heading, picture and caption of how items differ."""
@@ -108,7 +108,7 @@ def _overview(tasks: Mapping[str, TaskResult]) -> Picture | None:
         scale = (task.highest, task.better, "" if task.highest is not None else task.metric)
         scales.setdefault(scale, []).append(name)
     panels = [
-        Panel(
+        DotPanel(
             f"{better} is better",
             tuple(figure_row(name, main_figure(tasks[name]), tasks[name].highest) for name in names),
             highest,
@@ -121,11 +121,11 @@ def _overview(tasks: Mapping[str, TaskResult]) -> Picture | None:
 
 def figure_row(name: str, figure: Figure, highest: float | None) -> PlotRow:
     """A figure as a row of a plot."""
-    marks = () if figure.value is None else (Mark(figure.value, figure.interval),)
+    marks = () if figure.value is None else (PlotMark(figure.value, figure.interval),)
     return PlotRow(name, marks, number(figure.value, highest), figure.chance)
 
 
-def _summary(tasks: Mapping[str, TaskResult]) -> Table:
+def _summary(tasks: Mapping[str, TaskResult]) -> PageTable:
     """One line a task."""
     heads = (
         "task",
@@ -154,7 +154,7 @@ def _summary(tasks: Mapping[str, TaskResult]) -> Table:
         )
         for name, task in tasks.items()
     ]
-    return Table("results of all tasks", heads, rows, texts=2, sortable=True)
+    return PageTable("results of all tasks", heads, rows, texts=2, sortable=True)
 
 
 def _section(run: StoredRun, name: str) -> TaskSection:
@@ -190,7 +190,7 @@ def _cut(task: TaskResult) -> str | None:
     return f"{cut(task)} {'context' if cut(task) == '1' else 'contexts'} cut on the left{window}"
 
 
-def _metrics(task: TaskResult) -> Table:
+def _metrics(task: TaskResult) -> PageTable:
     """All metrics over items, and the means over groups."""
     rows: list[tuple[CellLike, ...]] = []
     for name, metric in task.metrics.items():
@@ -209,7 +209,7 @@ def _metrics(task: TaskResult) -> Table:
                     Cell(direction(metric), kind="t quiet"),
                 )
             )
-    return Table("metrics", ("metric", *_ESTIMATE, "n", ""), rows)
+    return PageTable("metrics", ("metric", *_ESTIMATE, "n", ""), rows)
 
 
 def _groups(task: TaskResult, level: str) -> GroupSection:
@@ -238,11 +238,13 @@ def _groups(task: TaskResult, level: str) -> GroupSection:
         )
         for name, figure in figures.items()
     ]
-    panel = Panel(f"{main}, {better} is better", tuple(figure_row(*row, highest) for row in figures.items()), highest)
+    panel = DotPanel(
+        f"{main}, {better} is better", tuple(figure_row(*row, highest) for row in figures.items()), highest
+    )
     return GroupSection(
         level,
         picture(lambda: dot_whisker([panel], 500), f"{main} by {level}, as in the table"),
-        Table(f"by {level}", (level, main, "95 % interval", "items", *others), rows, sortable=True),
+        PageTable(f"by {level}", (level, main, "95 % interval", "items", *others), rows, sortable=True),
         len(groups) - len(names),
     )
 

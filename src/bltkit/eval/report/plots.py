@@ -30,7 +30,7 @@ _NAME = 34
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlotMark:
     """A value with its interval. series: number of the run, which gives colour and marker."""
 
     value: float
@@ -43,13 +43,13 @@ class PlotRow:
     """A name and its marks, one below the other. note: stands at the right end. chance: what guessing scores."""
 
     name: str
-    marks: tuple[Mark, ...]
+    marks: tuple[PlotMark, ...]
     note: str = ""
     chance: float | None = None
 
 
 @dataclass(frozen=True)
-class Panel:
+class DotPanel:
     """Rows on one scale. highest: the scale's top, where there is one; centred: 0 lies in the middle."""
 
     title: str
@@ -71,7 +71,7 @@ class Panel:
 
 
 @house_style(PAGE_SIZE)
-def dot_whisker(panels: Sequence[Panel], width: float = 860.0) -> Figure:
+def dot_whisker(panels: Sequence[DotPanel], width: float = 860.0) -> Figure:
     """Panels below one another, each row a name with its marks, their intervals and what guessing scores."""
     heights = [sum(map(_height, panel.rows)) + _HEAD for panel in panels]
     rows = [row for panel in panels for row in panel.rows]
@@ -92,7 +92,7 @@ def dot_whisker(panels: Sequence[Panel], width: float = 860.0) -> Figure:
         axes.tick_params(length=0)
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "bottom"]].set_visible(False)
-        figure.text(4 / width, 1 - (top - height + _HEAD - 12) / total, panel.title, color=MUTED)
+        figure.text(4 / width, 1 - (top - height + _HEAD - 12) / total, displayable(panel.title), color=MUTED)
         if low < 0:
             axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
         places = []
@@ -103,8 +103,8 @@ def dot_whisker(panels: Sequence[Panel], width: float = 860.0) -> Figure:
             if row.chance is not None and math.isfinite(row.chance):
                 axes.vlines(row.chance, y, y + _height(row), color=MUTED, linestyle=(0, (3, 3)), linewidth=0.9)
             axes.annotate(
-                row.note, (1, middle), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                va="center", annotation_clip=False,
+                displayable(row.note), (1, middle), (6, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", annotation_clip=False,
             )  # fmt: skip
             for at, mark in enumerate(row.marks):
                 _draw_mark(axes, mark, middle + _STEP * (at - (len(row.marks) - 1) / 2))
@@ -144,7 +144,7 @@ def histogram(values: Sequence[float], *, left: str = "", right: str = "", signe
     return figure
 
 
-def _draw_mark(axes: Axes, mark: Mark, y: float) -> None:
+def _draw_mark(axes: Axes, mark: PlotMark, y: float) -> None:
     if not math.isfinite(mark.value):
         return
     series = mark.series % len(MARKERS)
