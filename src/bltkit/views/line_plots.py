@@ -1,4 +1,4 @@
-"""Named lines over two logarithmic axes: ratios are distances, which is what speeds and costs are compared by."""
+"""Named lines over two logarithmic axes, on which equal ratios of speeds or costs are equal distances."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _LINE = 17.0
 
 @dataclass(frozen=True)
 class PlotLine:
-    """A named line through points (x, y), both above 0, x ascending. note: stands behind the name."""
+    """A named line through points (x, y), both above 0, x ascending. note: text after the name."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -31,7 +31,7 @@ class PlotLine:
 
 @dataclass(frozen=True)
 class LinePlot:
-    """Lines and what they say."""
+    """Lines with the title, the line below it and the names of the axes."""
 
     title: str
     about: str

@@ -31,7 +31,7 @@ class PageCell:
 
 @dataclass(frozen=True)
 class PagePatches:
-    """Neighbouring cells that begin in one patch, and what the mouse is told about the patches."""
+    """Neighbouring cells that begin in one patch, and the hint that a browser shows."""
 
     hint: str
     cells: tuple[PageCell, ...]
@@ -48,7 +48,7 @@ class PageRow:
 
 
 def patch_page(subject: PatchedText | Comparison) -> str:
-    """A page that stands alone.
+    """Write the page: one file, which loads nothing.
 
     Raises ValueError for an empty text or one of more lines than a picture holds.
     """
@@ -169,7 +169,7 @@ def _hint(patched: PatchedText, number: int) -> str:
 
 
 def _patch_table(title: str, patched: PatchedText) -> tuple[str, PageTable]:
-    """All patches, byte for byte: what bars do not say exactly, and what can be copied; and the line above them."""
+    """All patches, byte for byte, with exact figures to copy; and the line above them."""
     scores = patched.scores
     kind = [] if scores is None else [str(patched.score_kind)]
     heads: list[CellLike] = ["start", "bytes", *kind, Cell("hex", kind="t"), Cell("text", kind="t")]

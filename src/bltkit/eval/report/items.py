@@ -32,7 +32,7 @@ AMOUNTS = (Amount(4, 900, 500), Amount(2, 500, 300), Amount(1, 300, 160), Amount
 
 
 Seen: TypeAlias = tuple[tuple[str, bool], ...]
-"""A text in pieces: each with whether it is a sign for what would not be seen."""
+"""Pieces of a text, each with whether it is a sign for characters that would not be seen."""
 
 
 @dataclass(frozen=True)

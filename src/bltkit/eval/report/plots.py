@@ -40,7 +40,7 @@ class PlotMark:
 
 @dataclass(frozen=True)
 class PlotRow:
-    """A name and its marks, one below the other. note: stands at the right end. chance: what guessing scores."""
+    """A name and its marks, one below the other. note: text at the right end. chance: score of guessing."""
 
     name: str
     marks: tuple[PlotMark, ...]
@@ -72,7 +72,7 @@ class DotPanel:
 
 @house_style(PAGE_SIZE)
 def dot_whisker(panels: Sequence[DotPanel], width: float = 860.0) -> Figure:
-    """Panels below one another, each row a name with its marks, their intervals and what guessing scores."""
+    """Figure of panels below one another; a row shows its marks, their intervals and the score of guessing."""
     heights = [sum(map(_height, panel.rows)) + _HEAD for panel in panels]
     rows = [row for panel in panels for row in panel.rows]
     titles = [panel.title for panel in panels]
