@@ -1,8 +1,10 @@
 """The page of one evaluation: what was evaluated, all tasks at a glance, then each task with its groups and items."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bltkit.checkpoint import write_atomic
@@ -256,19 +258,21 @@ def _further(task: TaskResult, figure: Figure | None, metric: str) -> Cell:
 
 def _spread(task: TaskResult, entries: Mapping[str, StoredEntry]) -> tuple[str, Picture, str] | None:
     """How sure the choices were, or how a metric's values lie, where items have more than two of them."""
-    margins = [entry.margin for entry in entries.values() if entry.margin is not None]
+    margins = _finite(entry.margin for entry in entries.values())
     if len(margins) > 1:
         sides = {"left": "another is likelier", "right": "the right one is likeliest"}
-        shown = picture(
-            lambda: histogram(margins, signed=True, **sides), f"{task.task}: margins of {len(margins)} items"
-        )
+        draw = partial(histogram, margins, signed=True, **sides)
+        shown = picture(draw, f"{task.task}: margins of {len(margins)} items")
         caption = "ln p of the right choice less that of the likeliest other, in nats; an item counts once."
         return None if shown is None else ("How clearly the right choice wins", shown, caption)
     for name in task.metrics:
-        values = [item_value(entry.metrics.get(name)) for entry in entries.values()]
-        present = [value for value in values if value is not None]
-        if len(set(present)) > 2:
-            shown = picture(lambda: histogram(present), f"{task.task}: {name} of {len(present)} items")  # noqa: B023
-            caption = f"{counted(len(present), 'item')}, each on its own."
+        values = _finite(item_value(entry.metrics.get(name)) for entry in entries.values())
+        if len(set(values)) > 2:
+            shown = picture(partial(histogram, values), f"{task.task}: {name} of {len(values)} items")
+            caption = f"{counted(len(values), 'item')}, each on its own."
             return None if shown is None else (f"{name} of the items", shown, caption)
     return None
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
