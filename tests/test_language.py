@@ -50,7 +50,7 @@ def hits(text: str) -> list[str]:
 
 
 def test_banned_phrases_are_recognised() -> None:
-    assert len(hits("Behind a\ncontext of 5 bytes a patch it is drawn anew (sp" "ec 3.7).")) == 4
+    assert len(hits("Behind a\ncontext of 5 bytes a patch it is drawn anew (spec 3.7).")) == 4
     assert not hits(prose("`anew`\n\n```text\nbroken off\n```\n[a](anew.md)"))
 
 
