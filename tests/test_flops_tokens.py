@@ -170,7 +170,7 @@ def test_what_a_config_says_of_training(tmp_path: Path) -> None:
 
 
 def test_parameters_without_tables() -> None:
-    """Of the released models, spec 9.1."""
+    """Of the released models, docs/model.md 10."""
     for preset, tables, whole in (("1b", 3_072_012_288, 4_533_879_808), ("8b", 3_840_015_360, 10_553_570_560)):
         found = ledger(blt_preset(preset), entropy_preset("100m"))
         assert (found.params, found.params - found.params_without_tables) == (whole, tables)

@@ -1,4 +1,4 @@
-"""The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
+"""The local decoder: patches -> bytes (BLT 3.3, docs/model.md 8). A byte reads one latent before each layer."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -56,7 +56,7 @@ class LocalDecoder(nn.Module):
         self.head = Linear(config.decoder.width, VOCAB_SIZE)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise as spec 8 says."""
+        """Initialise as docs/model.md 9 says."""
         for projection in (self.patch_projection, self.head):
             truncated_normal(projection.weight, projection.in_features**-0.5, generator)
         for i, block in enumerate(self.readers):
