@@ -14,7 +14,7 @@ from bltkit.vocab import encode
 PACKAGE = Path(bltkit.__file__).resolve().parent
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 MAX_LINES = 4000
-MAX_FILES = 28
+MAX_FILES = 26
 
 
 def executed(function: Callable[[], object]) -> set[str]:
