@@ -13,7 +13,7 @@ from bltkit.cost.formulas.operations import exact_flops, paper_flops
 from bltkit.cost.ledger import PATCH_BYTES, Ledger, ledger, ledger_of
 from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
-from bltkit.generate.pass_counts import Passes
+from bltkit.generate.session_state import Passes
 from bltkit.model import (
     Blt,
     BltConfig,

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bltkit.generate.constraint import Constraint, follow, masks_along
 from bltkit.generate.ledger import Stats
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Choice, choose, seen_along
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
 from bltkit.generate.top_logprobs import Tops
