@@ -25,6 +25,7 @@ RECURRING = {
     "study.py": "the verb, and the contract of a study",
     "driver.py": "the loop around a study, and the one around a program in the sandbox",
     "store.py": "rows of a study, and text on disk",
+    "plots.py": "figures of studies, and those of evaluations",
 }
 """File names that may occur several times, and why; at most ten."""
 VAGUE_NAMES = re.compile(r"(utils?|common|helpers?|misc|base_.*)\.py")
