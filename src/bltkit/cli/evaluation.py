@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.terminal import (
+    Backend,
     Device,
     Json,
     ScorerWeights,
@@ -90,6 +91,7 @@ def evaluate(
     ] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Backend = "eager",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -125,6 +127,7 @@ def evaluate(
         device=str(place),
         weights=weights,
         scorer_weights=scorer_weights,
+        backend=backend,
     )
     options: dict[str, Any] = {
         "resume": resume,

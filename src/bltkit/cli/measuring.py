@@ -66,6 +66,9 @@ def bench(
     weights: Annotated[
         list[str] | None, typer.Option(help="Their form, such as bf16 (repeatable); default: fp32, of `weights` all.")
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="decode: what runs a step, eager (default), native or auto.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="decode: default 0, which is greedy; serve: default 0.8.")
     ] = None,
@@ -118,6 +121,7 @@ def bench(
     prompted: dict[str, Any] = {"--prompts": prompts, "--strategy": strategy, "--draft": draft, "--seed": seed}
     decoding: dict[str, Any] = {
         "--peer-dtype": peer_dtype,
+        "--backend": backend,
         "--temperature": temperature,
         "--max-bytes": max_bytes,
         "--plot": plot,
@@ -183,7 +187,12 @@ def bench(
         measurements = _each(what, source, context or [1024], batches, shared)
     else:
         shared |= _given(
-            forms=weights, batches=batch, temperature=temperature, peer=peer, peer_dtype=_dtype(peer_dtype)
+            forms=weights,
+            backend=backend,
+            batches=batch,
+            temperature=temperature,
+            peer=peer,
+            peer_dtype=_dtype(peer_dtype),
         )
         if file is None:
             measurements = _decode(source, context or [1024], max_bytes, shared | {"limits": _limits(repeats, seconds)})
