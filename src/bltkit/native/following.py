@@ -39,6 +39,6 @@ def _state(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """Place and checksum of each tensor: writing through `.data` leaves no trace but in the contents."""
     described = []
     for tensor in tensors:
-        content = crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        content = crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         described.append((tensor.data_ptr(), str(tensor.dtype), str(tensor.device), content))
     return described
