@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.terminal import (
+    Backend,
     Device,
     Json,
     ScorerWeights,
@@ -87,6 +88,7 @@ def evaluate(
     ] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
+    backend: Backend = "eager",
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -112,6 +114,7 @@ def evaluate(
             batch=batch,
             weights=weights,
             scorer_weights=scorer_weights,
+            backend=backend,
             device=str(place),
             allow_code_execution=allow_code_execution,
             command=shlex.join(["blt", *sys.argv[1:]]),

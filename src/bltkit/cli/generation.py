@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bltkit.cli.terminal import (
+    Backend,
     Device,
     DeviceMapOption,
     File,
@@ -93,10 +94,7 @@ def generate(
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
-    backend: Annotated[
-        str,
-        typer.Option(help="Runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
-    ] = "eager",
+    backend: Backend = "eager",
     device: Device = "auto",
     device_map: DeviceMapOption = None,
     threads: Threads = None,

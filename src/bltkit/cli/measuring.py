@@ -20,7 +20,7 @@ from bltkit.cli.bench_rows import (
     server_speeds,
     set_options,
 )
-from bltkit.cli.terminal import Device, Json, lists, threads_option
+from bltkit.cli.terminal import Backend, Device, Json, lists, threads_option
 from bltkit.cli.verb import Verb, Verbs
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def decode(
     peer: Annotated[str | None, typer.Option(help="Side by side with: transformers or llama.")] = None,
     peer_dtype: Annotated[PeerDtype | None, typer.Option(help="Of the peer's weights; default: fp32.")] = None,
     weights: Forms = None,
+    backend: Backend = "eager",
     temperature: Annotated[float | None, typer.Option(help="Default: 0, which is greedy.")] = None,
     max_bytes: Annotated[
         int | None, typer.Option(help="Bytes of a run; default: 128, of a continued prompt 256.")
@@ -181,7 +182,12 @@ def decode(
     source = _source(preset, model, device)
     with _progress("decode") as progress:
         options = _shared(threads, progress) | set_options(
-            forms=weights, batches=batch, temperature=temperature, peer=peer, peer_dtype=_dtype(peer_dtype)
+            forms=weights,
+            batches=batch,
+            backend=backend,
+            temperature=temperature,
+            peer=peer,
+            peer_dtype=_dtype(peer_dtype),
         )
         if file is None:
             options["limits"] = repeat_limits(repeats, seconds)

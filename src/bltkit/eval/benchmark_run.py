@@ -33,6 +33,7 @@ def evaluate(
     batch: int | None = None,
     weights: str | None = None,
     scorer_weights: str | None = None,
+    backend: str = "eager",
     device: str = "cpu",
     allow_code_execution: bool = False,
     command: str = "",
@@ -47,7 +48,7 @@ def evaluate(
     lines with `clean` and `noisy` text, for which the result is a `PairedEvaluation`; tasks may then be empty.
     seed: of the bootstrap. out: directory for results.json, every item's record and report.html. resume: continue
     the evaluation in `out`.
-    context, strategy, batch, weights, scorer_weights, device: as for `open_subject`, not beside a `Subject`.
+    context, strategy, batch, weights, scorer_weights, backend, device: as for `open_subject`, not beside a `Subject`.
     allow_code_execution: consent to run programs that the model writes, in a sandbox. command: recorded in the results.
     progress: told (items done, items in all). say: told which contexts were cut and which pages were written, a line
     at a time.
@@ -82,9 +83,11 @@ def evaluate(
     options: dict[str, Any] = {"context": context, "batch": batch, "weights": weights, "scorer_weights": scorer_weights}
     if isinstance(model, str):
         options["strategy"] = None if strategy is None else parse_strategy(strategy)
-        model = open_subject(model, device=device, **options)
-    elif {strategy, *options.values()} != {None}:
-        raise ValueError(f"{', '.join(options)} and strategy belong to the subject that is given; set them there")
+        model = open_subject(model, device=device, backend=backend, **options)
+    elif {strategy, *options.values()} != {None} or backend != "eager":
+        raise ValueError(
+            f"{', '.join(options)}, backend and strategy belong to the subject that is given; set them there"
+        )
     shared: dict[str, Any] = {
         "resume": resume,
         "execute": allow_code_execution,
