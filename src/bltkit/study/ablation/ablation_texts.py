@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bltkit.config import parse
 from bltkit.data import Corpus, DataConfig, Loader
-from bltkit.study.ablation.ablation_study import AblationStudy
+from bltkit.study.ablation.ablation_plan import AblationPlan
 
 _HELD_BACK = 0.05
 
@@ -20,7 +20,7 @@ _HELD_BACK = 0.05
 class AblationTexts:
     """The texts of an ablation, cached below `out`."""
 
-    plan: AblationStudy
+    plan: AblationPlan
     out: Path
 
     def sections(self, model: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def heldout(
                 )
                 sums[name] += losses.text.item(), batch.text_bytes, int((batch.ids >= OFFSET).sum()), int(units)
         result = {name: _figures(values) for name, values in sums.items() if values[1]}
-        return result | {"": _figures(sum(sums.values()))}
+        return result | {"": _figures(np.sum(list(sums.values()), axis=0))}
 
 
 def seconds_of(run: Path) -> float:

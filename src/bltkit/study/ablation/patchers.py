@@ -23,7 +23,7 @@ from bltkit.cost.formulas.operations import forward_flops
 from bltkit.files import read_json
 from bltkit.patching import RULES, PatchingRule, parse_rule, patch
 from bltkit.patching.calibrate import calibrate
-from bltkit.study.ablation.ablation_study import AblationStudy
+from bltkit.study.ablation.ablation_plan import AblationPlan
 from bltkit.study.ablation.ablation_texts import AblationTexts
 from bltkit.study.ablation.catalog import Variant
 from bltkit.train import TrainConfig
@@ -48,7 +48,7 @@ class VariantPatching:
 class Cuts:
     """The rules of an ablation. train: trains or resumes a run in a directory and returns its bits per byte."""
 
-    plan: AblationStudy
+    plan: AblationPlan
     texts: AblationTexts
     place: Path
     train: Callable[[TrainConfig, Path], float]

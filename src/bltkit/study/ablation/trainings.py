@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock
 
 from bltkit.config import apply_overrides, parse
-from bltkit.study.ablation.ablation_study import AblationStudy, rate_of
+from bltkit.study.ablation.ablation_plan import AblationPlan, rate_of
 from bltkit.study.ablation.ablation_texts import AblationTexts
 from bltkit.study.ablation.catalog import Variant
 from bltkit.study.ablation.heldout import heldout, seconds_of
@@ -22,7 +22,7 @@ from bltkit.train.learner import build_trained
 class AblationTrainings:
     """The trainings of one plan in one directory; entropy models and calibrated rules are kept for all of them."""
 
-    def __init__(self, plan: AblationStudy, run: StudyRun) -> None:
+    def __init__(self, plan: AblationPlan, run: StudyRun) -> None:
         self.plan, self.ablation, self.study_run = plan, plan.ablation, run
         self.texts = AblationTexts(plan, run.out)
 

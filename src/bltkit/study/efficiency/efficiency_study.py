@@ -5,10 +5,11 @@ whose rates make the prediction. Without the extra `study` it measures; reports 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr
 
+from bltkit.study.efficiency.phases import PHASES, Phase
 from bltkit.study.study import Row, Study, StudyRun, Unit
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from bltkit.study.efficiency.systems import Runner
     from bltkit.study.report import Section
     from bltkit.views.figures import Figure
-
-Phase = Literal["prefill", "decode", "train"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class EfficiencyStudy(Study):
@@ -67,8 +65,16 @@ class EfficiencyStudy(Study):
 
     @classmethod
     def smoke(cls) -> Self:
-        sizes = {"vocab_size": 512, "contexts": (48,), "num_bytes": 24}
-        return cls(shapes=("tiny",), phases=("prefill", "decode"), repeats=2, device="cpu", **sizes)
+        fields = {
+            "shapes": ("tiny",),
+            "vocab_size": 512,
+            "contexts": (48,),
+            "phases": ("prefill", "decode"),
+            "num_bytes": 24,
+            "repeats": 2,
+            "device": "cpu",
+        }
+        return cls.model_validate(fields)
 
     def units(self) -> Sequence[Unit]:
         for shape in self.shapes:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bltkit.eval.statistics import percentile_interval
-from bltkit.study.efficiency.efficiency_study import PHASES
+from bltkit.study.efficiency.phases import PHASES
 from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
 from bltkit.study.report import ReportTable, Section
 from bltkit.study.stats import fit_line
@@ -51,7 +51,9 @@ def fits_of(frame: pd.DataFrame) -> pd.DataFrame:
     too few points or no spread are left out.
     """
     rows = latest(frame)
-    groups = [(phase, rows[rows.phase == phase].reset_index(drop=True)) for phase in PHASES if phase in set(rows.phase)]
+    groups: list[tuple[str, pd.DataFrame]] = [
+        (phase, rows[rows.phase == phase].reset_index(drop=True)) for phase in PHASES if phase in set(rows.phase)
+    ]
     if len(groups) > 1:
         groups.append(("all", rows))
     columns = "phase", "predictor", "points", "slope", "r2", "r2_proportional", "interval", "residuals"

@@ -8,7 +8,7 @@ import torch
 
 from bltkit.bench import MachineRates, RepeatLimits, Timing, machine_rates
 from bltkit.bench.timing import Progress, Side, in_turn, silent
-from bltkit.study.efficiency.efficiency_study import Phase
+from bltkit.study.efficiency.phases import Phase
 from bltkit.study.efficiency.predicted_cost import ByteCost, System
 from bltkit.study.efficiency.systems import Runner
 from bltkit.study.study import Row

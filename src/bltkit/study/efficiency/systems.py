@@ -24,7 +24,7 @@ from bltkit.model.config import TokenConfig, TokenShape
 from bltkit.model.token_llama import TokenLlama
 from bltkit.patches import Patches
 from bltkit.patching.stride import StrideRule
-from bltkit.study.efficiency.efficiency_study import Phase
+from bltkit.study.efficiency.phases import Phase
 from bltkit.study.efficiency.predicted_cost import ByteCost, System, decoding_cost, reading_cost, training_cost
 from bltkit.train.optim import trainers_update
 
@@ -49,9 +49,9 @@ def runners_of(systems: Sequence[System], device: torch.device) -> list["Runner"
     """The systems with random weights of seed 0; all BLTs of a preset share theirs, and one optimizer."""
     learners = {system.shape: TimedLearner(model_of(system.shape), device) for system in dict.fromkeys(systems)}
     scorers: dict[Any, EntropyModel | None] = {None: None}
-    for system in systems:
-        if system.scorer not in scorers:
-            scorers[system.scorer] = EntropyModel(system.scorer).reset_parameters(_seed()).eval().to(device)
+    for config in dict.fromkeys(system.scorer for system in systems):
+        if config is not None:
+            scorers[config] = EntropyModel(config).reset_parameters(_seed()).eval().to(device)
     return [Runner(system, learners[system.shape], scorers[system.scorer]) for system in systems]
 
 
