@@ -48,10 +48,10 @@ class AblationPlan(Study):
         description="KEY=VALUE on top of every training, such as model.encoder.window=16 (repeatable).",
         json_schema_extra={"option": "--change", "aliases": ["--set"]},
     )
-    row_bytes: PositiveInt = 1024
-    batch_rows: PositiveInt = 4
-    lr: PositiveFloat = 3e-3
-    validation_batches: PositiveInt = 32
+    row_bytes: PositiveInt = Field(1024, description="Bytes of a row.")
+    batch_rows: PositiveInt = Field(4, description="Rows of a step.")
+    lr: PositiveFloat = Field(3e-3, description="Learning rate; ablations may try multiples of it.")
+    validation_batches: PositiveInt = Field(32, description="Largest number of held-out batches of a text.")
     threads: PositiveInt = Field(1, description="Threads of the CPU.")
     keep_models: bool = Field(False, description="Keep every run's checkpoint.")
 
