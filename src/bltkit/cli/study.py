@@ -186,7 +186,8 @@ def _command_of(name: str, study: "type[Study]") -> Callable[..., None]:
     }  # fmt: skip
     annotations = {option.field: option.annotation for option in options}
     for key, (kind, option) in generic.items():
-        if not taken & set(option.param_decls or ()):
+        # In an Annotated type, typer holds the first flag as the default.
+        if not taken & {option.default, *(option.param_decls or ())}:
             annotations[key] = Annotated[kind, option]
     annotations["as_json"] = Json
     parameters = []
