@@ -27,8 +27,8 @@ STUDIES = {
     "evaluations": "bltkit.cli.evaluation:evaluations",
     "robustness": "bltkit.study.robustness.robustness_study:RobustnessStudy",
     "scaling": "bltkit.cli.study_scaling:scaling",
-    "efficiency": "bltkit.cli.study_efficiency:efficiency",
-    "ablation": "bltkit.cli.study_ablation:ablation",
+    "efficiency": "bltkit.study.efficiency:EfficiencyStudy",
+    "ablation": "bltkit.study.ablation:AblationStudy",
 }
 """Every study: its name, and `module:attribute`."""
 
@@ -186,6 +186,7 @@ def _command_of(name: str, study: "type[Study]") -> Callable[..., None]:
     }  # fmt: skip
     annotations = {option.field: option.annotation for option in options}
     for key, (kind, option) in generic.items():
+        # In an Annotated type, typer holds the first flag as the default.
         if not taken & {option.default, *(option.param_decls or ())}:
             annotations[key] = Annotated[kind, option]
     annotations["as_json"] = Json
