@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bltkit.study.entropy_quality.report import RULES, tables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from bltkit.files.json_lines import read_lines
 from bltkit.model import Blt, BoundaryConfig, BoundaryModel, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from bltkit.study.entropy_quality import table, write_report
-from bltkit.study.entropy_quality.report import RULES, tables
 from bltkit.study.entropy_quality.scores import byte_figures
 from bltkit.study.entropy_quality.texts import DEFAULTS, excerpt, read_texts
 from bltkit.study.row_file import ROWS

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bltkit.study.entropy_quality.entropy_metrics import calibration, evenness, per_patch
+from bltkit.study.entropy_quality.ranks import spearman, spearman_interval
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +25,6 @@ from bltkit.study.entropy_quality.borders import (
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import by_script, characters, scripts
-from bltkit.study.entropy_quality.entropy_metrics import calibration, evenness, per_patch
-from bltkit.study.entropy_quality.ranks import spearman, spearman_interval
 from bltkit.tokens import ByteTokenizer, train_bpe
 
 RANDOM = np.random.default_rng(0)

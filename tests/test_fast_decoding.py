@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bltkit.study.fast_decoding.report import ledgers, quality, table
 
 import bltkit
 from bltkit import cli
@@ -24,7 +25,6 @@ from bltkit.patching import parse_rule
 from bltkit.study.fast_decoding.decoding_settings import GRIDS, setting_of, settings_of
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import is_utf8
-from bltkit.study.fast_decoding.report import ledgers, quality, table
 from tests import tiny
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import STACK, Workplace, documents

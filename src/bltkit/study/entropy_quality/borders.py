@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bltkit.patching import SpaceRule, patch
-from bltkit.study.entropy_quality.characters import Characters, Flags, Numbers, quotient
+from bltkit.study.entropy_quality.characters import Characters, Flags, Integers, Numbers, quotient
 from bltkit.tokens import ByteTokenizer
 from bltkit.vocab import encode
 
 
-def borders_at(num_bytes: int, places: npt.ArrayLike) -> Flags:
+def borders_at(num_bytes: int, places: Integers) -> Flags:
     """Borders at some places, and at the first byte."""
     borders = np.zeros(num_bytes, np.bool_)
     borders[0] = True

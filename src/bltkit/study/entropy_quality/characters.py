@@ -1,4 +1,4 @@
-"""Characters and scripts of a text, as far as it is UTF-8: which of them borders cut, and what patches of a script hold.
+"""Characters and scripts of a text, as far as it is UTF-8: those that borders cut, and patches by script.
 
 Spaces, digits and signs have no script of their own and count with the letter before them, so that a script's patches
 hold its words and the spaces between.

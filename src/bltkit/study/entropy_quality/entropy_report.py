@@ -69,8 +69,7 @@ def sections(frame: pd.DataFrame) -> Sequence[Section]:
     commits = dict.fromkeys(str(row.get("commit") or "unknown") for row in rows)
     about = f"{', '.join(models)}; windows of {rows[0]['context']} bytes; commit {', '.join(commits)}."
     borders = [
-        Section(f"Borders: {row['label']}", [_BORDERS] if row is rows[0] else [], [_borders(row)])
-        for row in rows
+        Section(f"Borders: {row['label']}", [_BORDERS] if row is rows[0] else [], [_borders(row)]) for row in rows
     ]
     against = (
         f"Words: the space rule. Tokens: {rows[0]['tokenizer']}; they begin with the space before a word, and once "
@@ -95,7 +94,9 @@ def sections(frame: pd.DataFrame) -> Sequence[Section]:
         Section("Entropy's borders against words and tokens", [against], [ReportTable(_agreement(rows), texts=3)]),
     ]
     if any(row["scripts"] for row in rows):
-        result.append(Section("Scripts, by the model's own borders", [_SCRIPTS], [ReportTable(_scripts(rows), texts=2)]))
+        result.append(
+            Section("Scripts, by the model's own borders", [_SCRIPTS], [ReportTable(_scripts(rows), texts=2)])
+        )
     return result
 
 
@@ -167,7 +168,8 @@ def _predictors(row: Mapping[str, Any]) -> dict[str, str]:
 def _correlations(row: Mapping[str, Any]) -> dict[str, str]:
     estimates = {shown: row["spearman"].get(name) or {} for name, shown in _CORRELATED.items()}
     cells = {
-        shown: with_interval(estimate.get("value"), estimate.get("interval"), 3) for shown, estimate in estimates.items()
+        shown: with_interval(estimate.get("value"), estimate.get("interval"), 3)
+        for shown, estimate in estimates.items()
     }
     return {"text": row["label"], **cells}
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from bltkit.study.entropy_quality.scores import ByteFigures
-    from bltkit.study.entropy_quality.characters import Characters, Flags, Numbers
     from bltkit.checkpoint import Bundle
+    from bltkit.study.entropy_quality.characters import Characters, Flags, Numbers
+    from bltkit.study.entropy_quality.scores import ByteFigures
     from bltkit.study.entropy_quality.texts import StudyText
     from bltkit.study.report import Section
     from bltkit.tokens import ByteTokenizer
@@ -48,7 +48,7 @@ class EntropyStudy(Study):
     )
     texts: dict[str, str] = Field(
         default={},
-        description="NAME=FILE or folder (repeatable); default: a text of each type that every Python has.",
+        description="Files or folders, each under a name (repeatable); default: a text of each type of data.",
         json_schema_extra={"option": "--text", "metavar": "NAME=FILE"},
     )
     bytes: PositiveInt = Field(
@@ -117,9 +117,7 @@ class EntropyStudy(Study):
         return [Unit(f"{name}:{self.model}", settings=settings) for name in self.texts or DEFAULTS]
 
     def prepare(self, run: StudyRun) -> None:
-        """See `Study`. Raises ValueError for what cannot be read, and where `out` holds rows of the same names that were
-        measured otherwise.
-        """
+        """See `Study`. Raises ValueError for what cannot be read, and for stored rows of other weights or texts."""
         texts, _, _ = self.study_texts, self.subject, self.words
         for row in run.rows():
             if row["model"] == self.model and row["text"] in texts:
@@ -174,9 +172,7 @@ def text_row(study: EntropyStudy, text: "StudyText", progress: Callable[[float],
     figures = byte_figures(
         bundle, text.data, context, stride, seed=study.seed, progress=lambda done, _: progress(done / total)
     )
-    mixing = context_mixing_nats(
-        text.data, text.primed, progress=lambda done, _: progress((read + done) / total)
-    )
+    mixing = context_mixing_nats(text.data, text.primed, progress=lambda done, _: progress((read + done) / total))
     judges = ({} if figures.blt is None else {BLT: figures.blt}) | {MIXING: mixing / LN2}
     surprisals = judges | {OWN: figures.surprisals}
     pairs = {name: (figures.entropies, bits) for name, bits in (surprisals | {DRAWN: figures.drawn}).items()}

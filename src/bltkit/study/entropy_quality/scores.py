@@ -107,7 +107,11 @@ def calibration(entropies: Numbers, surprisals: Mapping[str, Numbers], own: str,
         "gap": float(found.mean() - entropies.mean()),
         "slope": float((away * found).sum() / varies) if varies > 1e-12 * len(away) else None,
         "bins": [
-            {"n": int(size), "entropy": float(row["entropy"]), "surprisal": {name: float(row[name]) for name in surprisals}}
+            {
+                "n": int(size),
+                "entropy": float(row["entropy"]),
+                "surprisal": {name: float(row[name]) for name in surprisals},
+            }
             for size, (_, row) in zip(count, means.iterrows(), strict=True)
         ],
     }

@@ -54,7 +54,7 @@ class StudyText:
 def read_texts(sources: Mapping[str, str], num_bytes: int, primed_bytes: int) -> list[StudyText]:
     """Text of each source (a file, a folder with all files below it, a glob, a data source such as FILE.jsonl.zst).
 
-    sources: by name; none for the default texts. num_bytes, primed_bytes: maximum of each text, to measure and to prime.
+    sources: by name; none for the default texts. num_bytes, primed_bytes: maximum of each, to measure and to prime.
 
     Raises ValueError for a source without text.
     """

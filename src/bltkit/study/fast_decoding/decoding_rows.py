@@ -159,7 +159,5 @@ def _row(
         "seconds": float(sums["seconds"].sum()),
         "python_judged": int(sums["python_judged"].sum()),
         **{name: estimate.value for name, estimate in estimates.items()},
-        "intervals": {
-            name: estimate.interval for name, estimate in estimates.items() if estimate.interval is not None
-        },
+        "intervals": {name: estimate.interval for name, estimate in estimates.items() if estimate.interval is not None},
     }

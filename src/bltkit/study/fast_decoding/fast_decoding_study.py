@@ -7,7 +7,7 @@ for each setting.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -38,13 +38,15 @@ class FastDecodingStudy(Study):
     title: ClassVar[str] = "Fast decoding"
 
     models: dict[str, str] = Field(
-        default={},
-        description="NAME=MODEL, such as d8=bltkit:tiny-d (repeatable).",
+        min_length=1,
+        description="Models that are compared, each under a name (repeatable).",
+        examples=["plain=bltkit:tiny"],
         json_schema_extra={"option": "--model", "metavar": "NAME=MODEL"},
     )
     texts: dict[str, str] = Field(
-        default={},
-        description="NAME=FILE or folder (repeatable); one whose name begins with code is Python.",
+        min_length=1,
+        description="Files or folders, each under a name (repeatable); one whose name begins with code is Python.",
+        examples=["prose=book.txt"],
         json_schema_extra={"option": "--text", "metavar": "NAME=FILE"},
     )
     prompts: PositiveInt = Field(default=32, description="Prompts from each text, evenly spread.")
@@ -113,9 +115,6 @@ class FastDecodingStudy(Study):
 
     def units(self) -> Sequence[Unit]:
         """See `Study`: for each model and text its own continuations, then each temperature."""
-        missing = "--model NAME=MODEL" if not self.models else "--text NAME=FILE" if not self.texts else None
-        if missing:
-            raise ValueError(f"study {self.what!r} needs {missing}, as in --model plain=bltkit:tiny --text prose=FILE")
         settings = {f"conditions.{name}": value for name, value in self._sizes.items()}
         return [Unit(name, settings=settings) for name in self._places]
 
