@@ -9,7 +9,7 @@ class should import them inside its methods: `blt study --help` imports every cl
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -71,7 +71,7 @@ class StudyRun:
     train: "Callable[..., Result]" = _train
 
     def check_time(self) -> None:
-        """Raise TimeLimit after the deadline, which ends the study; the driver checks before each unit and row."""
+        """Raise TimeLimit after the deadline, which ends the study; the driver checks before each unit."""
         if self.clock() >= self.deadline:
             raise TimeLimit
 
@@ -98,7 +98,6 @@ class Study(Config):
         positional  True: an argument without a name
         report    True: may stand beside --report, since sections or figures depend on it
         lists     rules, strategies, tasks or noises: the value `list` prints them
-        hidden    True: no option; --plan and --set fill the field
     Fields of type dict[str, str] read NAME=SOURCE, tuples are repeatable, and fields of other types have no option.
     """
 
@@ -108,6 +107,10 @@ class Study(Config):
     """Heading of the report; by default `what`."""
     presets: ClassVar[Mapping[str, Callable[[], Mapping[str, Any]]]] = {}
     """Named plans beside `smoke`: functions that return the plan's fields."""
+    default_plan: ClassVar[str] = ""
+    """Preset without --plan; "" stands for the fields' defaults."""
+    option_fields: ClassVar[Collection[str] | None] = None
+    """Fields that have options; None stands for all."""
     default_out: ClassVar[str] = ""
     """Directory without --out; "" makes --out required."""
 
