@@ -81,6 +81,7 @@ class FieldOption:
     examples: Sequence[Any]
     required: bool
     report: bool
+    help: str
     annotation: Any
 
     @property
@@ -134,6 +135,7 @@ def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
         field.examples or (),
         field.is_required(),
         bool(extra.get("report")),
+        doc,
         annotation,
     )
 

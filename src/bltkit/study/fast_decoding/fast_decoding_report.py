@@ -115,7 +115,7 @@ def _circumstances(frame: pd.DataFrame) -> str:
 
 def _about(frame: pd.DataFrame) -> Section:
     versions = dict.fromkeys(
-        f"torch {machine['torch']}, commit {commit or 'unknown'}"
+        f"torch {machine.get('torch', 'unknown')}, commit {commit or 'unknown'}"
         for machine, commit in zip(frame["machine"], frame["commit"], strict=True)
     )
     return Section(

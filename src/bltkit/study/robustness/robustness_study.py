@@ -129,11 +129,11 @@ class RobustnessStudy(Study):
         return {name: open_subject(source) for name, source in self.models.items()}
 
     @cached_property
-    def uncovered(self) -> "set[tuple[str, Condition]]":
-        """Tasks with pairs that cover none of their items."""
+    def uncovered(self) -> set[tuple[str, tuple[str | None, str | None]]]:
+        """Tasks with the keys of conditions whose pairs cover none of their items."""
         tasks = {str(task): task for _, task, _ in self.parts.values()}
         return {
-            (name, condition)
+            (name, condition.key)
             for condition in self.conditions
             for name, task in tasks.items()
             if not _applies(condition, task, self.place)
@@ -164,7 +164,7 @@ class RobustnessStudy(Study):
         for task in tasks.values():
             next(iter(task.items(self.place)), None)  # missing data are refused before anything is written
         for condition in self.conditions:
-            without = [name for name in tasks if (name, condition) in self.uncovered]
+            without = [name for name in tasks if (name, condition.key) in self.uncovered]
             noise = condition.settings.noise
             if len(without) == len(tasks):
                 raise ValueError(f"{condition.settings.covered or noise} covers no item of {', '.join(without)}")
@@ -181,7 +181,7 @@ class RobustnessStudy(Study):
         from bltkit.eval.runner import evaluate, file_name
 
         model, task, condition = self.parts[unit.name]
-        if (str(task), condition) in self.uncovered:
+        if (str(task), condition.key) in self.uncovered:
             return
         (run.out / RUNS / file_name(model)).mkdir(parents=True, exist_ok=True)
         evaluation = evaluate(
@@ -222,9 +222,10 @@ class RobustnessStudy(Study):
     def facts(self, frame: "pd.DataFrame") -> Mapping[str, Any]:
         """See `Study`: models with their weights, and the number of items."""
         last = frame.iloc[-1]
-        models = frame.drop_duplicates("model", keep="last").itertuples()
-        pairs: dict[str, Any] = {row.model: f"{row.source} ({row.kind}, {row.fingerprint[:12]})" for row in models}
-        pairs["items"] = f"the first {last.limit:.0f} of each group" if last.limit == last.limit is not None else "all"
+        pairs = {row.model: f"{row.source} ({row.kind}, {row.fingerprint[:12]})" for row in frame.itertuples()}
+        pairs["items"] = (
+            "all" if last.limit is None or last.limit != last.limit else f"the first {last.limit:.0f} of each group"
+        )
         return {**pairs, "seed": last.seed, **super().facts(frame)}
 
 
