@@ -222,8 +222,9 @@ def _name_points(axes: Axes, panel: PlotPanel) -> None:
         for dx, dy in ((7 + width / 2, 0), (-7 - width / 2, 0), (0, 10), (0, -10)):
             box = Bbox.from_bounds(x + dx - width / 2, y + dy - height / 2, width, height)
             if text and frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
-                centre = axes.transAxes.inverted().transform((x + dx, y + dy))
-                axes.text(*centre, text, transform=axes.transAxes, ha="center", va="center", size=6.5, color=colour)
+                across, up = axes.transAxes.inverted().transform((x + dx, y + dy))
+                style: dict[str, Any] = {"ha": "center", "va": "center", "size": 6.5, "color": colour}
+                axes.text(across, up, text, transform=axes.transAxes, **style)
                 taken.append(box)
                 break
 
