@@ -19,6 +19,7 @@ from hypothesis import given, settings
 
 import bltkit
 from tests import hf
+from tests.natively import needs_library
 
 pytest.importorskip("transformers")
 
@@ -339,9 +340,12 @@ def test_memory_of_the_process_does_not_grow_by_the_model() -> None:
     assert growth < size / 3
 
 
-def test_what_training_changes_is_seen() -> None:
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_what_training_changes_is_seen(backend: str) -> None:
+    if backend == "native":
+        needs_library()
     model, ids = model_for(), torch.tensor([PROMPT, PROMPT])
-    fast = bltkit.accelerate(model)
+    fast = bltkit.accelerate(model, backend=backend)
     before = fast.generate(ids[:1], max_new_tokens=16, do_sample=False)
     optimizer = torch.optim.AdamW(fast.parameters(), lr=3e-2)
     losses = []
@@ -355,6 +359,10 @@ def test_what_training_changes_is_seen() -> None:
     assert losses[-1] < losses[0]
     assert torch.equal(after, peer(model, ids[:1], max_new_tokens=16, do_sample=False))
     assert not torch.equal(before, after)
+    fast.lm_head.weight.data.mul_(-1)  # leaves no trace in the version of a tensor
+    mirrored = fast.generate(ids[:1], max_new_tokens=16, do_sample=False)
+    assert torch.equal(mirrored, peer(model, ids[:1], max_new_tokens=16, do_sample=False))
+    assert not torch.equal(mirrored, after)
 
 
 def test_another_dtype_new_tensors_and_another_threshold_are_followed() -> None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from bltkit.generate import Request, Sampling, Session, generate, parse_strategy
 from bltkit.model import StackConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.decoder import PatchReads
+from bltkit.model.decoder import PatchKV, PatchReads
 from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer
 from bltkit.model.quantize import available_forms, reform
 from bltkit.native import accelerated, backend_of, library, on_backend
 from bltkit.native import backend as backend_module
-from bltkit.native.linear import NativeInt8, NativeLinear, native_linear
+from bltkit.native.linear import NativeInt4, NativeInt8, NativeLinear, native_linear
 from bltkit.native.stack import NativeTransformer
 from tests import test_batch, test_session, test_strategies, tiny
 from tests.natively import natively, needs_library
@@ -91,7 +91,7 @@ def test_a_stack_equals_the_eager_one(config: StackConfig, rows: int, sizes: lis
 
 
 @settings(max_examples=15, deadline=None)
-@given(stacks(), st.integers(2, 16), st.sampled_from(["fp32", "int8"]))
+@given(stacks(), st.integers(2, 16), st.sampled_from(["fp32", "int8", "int4"]))
 def test_a_position_has_the_same_bits_in_any_company(config: StackConfig, rows: int, form: str) -> None:
     """Beside other rows, beside later positions of its own, and for any number of threads."""
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_a_position_has_the_same_bits_in_any_company(config: StackConfig, rows: 
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-@pytest.mark.parametrize("form", ["fp32", "int8"])
+@pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
 def test_numbers_that_are_not_finite_stay_in_their_row(broken: float, form: str) -> None:
     config = StackConfig(width=64, layers=2, heads=2, ffn_width=64)
     native = _native(_formed(tiny.fill(Model(config), 1), form))
@@ -131,8 +131,15 @@ def test_numbers_that_are_not_finite_stay_in_their_row(broken: float, form: str)
     assert torch.equal(outputs[[0, 2]], sound[[0, 2]])
 
 
-@pytest.mark.parametrize("form", [form for form in available_forms() if form not in ("fp32", "int4")])
-@pytest.mark.parametrize("shape", [(96, 48), (260, 128), (64, 1536)])
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        (form, shape)
+        for form in available_forms()
+        for shape in ((96, 48), (96, 64), (260, 128), (272, 128), (64, 1536))
+        if form != "fp32" and (form != "int4" or shape[0] % 16 == shape[1] % 32 == 0)  # what the form fits
+    ],
+)
 def test_forms_keep_their_weights(form: str, shape: tuple[int, int]) -> None:
     """A product differs from one with the very same rounded weights in float64 by what 16-bit inputs lose at most."""
     torch.manual_seed(0)
@@ -146,7 +153,7 @@ def test_forms_keep_their_weights(form: str, shape: tuple[int, int]) -> None:
     x = torch.randn(9, shape[1])
     right = x.double() @ native.weight.double().T
     size = x.double().abs().amax(1, keepdim=True) * native.weight.double().abs().sum(1)
-    steps = native.matrix.limit if isinstance(native, NativeInt8) else 2.0**20
+    steps = native.matrix.limit if isinstance(native, NativeInt8 | NativeInt4) else 2.0**20
     with torch.inference_mode():
         assert ((native(x) - right).abs() <= size / steps).all()
         many = x.repeat(20, 1)
@@ -301,4 +308,4 @@ def _reads(model: Model, rows: int, positions: int) -> PatchReads:
         tuple(torch.randn(rows, positions, 2, config.heads, config.head_dim, dtype=torch.float64) for _ in range(2))
         for _ in model.readers
     )
-    return PatchReads(model.readers, kv)
+    return PatchReads(model.readers, PatchKV(kv))

@@ -13,6 +13,7 @@ from bltkit.checkpoint import Bundle, ScorerModule
 from bltkit.config import nearest
 from bltkit.model import Blt, EntropyModel, blt_preset, entropy_preset
 from bltkit.model.quantize import FORMS, FormedLinear, WeightForm, reform
+from bltkit.native import on_backend
 from bltkit.patches import Patches
 from bltkit.patching import PatchingRule, ThresholdRule
 from bltkit.vocab import encode
@@ -63,6 +64,12 @@ class BenchSubject:
         if {inner.form for inner in self.model.modules() if isinstance(inner, FormedLinear)} == {form}:
             return self
         return replace(self, model=reform(self.model, form), scorer=reform(self.scorer, form))
+
+    def run_by(self, backend: str) -> Self:
+        """With steps run by `backend`; after `reformed`. Raises as `native.on_backend` does."""
+        model, scorer = on_backend(backend, self.model, self.scorer)
+        assert model is not None and scorer is not None
+        return replace(self, model=model, scorer=scorer)
 
     @torch.inference_mode()
     def logits(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:

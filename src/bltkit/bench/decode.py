@@ -51,6 +51,10 @@ class HeldTo:
         """See `Constraint`."""
         return HeldTo(self.ids[1:])
 
+    def finished(self, remaining: int) -> bool:
+        """See `Constraint`; a run ends by its number of bytes."""
+        return False
+
 
 def decoding_rows(context: int, num_bytes: int = NUM_BYTES, batch: int = 1) -> Int64[Tensor, "R T"]:
     """What `decode` reads: `context` ids, BOS the first of them, and the `num_bytes` + 1 bytes behind.
@@ -77,6 +81,7 @@ def decode(
     forms: Sequence[WeightForm] = ("fp32",),
     num_bytes: int = NUM_BYTES,
     temperature: float = 0.0,
+    backend: str = "eager",
     peer: str | None = None,
     peer_dtype: torch.dtype = torch.float32,
     limits: RepeatLimits | None = None,
@@ -87,6 +92,7 @@ def decode(
     """Bytes per second of `batches` rows side by side behind each of `contexts`; a row for each form of the weights.
 
     Speeds are those of all rows of a batch together. All forms and the peer take turns. Row.parts: see `parts_of`.
+    backend: what runs the steps of every form.
     Raises ValueError for a bad number, form or peer, RuntimeError where the peer's logits are others.
     """
     parse(Sampling, {"temperature": temperature}, "sampling")
@@ -95,7 +101,7 @@ def decode(
     for context in contexts:
         for batch in batches:
             decoding_rows(context, num_bytes, batch)
-    formed = {form: subject.reformed(form) for form in forms}
+    formed = {form: subject.reformed(form).run_by(backend) for form in forms}
     with threads_of(threads) as count, peer_of(peer, subject, peer_dtype) as other:
         rates = machine_rates(subject.device, list(dict.fromkeys(("fp32", *forms))))
         for context in contexts:

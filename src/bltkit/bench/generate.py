@@ -70,6 +70,7 @@ def generate(
     seed: int = 0,
     eos: bool = True,
     rounds: int = 1,
+    backend: str = "eager",
     peer: str | None = None,
     peer_dtype: torch.dtype = torch.float32,
     threads: int | None = None,
@@ -81,6 +82,7 @@ def generate(
     contexts: bytes of a prompt. prompts: as many of each text, spread evenly over it; those of the texts in turn.
     batches: rows side by side, each with a prompt of its own. max_bytes: at most; EOS may come before, unless `eos` is
     False.
+    backend: what runs the steps of every side.
     rounds: how often each prompt is continued. Generation i has seed `seed` + i.
 
     Bytes that differ from autoregressive decoding's are counted (Decoding.identical), not refused. Raises ValueError
@@ -100,7 +102,7 @@ def generate(
     if peer == "transformers" and max(batches) > 1:
         raise ValueError(f"batch = {max(batches)}: peer 'transformers' decodes one row, its patches depend on others")
     found = {context: _prompts(texts, prompts, context) for context in contexts}
-    formed = {form: subject.reformed(form) for form in forms}
+    formed = {form: subject.reformed(form).run_by(backend) for form in forms}
     several = tuple(dict.fromkeys((Autoregressive(), *strategies)))
     with threads_of(threads) as count, peer_of(peer, subject, peer_dtype) as other:
         rates = machine_rates(subject.device, list(dict.fromkeys(("fp32", *forms))))

@@ -14,6 +14,7 @@ from bltkit.bench.timing import finish, timed
 from bltkit.generate import Sampling, Session
 from bltkit.generate.sampling import choose
 from bltkit.model.cross import CrossAttention
+from bltkit.native.stack import NativeTransformer
 
 Parts = Mapping[str, Mapping[str, float]]
 
@@ -57,6 +58,9 @@ def parts_of(
     with ExitStack() as hooks:
         for part, first, last in _places(subject):
             hooks.enter_context(_between(first, last, clock, part))
+        for part, stack in _stacks(subject).items():
+            if isinstance(stack, NativeTransformer):
+                hooks.enter_context(_native_calls(stack, clock, part))
         total = timed(run, subject.device)
     logits, positions = session.logits[:, None], session.positions
     clock.seconds["choice"] = timed(
@@ -77,9 +81,7 @@ def parts_of(
 def _places(subject: BenchSubject) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Parts, each between the beginning of a module and the end of another; none lies within another."""
     model = subject.model
-    stacks = {"encoder": model.encoder.stack, "latent": model.latent.stack, "decoder": model.decoder.stack}
-    stacks |= {"entropy": stack} if (stack := getattr(subject.scorer, "stack", None)) is not None else {}
-    for part, stack in stacks.items():
+    for part, stack in _stacks(subject).items():
         for layer in stack.layers:
             yield part, layer, layer
     # A block's first step is the norm of its queries, its last the output projection (and a sum).
@@ -91,6 +93,30 @@ def _places(subject: BenchSubject) -> Iterator[tuple[str, nn.Module, nn.Module]]
             # Of patches, once each: outside of the steps that read them.
             yield "decoder_cross", reader.kv_norm, reader.kv
     yield "head", model.decoder.norm, model.decoder.head
+
+
+def _stacks(subject: BenchSubject) -> dict[str, Any]:
+    model = subject.model
+    stacks = {"encoder": model.encoder.stack, "latent": model.latent.stack, "decoder": model.decoder.stack}
+    scorer = getattr(subject.scorer, "stack", None)
+    return stacks if scorer is None else stacks | {"entropy": scorer}
+
+
+@contextmanager
+def _native_calls(stack: NativeTransformer, clock: _Clock, part: str) -> Iterator[None]:
+    """Times the one call that runs a native stack's layers, and the decoder's cross-attention among them."""
+    call, stop = stack._extend, clock.stop(part)
+
+    def timed_call(*args: Any) -> None:
+        clock.start()
+        call(*args)
+        stop()
+
+    stack._extend = timed_call
+    try:
+        yield
+    finally:
+        stack._extend = call
 
 
 @contextmanager
@@ -105,11 +131,10 @@ def _between(first: nn.Module, last: nn.Module, clock: _Clock, part: str) -> Ite
 
 def _kv_bytes(session: Session) -> dict[str, float]:
     """What a step reads; of the latent transformer: what a step reads that closes a patch in every row."""
-    held = sum(x.numel() * x.element_size() for block in session.patch_kv for x in block)
     return {
         "entropy": float(getattr(session.scorer_state, "num_bytes", 0)),
         "encoder": float(session.encoder.num_bytes),
         "latent": float(sum(cache.num_bytes for cache in session.latents)),
         "decoder": float(session.decoder.num_bytes),
-        "decoder_cross": float(held),
+        "decoder_cross": float(session.patch_kv.num_bytes),
     }

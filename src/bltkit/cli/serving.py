@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bltkit.cli.terminal import Device, DeviceMapOption, Json, Model, ScorerWeights, Threads, Weights
+from bltkit.cli.terminal import Backend, Device, DeviceMapOption, Json, Model, ScorerWeights, Threads, Weights
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -46,10 +46,7 @@ def serve(
     device_map: DeviceMapOption = None,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
-    backend: Annotated[
-        str,
-        typer.Option(help="Runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB."),
-    ] = "eager",
+    backend: Backend = "eager",
     dtype: Annotated[
         str | None,
         typer.Option(help="Of the weights in memory, in place of --weights: float64, float32, bfloat16, float16."),

@@ -45,6 +45,13 @@ ScorerWeights = Annotated[
     str | None,
     typer.Option("--scorer-weights", metavar="FORM", help="Form of the entropy model's; default: as the file has it."),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="Runs a step: eager (torch), native (compiled for this CPU); auto: native up to 1 GiB.",
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", help=f"{DEVICES}; auto: a GPU where there is one that helps, else the CPU.")
 ]
@@ -201,6 +208,7 @@ def _num_weights(model: str) -> int:
 
 
 __all__ = [
+    "Backend",
     "Device",
     "DeviceMapOption",
     "File",

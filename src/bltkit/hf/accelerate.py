@@ -12,6 +12,7 @@ from bltkit.generate import Session
 from bltkit.hf.engine_generation import EngineGeneration
 from bltkit.hf.generate_options import check_backend, strategy_of
 from bltkit.hf.shared_weights import bindings
+from bltkit.native import FollowingCopy
 
 
 class AttachedEngine:
@@ -21,6 +22,7 @@ class AttachedEngine:
         """Raises ValueError for a model that the engine cannot run."""
         self.theirs, self.defaults = theirs, (strategy, backend)
         self.config: dict[str, Any] = {}
+        self._native = FollowingCopy()
         self.refresh()
 
     def refresh(self) -> None:
@@ -35,10 +37,10 @@ class AttachedEngine:
         for binding in self.bindings:
             binding.refresh(modules)
 
-    def session(self, rows: int) -> Session:
-        """A session of `rows` empty rows."""
+    def session(self, backend: str, rows: int) -> Session:
+        """A session of `rows` empty rows, run by `backend`."""
         self.refresh()
-        return Session.start(self.model, self.scorer, self.rule, rows)
+        return Session.start(*self._native.modules(backend, self.model, self.scorer), self.rule, rows)
 
     def _describe(self, config: dict[str, Any]) -> None:
         path = Path("model.config")
@@ -66,9 +68,9 @@ class AcceleratedBlt(EngineGeneration, BltForCausalLM):  # type: ignore[misc]
     __slots__ = ("_engine",)
     _engine: AttachedEngine
 
-    def engine_session(self, rows: int) -> Session:
+    def engine_session(self, backend: str, rows: int) -> Session:
         """See `EngineGeneration`."""
-        return self._engine.session(rows)
+        return self._engine.session(backend, rows)
 
     @property
     def engine_defaults(self) -> tuple[Any, str]:
@@ -93,10 +95,11 @@ def accelerate(model: Any, strategy: Any = "ar", backend: str = "eager") -> Any:
     model: a loaded `transformers.BltForCausalLM` of any device and dtype; an accelerated one is returned as it is.
         What is returned has the same parameters, modules and attributes, and is a `BltForCausalLM`: forward, training,
         `to`, `save_pretrained` and pipelines work as before. `model.generate` itself stays transformers'.
-    strategy: of calls that name none: `ar`, or `speculative`, which gives the same ids by drafts. backend: `eager`.
+    strategy: of calls that name none: `ar`, or `speculative`, which gives the same ids by drafts. backend: of calls
+        that name none: `eager`; `native` or `auto` run steps as compiled code, with a copy of the weights of its own.
 
-    No weight is copied for good: matrices that bltkit multiplies at once are joined, one after another, and the model's
-    parameters become views of their rows. What training changes in them is seen by the next `generate`.
+    In eager mode no weight is copied for good: matrices that bltkit multiplies at once are joined, one after another,
+    and the model's parameters become views of their rows. What training changes in them is seen by the next `generate`.
 
     Raises ValueError with one line for another class of model, one on the meta device, quantised, sharded or with
     unmerged adapters, one without a threshold, and for an unknown strategy or backend.

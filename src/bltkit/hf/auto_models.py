@@ -17,6 +17,7 @@ from bltkit.hf import files
 from bltkit.hf.config import BltkitConfig, BltkitEntropyConfig, checkpoint_directory, described_in
 from bltkit.hf.engine_generation import EngineGeneration
 from bltkit.model import Blt, EntropyModel, EntropyTable
+from bltkit.native import FollowingCopy
 from bltkit.patching import patch
 from bltkit.vocab import NEVER_EMITTED, VOCAB_SIZE
 
@@ -207,9 +208,13 @@ class CausalForward(BltkitPreTrainedModel):
 class BltkitForCausalLM(EngineGeneration, CausalForward, _WithRule, GenerationMixin):  # type: ignore[misc]
     """A BLT of any rule and shape: ids [B, T] -> logits [B, T, 260], loss where there are labels, cached `generate`."""
 
-    def engine_session(self, rows: int) -> Session:
+    def __init__(self, config: Any, bundle: Bundle | None = None) -> None:
+        super().__init__(config, bundle)
+        self._native = FollowingCopy()
+
+    def engine_session(self, backend: str, rows: int) -> Session:
         """See `EngineGeneration`."""
-        return Session.start(self.blt, self.scorer, self._rule(), rows)
+        return Session.start(*self._native.modules(backend, self.blt, self.scorer), self._rule(), rows)
 
 
 class BltkitModel(_WithRule):

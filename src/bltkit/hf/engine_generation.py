@@ -1,5 +1,6 @@
 """`generate` by the engine, for models of transformers' library: its preparation, and our loop in place of its own."""
 
+from functools import partial
 from typing import Any
 
 from bltkit.generate import Session
@@ -10,8 +11,8 @@ from bltkit.hf.generate_options import check_backend, check_options, strategy_of
 class EngineGeneration:
     """A mixin in front of a `GenerationMixin`: `generate` with cached state at every level."""
 
-    def engine_session(self, rows: int) -> Session:
-        """A session of `rows` empty rows."""
+    def engine_session(self, backend: str, rows: int) -> Session:
+        """A session of `rows` empty rows, run by `backend`."""
         raise NotImplementedError
 
     @property
@@ -39,14 +40,16 @@ class EngineGeneration:
 
         inputs (or input_ids): [B, T] ids, on any device. strategy: `ar`; `speculative` (BLT-S) gives the same ids by
         drafts of the local model. A processor must then be a function of its arguments: it is called for one row at a
-        time and also for drafts that are rejected. backend: `eager`. Both default to what the model was given.
+        time and also for drafts that are rejected. backend: what runs a step, `eager`, `native` or `auto`
+        (`native/`). Both default to what the model was given.
 
         Raises ValueError with the option's name for what the engine does not do (beams, assistants, constraints,
         guidance, another cache), and for ids, masks and models that cannot be computed with.
         """
         default_strategy, default_backend = self.engine_defaults
         chosen = strategy_of(default_strategy if strategy is None else strategy)
-        check_backend(default_backend if backend is None else backend)
+        runs = default_backend if backend is None else backend
+        check_backend(runs)
         check_options(kwargs, generation_config, self.generation_config)  # type: ignore[attr-defined]
         if prefix_allowed_tokens_fn is not None and chosen.kind == "speculative":
             raise ValueError(
@@ -64,7 +67,7 @@ class EngineGeneration:
         ) -> Any:
             # Were the mask a parameter of its own, transformers would take it for an option of this loop.
             return decode(
-                self.engine_session,
+                partial(self.engine_session, runs),
                 chosen,
                 input_ids,
                 model_inputs.get("attention_mask"),

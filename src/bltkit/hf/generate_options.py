@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bltkit.generate import Autoregressive, Speculative, Strategy, parse_strategy, typed
-
-BACKENDS = ("eager",)
-"""How the engine runs its modules."""
+from bltkit.native import BACKENDS
 
 ARGUMENTS = {
     "input_ids",

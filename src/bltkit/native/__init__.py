@@ -5,6 +5,16 @@ first over all shapes.
 """
 
 from bltkit.native.backend import BACKENDS, Backend, accelerated, backend_of, on_backend, parse_backend
+from bltkit.native.following import FollowingCopy
 from bltkit.native.library import Unavailable
 
-__all__ = ["BACKENDS", "Backend", "Unavailable", "accelerated", "backend_of", "on_backend", "parse_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "FollowingCopy",
+    "Unavailable",
+    "accelerated",
+    "backend_of",
+    "on_backend",
+    "parse_backend",
+]

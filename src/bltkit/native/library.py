@@ -30,8 +30,9 @@ UNTHREADED = ("-fopenmp-simd",)
 
 COMPILERS = ("c++", "g++", "clang++")
 
-PLAIN, FP16, BF16, INT8 = range(4)
-"""How a `PanelMatrix` holds its numbers: in the type of the activations, in 16 bits, or in 8 with a scale an output."""
+PLAIN, FP16, BF16, INT8, INT4 = range(5)
+"""How a `PanelMatrix` holds its numbers: in the type of the activations, in 16 bits, in 8 with a scale per output, or
+in 4 with a scale and a zero per group of inputs."""
 
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bltkit.model.formed import FormedLinear, Int8Linear, WeightForm
+from bltkit.model.formed import FormedLinear, Int4Linear, Int8Linear, WeightForm
 from bltkit.model.fused_linear import Linear
-from bltkit.native.library import BF16, FP16, INT8, PLAIN, PanelMatrix, kernels
+from bltkit.model.int4_kernel import unpack_int4
+from bltkit.model.rounding import GROUP, widen_int4
+from bltkit.native.library import BF16, FP16, INT4, INT8, PLAIN, PanelMatrix, kernels
 
 PANEL = 64
 """Outputs of a panel; the last one is filled up with zeros."""
@@ -43,11 +45,15 @@ class NativeLinear(FormedLinear):
         nn.Module.__init__(self)
         self.out_features, self.in_features, self.dtype = outputs, inputs, dtype
         self.panels = panels
-        self.num_bytes = panels.nbytes
+        self.num_bytes = self._without_padding(panels)
         self.matrix = PanelMatrix(panels.data_ptr(), None, outputs, inputs, self.code, 0.0)
         """Describes the weight to the kernels; who copies it does so after `in_huge_pages`."""
         self._reference = ctypes.byref(self.matrix)
         self._product = kernels(dtype).linear
+
+    def _without_padding(self, panels: Tensor) -> int:
+        """Bytes of the outputs that exist: a ledger counts the same weights for every backend."""
+        return panels.nbytes * self.out_features // (len(panels) * PANEL)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -115,6 +121,38 @@ class NativeInt8(NativeLinear):
         return steps.to(self.dtype) * self.scales.to(self.dtype)[:, None]
 
 
+class NativeInt4(NativeLinear):
+    """int4 weights with a scale and a zero per group of 32 inputs; inputs are rounded as for `NativeInt8`.
+
+    The sum of a group is exact; groups are added in fp32, in their order.
+    """
+
+    form: ClassVar[WeightForm] = "int4"
+    code = INT4
+
+    def __init__(self, steps: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> None:
+        """steps: [out, in] in 0 to 15. scales, zeros: bf16 [out, groups]."""
+        outputs, inputs = steps.shape
+        words = _padded(steps).int().view(-1, PANEL, inputs // 8, 4, 2)
+        shifts = torch.tensor([[4 * pair, 16 + 4 * pair] for pair in range(4)], dtype=torch.int32)
+        panels = (words << shifts).sum((-2, -1), dtype=torch.int32)
+        super().__init__(panels.transpose(1, 2).contiguous(), outputs, inputs, dtype)
+        pairs = torch.stack([_padded(scales), _padded(zeros)], -1)
+        self.factors = pairs.view(-1, PANEL, inputs // GROUP, 2).permute(0, 2, 3, 1).contiguous()
+        self.num_bytes += self._without_padding(self.factors)
+        self.matrix.scales = self.factors.data_ptr()
+        self.matrix.limit = float(2**15 - 1)
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """See `NativeLinear`."""
+        shifts = torch.tensor([[4 * pair, 16 + 4 * pair] for pair in range(4)], dtype=torch.int32)
+        steps = self.panels.transpose(1, 2)[..., None, None] >> shifts & 15
+        steps = steps.to(torch.uint8)
+        scales, zeros = self.factors.permute(2, 0, 3, 1).flatten(1, 2)[:, : self.out_features]
+        return widen_int4(steps.reshape(-1, self.in_features)[: self.out_features], scales, zeros).to(self.dtype)
+
+
 def in_huge_pages(linears: Sequence[NativeLinear]) -> None:
     """Move the weights into one stretch of memory, in this order, with large pages where the system has them.
 
@@ -137,10 +175,14 @@ def in_huge_pages(linears: Sequence[NativeLinear]) -> None:
         linear.matrix.panels = new.data_ptr()
 
 
+def _padded(rows: Tensor) -> Tensor:
+    """With zeros for the outputs that the last panel lacks."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % PANEL))
+
+
 def panels_of(weight: Float[Tensor, "out in"]) -> Tensor:
     """[ceil(out / 64), in, 64]."""
-    padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
-    return padded.view(-1, PANEL, weight.shape[1]).transpose(1, 2).contiguous()
+    return _padded(weight).view(-1, PANEL, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 def native_linear(linear: nn.Module) -> NativeLinear | str:
@@ -150,6 +192,9 @@ def native_linear(linear: nn.Module) -> NativeLinear | str:
     weight: Any = getattr(linear, "weight", None)
     if isinstance(linear, Int8Linear):
         return NativeInt8(linear.steps, linear.scales, torch.float32)
+    if isinstance(linear, Int4Linear):
+        scales, zeros = linear.scales_zeros.transpose(0, 1).unbind(-1)
+        return NativeInt4(unpack_int4(linear.packed), scales, zeros, torch.float32)
     if isinstance(linear, FormedLinear):
         kinds: dict[str, tuple[type[NativeLinear], torch.dtype]] = {
             "packed": (NativePlain, torch.float32),

@@ -32,7 +32,7 @@ class NativeTransformer(Transformer):
         readers: cross-attention in front of the first layers.
         """
         nn.Module.__init__(self)
-        self.config, self.layers = stack.config, stack.layers
+        self.config, self.kv_heads, self.layers = stack.config, stack.kv_heads, stack.layers
         self._readers = tuple(readers)
         self._dtype = _linear(cast(Layer, self.layers[0]).attention.out).dtype
         self._weights, self._held = _described(stack, self._readers, self._dtype)

@@ -5,7 +5,8 @@ What is computed is what a single text alone would give: sessions equal the unca
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from bltkit.generate import Request as EngineRequest
 from bltkit.generate.open_bundle import open_bundle
 from bltkit.generate.scoring import all_logprobs
 from bltkit.model.quantize import form_of
+from bltkit.native import on_backend, parse_backend
 from bltkit.vocab import BOS, NEVER_EMITTED, OFFSET
 
 BATCH_BYTES = 8192
@@ -48,6 +50,7 @@ class ByteModel:
         context is cut on its left; of a generation so that what is written fits too, but to no less than half.
     strategy: how it writes; only `diffusion` changes what.
     batch_bytes, rows: how much is computed at once; they bound memory and change nothing but rounding.
+    backend: what runs the steps of sessions; whole texts are compressed in eager mode.
     worthwhile: bytes that sharing a stretch has to save; without bound, every text is read alone.
     """
 
@@ -61,6 +64,7 @@ class ByteModel:
     batch_bytes: int = BATCH_BYTES
     rows: int = ROWS
     worthwhile: float = WORTHWHILE
+    backend: str = "eager"
 
     @classmethod
     def load(
@@ -73,6 +77,7 @@ class ByteModel:
         device: str | torch.device = "cpu",
         weights: str | None = None,
         scorer_weights: str | None = None,
+        backend: str = "eager",
     ) -> "ByteModel":
         """From a MODEL as users name it. Raises ValueError where it is none, or writes nothing."""
         directory = resolve_model(name)
@@ -81,7 +86,9 @@ class ByteModel:
         context, _ = window_shape(bundle.record, context, None)
         settings = [f"context={context}", f"strategy={strategy.model_dump_json()}"]
         settings += [f"weights={form}" for form in _forms(bundle) if form != "fp32"]
-        found = cls(bundle, name, fingerprint(directory, more=settings), context, strategy, batch_bytes)
+        settings += [] if parse_backend(backend) == "eager" else [f"backend={backend}"]
+        mark = fingerprint(directory, more=settings)
+        found = cls(bundle, name, mark, context, strategy, batch_bytes, backend=backend)
         found.start()
         return found
 
@@ -95,7 +102,12 @@ class ByteModel:
         if self.bundle.model is None:
             raise ValueError(f"{self.name} holds no BLT, only a model that places patches; evaluate a BLT's checkpoint")
         self.strategy.check(self.bundle.model)
-        return Session.start(self.bundle.model, self.bundle.scorer, predictive_rule(self.bundle)).extend([BOS])
+        return Session.start(*self._stepping, predictive_rule(self.bundle)).extend([BOS])
+
+    @cached_property
+    def _stepping(self) -> tuple[Any, Any]:
+        """Model and scorer as sessions run them."""
+        return on_backend(self.backend, self.bundle.model, self.bundle.scorer)
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """See `Subject.answers`."""

@@ -29,13 +29,14 @@ inline V load(const void* from) {
 
 // ---- What Python hands over: `bltkit/native/library.py` declares the same structures.
 
-enum Form : int64_t { PLAIN, HALF, BRAIN, INT8 };
+enum Form : int64_t { PLAIN, HALF, BRAIN, INT8, INT4 };
 
 struct Matrix {
-    const void* panels;   // [outputs / 64, inputs, 64], or for INT8 [outputs / 64, inputs / 2, 64, 2]; zeros fill up
-    const float* scales;  // of INT8: of each output
+    const void* panels;  // [outputs / 64, inputs, 64], or for INT8 [outputs / 64, inputs / 2, 64, 2]; zeros fill up.
+                         // INT4: 32-bit words [outputs / 64, inputs / 8, 64], see `tile_int4`
+    const void* scales;  // INT8: float of each output. INT4: bf16 [outputs / 64, inputs / 32, 2, 64], scales and zeros
     int64_t outputs, inputs, form;
-    double limit;  // of INT8: largest step of an input with which no sum leaves 32 bits
+    double limit;  // INT8, INT4: largest step of an input with which no sum leaves 32 bits
 };
 template <class T>
 struct Layer {

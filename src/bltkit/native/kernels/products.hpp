@@ -85,6 +85,71 @@ void tile_int8(const int8_t* w, int64_t pairs, const int16_t* x, int64_t stride,
 #endif
 }
 
+constexpr int64_t GROUP = 32;  // inputs that share a scale and a zero of INT4
+
+// Sums of one group of 4-bit steps from 0 to 15 with 16-bit inputs, exact. A word has the steps of 8 inputs of one
+// output: those of inputs 2 j and 2 j + 1 are its bits from 4 j and from 16 + 4 j on.
+template <int N>
+void group_int4(const uint32_t* w, const int16_t* x, int64_t stride, int32_t* sums) {
+#if defined(__AVX512BW__)
+    const __m512i nibbles = _mm512_set1_epi32(0x000f000f);
+    __m512i sum[N][VECTORS];
+    for (int c = 0; c < N; c++)
+        for (int v = 0; v < VECTORS; v++) sum[c][v] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < GROUP; k += 8, w += PANEL) {
+        __m512i words[VECTORS];
+        for (int v = 0; v < VECTORS; v++) words[v] = _mm512_loadu_si512(w + v * LANES);
+        for (int j = 0; j < 4; j++) {
+            __m512i weight[VECTORS];
+            for (int v = 0; v < VECTORS; v++)
+                weight[v] = _mm512_and_si512(_mm512_srli_epi32(words[v], 4 * j), nibbles);
+            for (int c = 0; c < N; c++) {
+                int32_t pair;
+                std::memcpy(&pair, x + c * stride + k + 2 * j, 4);
+                const __m512i both = _mm512_set1_epi32(pair);
+                for (int v = 0; v < VECTORS; v++)
+#if defined(__AVX512VNNI__)
+                    sum[c][v] = _mm512_dpwssd_epi32(sum[c][v], weight[v], both);
+#else
+                    sum[c][v] = _mm512_add_epi32(sum[c][v], _mm512_madd_epi16(weight[v], both));
+#endif
+            }
+        }
+    }
+    std::memcpy(sums, sum, sizeof sum);
+#else
+    std::fill(sums, sums + N * PANEL, 0);
+    for (int64_t k = 0; k < GROUP; k += 8, w += PANEL)
+        for (int c = 0; c < N; c++)
+            for (int j = 0; j < 4; j++) {
+                const int32_t even = x[c * stride + k + 2 * j], odd = x[c * stride + k + 2 * j + 1];
+                for (int o = 0; o < PANEL; o++)
+                    sums[c * PANEL + o] += (w[o] >> 4 * j & 15) * even + (w[o] >> (16 + 4 * j) & 15) * odd;
+            }
+#endif
+}
+
+// A weight is (step - 8) * scale + zero; scales and zeros are of a group. totals: of each column's inputs, by group.
+template <class T, int N>
+void tile_int4(const uint32_t* w, const uint16_t* factors, int64_t groups, const int16_t* x, const int32_t* totals,
+               T* sums) {
+    Vector<T> sum[N][VECTORS] = {};
+    for (int64_t g = 0; g < groups; g++, w += GROUP / 8 * PANEL, factors += 2 * PANEL) {
+        alignas(64) int32_t exact[N * PANEL];
+        group_int4<N>(w, x + g * GROUP, groups * GROUP, exact);
+        for (int v = 0; v < VECTORS; v++) {
+            const Vector<T> scale = Brain<T>::read(factors + v * LANES);
+            const Vector<T> zero = Brain<T>::read(factors + PANEL + v * LANES);
+            for (int c = 0; c < N; c++) {
+                const int32_t total = totals[c * groups + g];
+                const auto steps = load<Vector<int32_t>>(exact + c * PANEL + v * LANES) - 8 * total;
+                sum[c][v] += __builtin_convertvector(steps, Vector<T>) * scale + zero * static_cast<T>(total);
+            }
+        }
+    }
+    std::memcpy(sums, sum, sizeof sum);
+}
+
 // Calls run<N> for the columns that are left, as many at a time as a tile takes.
 template <class F>
 void in_tiles(int64_t columns, F run) {
@@ -120,10 +185,12 @@ struct Inputs {  // of a product: columns x inputs, and room for them in 16 bits
     int64_t columns, inputs;
     T* values;
     int16_t* steps;
-    T* step;  // of each column
+    T* step;         // of each column
+    int32_t* totals;  // sums of `steps`, by column and group of INT4
     Inputs(int64_t columns, int64_t inputs)
         : columns(columns), inputs(inputs), values(scratch.take<T>(columns * inputs)),
-          steps(scratch.take<int16_t>(columns * (inputs + 1))), step(scratch.take<T>(columns)) {}
+          steps(scratch.take<int16_t>(columns * (inputs + 1))), step(scratch.take<T>(columns)),
+          totals(scratch.take<int32_t>(columns * (inputs / GROUP + 1))) {}
 };
 
 template <class T>
@@ -147,10 +214,22 @@ void round_inputs(const Inputs<T>& x, double limit) {
     }
 }
 
+template <class T>
+void sum_groups(const Inputs<T>& x) {
+    const int64_t groups = x.inputs / GROUP;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < x.columns * groups; i++) {
+        int32_t total = 0;
+        for (int64_t k = 0; k < GROUP; k++) total += x.steps[i * GROUP + k];
+        x.totals[i] = total;
+    }
+}
+
 // y[c] = W x[c] + gain * residual[c]; all threads of the team.
 template <class T>
 void product(const Matrix& m, const Inputs<T>& x, T* y, const T* residual = nullptr, T gain = 0) {
-    if (m.form == INT8) round_inputs(x, m.limit);
+    if (m.form == INT8 || m.form == INT4) round_inputs(x, m.limit);
+    if (m.form == INT4) sum_groups(x);
     const int64_t panels = (m.outputs + PANEL - 1) / PANEL;
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < panels; p++) {
@@ -165,14 +244,22 @@ void product(const Matrix& m, const Inputs<T>& x, T* y, const T* residual = null
                 tile<T, Half<T>, N>(static_cast<const uint16_t*>(m.panels) + begin, m.inputs, values, m.inputs, sums);
             } else if (m.form == BRAIN) {
                 tile<T, Brain<T>, N>(static_cast<const uint16_t*>(m.panels) + begin, m.inputs, values, m.inputs, sums);
+            } else if (m.form == INT4) {
+                const int64_t groups = m.inputs / GROUP;
+                tile_int4<T, N>(static_cast<const uint32_t*>(m.panels) + p * m.inputs / 8 * PANEL,
+                                static_cast<const uint16_t*>(m.scales) + p * groups * 2 * PANEL, groups,
+                                x.steps + c * m.inputs, x.totals + c * groups, sums);
+                for (int n = 0; n < N; n++)
+                    for (int64_t o = 0; o < count; o++) sums[n * PANEL + o] *= x.step[c + n];
             } else {
+                const float* scales = static_cast<const float*>(m.scales);
                 const int64_t pairs = (m.inputs + 1) / 2;
                 alignas(64) int32_t exact[N * PANEL];
                 tile_int8<N>(static_cast<const int8_t*>(m.panels) + 2 * p * pairs * PANEL, pairs,
                              x.steps + 2 * c * pairs, 2 * pairs, exact);
                 for (int n = 0; n < N; n++)
                     for (int64_t o = 0; o < count; o++)
-                        sums[n * PANEL + o] = exact[n * PANEL + o] * (x.step[c + n] * m.scales[first + o]);
+                        sums[n * PANEL + o] = exact[n * PANEL + o] * (x.step[c + n] * scales[first + o]);
             }
             for (int n = 0; n < N; n++) {
                 const int64_t at = (c + n) * m.outputs + first;
