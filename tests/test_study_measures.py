@@ -15,8 +15,8 @@ from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.generate import Session
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import agreement, is_utf8, may_be_python, nats_of, stays_python
-from bltkit.study.resampling import Resampling
 from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
+from bltkit.study.stats import Resampling
 from bltkit.views.scene import Curve, Dot, Label
 from bltkit.vocab import NEVER_EMITTED, encode
 from tests import tiny

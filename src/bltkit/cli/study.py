@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from bltkit.study.study import Study
 
 STUDIES = {
-    "fast-decoding": "bltkit.cli.study_fast_decoding:fast_decoding",
-    "entropy": "bltkit.cli.study_entropy_quality:entropy",
+    "fast-decoding": "bltkit.study.fast_decoding.fast_decoding_study:FastDecodingStudy",
+    "entropy": "bltkit.study.entropy_quality.entropy_study:EntropyStudy",
     "evaluations": "bltkit.cli.evaluation:evaluations",
     "robustness": "bltkit.study.robustness.robustness_study:RobustnessStudy",
     "scaling": "bltkit.cli.study_scaling:scaling",

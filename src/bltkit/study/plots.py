@@ -9,6 +9,7 @@ and two logarithmic scales. Colours are those of `views.figures`, which pages tu
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from bltkit.views.figures import (
@@ -41,7 +42,8 @@ class PlotSeries:
 
     name: entry of the legend, once for all panels; "" for none. colour: of `COLOURS` by index, or a colour. marker,
     line: matplotlib's, "" for none. intervals: ends by point, None where there are none; drawn as whiskers, or as a
-    band with `band`. names: short texts at points. rings: points that stand out. x_intervals: whiskers across.
+    band with `band`. names: short texts at points, where they fit. rings: points that stand out. x_intervals: whiskers
+    across.
     """
 
     name: str
@@ -134,6 +136,7 @@ def panels(
         axes.set(**{name: limits for name, limits in (("xlim", x_limits), ("ylim", y_limits)) if limits is not None})
     for panel, axes in zip((panel for row in rows for panel in row), drawn, strict=True):
         _draw_references(axes, panel)
+        _name_points(axes, panel)
     for at, line_entries in enumerate(entries):
         _write_legend(figure, line_entries, bottom + _LEGEND_LINE * at + 6)
     for at, line in enumerate(note_lines):
@@ -156,7 +159,9 @@ def _draw_series(axes: Axes, series: PlotSeries) -> None:
         "color": colour,
         "marker": series.marker or "none",
         "markerfacecolor": PAPER if series.hollow else colour,
-        "markersize": 5.5,
+        "markersize": 8 if series.marker == "*" else 5.5,
+        "markeredgecolor": colour if series.hollow else PAPER,
+        "markeredgewidth": 1.0 if series.hollow else 0.5,
         "linestyle": series.line or "none",
         "linewidth": 1.5,
         "zorder": 3 if series.marker else 2,
@@ -180,17 +185,6 @@ def _draw_series(axes: Axes, series: PlotSeries) -> None:
     ringed = [(x, y) for x, y, ring in zip(series.x, series.y, series.rings, strict=False) if ring]
     if ringed:
         axes.plot(*zip(*ringed, strict=True), "o", markersize=11, markerfacecolor="none", color=colour, linewidth=0)
-    for at_x, at_y, text in zip(series.x, series.y, series.names, strict=False):
-        if text:
-            axes.annotate(
-                displayable(text),
-                (at_x, at_y),
-                (5, 4),
-                textcoords="offset points",
-                size=7,
-                color=MUTED,
-                annotation_clip=True,
-            )
 
 
 def _draw_references(axes: Axes, panel: PlotPanel) -> None:
@@ -206,6 +200,33 @@ def _draw_references(axes: Axes, panel: PlotPanel) -> None:
         ends = max(low, bottom), min(high, top)
         axes.plot(ends, ends, color=MUTED, linestyle=(0, (3, 3)), linewidth=0.9, zorder=1)
     axes.set(xlim=(low, high), ylim=(bottom, top))
+
+
+def _name_points(axes: Axes, panel: PlotPanel) -> None:
+    """Write the names of points beside them, unless one would cover a point or another name, or leave the panel."""
+    from matplotlib.transforms import Bbox
+
+    points = [
+        (x, y, displayable(text), series.shade)
+        for series in panel.series
+        if series.marker
+        for x, y, text in zip_longest(series.x, series.y, series.names, fillvalue="")
+    ]
+    if not any(text for *_, text, _ in points):
+        return
+    places = axes.transData.transform([(x, y) for x, y, *_ in points])
+    taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    frame = axes.get_window_extent()
+    for (x, y), (*_, text, colour) in zip(places, points, strict=True):
+        width, height = 4.6 * len(text), 9.0
+        for dx, dy in ((7 + width / 2, 0), (-7 - width / 2, 0), (0, 10), (0, -10)):
+            box = Bbox.from_bounds(x + dx - width / 2, y + dy - height / 2, width, height)
+            if text and frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
+                across, up = axes.transAxes.inverted().transform((x + dx, y + dy))
+                style: dict[str, Any] = {"ha": "center", "va": "center", "size": 6.5, "color": colour}
+                axes.text(across, up, text, transform=axes.transAxes, **style)
+                taken.append(box)
+                break
 
 
 def _set_scales(axes: Axes, x_scale: Scale, y_scale: Scale, x_ticks: Mapping[float, str] | None) -> None:

@@ -149,3 +149,23 @@ def _blocks(study: Reported, sections: Sequence[Section]) -> Iterator[str]:
 
 def _picture(figure: Figure, stem: str) -> Picture | None:
     return picture(lambda: figure, str(figure.get_label() or stem))
+
+
+def number(value: float | None, digits: int) -> str:
+    """Cell of a number; a dash for None and NaN."""
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Cell of a share, in percent."""
+    return "–" if share is None or share != share else f"{100 * share:.{digits}f} %"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: int) -> str:
+    """Cell of a number with its interval; rows of version 0.1.0 have intervals without width, which say nothing."""
+    cell = number(value, digits)
+    return (
+        cell
+        if interval is None or interval[0] == interval[1]
+        else f"{cell} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    )

@@ -73,7 +73,7 @@ def refuse_other_settings(rows: Sequence[Row], settings: Mapping[str, Any], out:
             then = _value(row, name)
             if then != now:
                 raise ValueError(
-                    f"{out} holds rows of {unit} with {name.removeprefix('plan.')} = {then!r}, and the plan says "
+                    f"{out} holds rows of {unit} with {name.rpartition('.')[2]} = {then!r}, and the plan says "
                     f"{now!r}; use a new --out, or restore the original plan"
                 )
 
