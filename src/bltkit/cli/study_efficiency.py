@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.study_options import Out, Report, circumstances, measured, only_report, show
+from bltkit.cli.study_options import Out, Report, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Device, Json, progress_bar, say, threads_option
 
 FIELDS = {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bltkit.cli.study.study_options import Report, circumstances, measured, only_report, show
+from bltkit.cli.study_options import Report, circumstances, measured, only_report, show
 from bltkit.cli.terminal import Json, print_json, print_text, progress_bar, say
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report, show
+from bltkit.cli.study_options import Out, Report, Threads, circumstances, measured, named, only_report, show
 from bltkit.cli.terminal import Json, lists, progress_bar, say
 
 MAX_SEEDS = 1000

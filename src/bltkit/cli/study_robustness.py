@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bltkit.cli.study.study_options import Out, Report, Threads, circumstances, measured, named, only_report
+from bltkit.cli.study_options import Out, Report, Threads, circumstances, measured, named, only_report
 from bltkit.cli.terminal import Json, lists, print_json, print_text, progress_bar, say
 
 NOISES = ("antspeak", "drop", "randomcase", "repeat", "uppercase")
