@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bltkit.study.scaling.batches import Heldout, Seen
+
 from bltkit.checkpoint.checksums import POSITION
 from bltkit.config import parse
 from bltkit.study.scaling import ScalingPlan, ScalingTools
-from bltkit.study.scaling.batches import Heldout, Seen
 from bltkit.train import Result, TrainConfig
 from bltkit.train.run_directory import RunDirectory
 

@@ -4,9 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from bltkit.study.scaling.analysis import (
     SeedNoise,
     best_loss,
@@ -22,6 +19,8 @@ from bltkit.study.scaling.analysis import (
 )
 from bltkit.study.scaling.fits import Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric, fit_power
 from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SIZES = {"s": 3e5, "m": 1e6, "l": 3e6, "x": 1e7}
 BUDGETS = (1e13, 3e13, 9e13)

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bltkit.study.scaling.batches import Seen
+from bltkit.study.scaling.prepare import prepare
+from bltkit.study.scaling.rows import config_hash
+from bltkit.study.scaling.runs import nearest_step, unit_config
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +20,7 @@ from bltkit.cost.formulas.operations import forward_flops, scorer_flops
 from bltkit.files.json_lines import read_lines
 from bltkit.study.row_file import ROWS
 from bltkit.study.scaling import ScalingPlan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
-from bltkit.study.scaling.batches import Seen
 from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
-from bltkit.study.scaling.prepare import prepare
-from bltkit.study.scaling.rows import config_hash
-from bltkit.study.scaling.runs import nearest_step, unit_config
 from bltkit.train import TrainConfig
 from tests.html_pages import Page
 from tests.scaling_plans import Counting, plan, size

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bltkit.study.scaling.batches import seen_by, steps_ahead
 
 from bltkit.config import parse
 from bltkit.data import Corpus
 from bltkit.files.json_lines import read_lines
 from bltkit.study.scaling import ScalingPlan, run
-from bltkit.study.scaling.batches import seen_by, steps_ahead
 from bltkit.train import TrainConfig, train
 from bltkit.train.run_directory import RunDirectory
 from tests.scaling_plans import plan

@@ -26,7 +26,7 @@ STUDIES = {
     "entropy": "bltkit.cli.study_entropy_quality:entropy",
     "evaluations": "bltkit.cli.study_evaluations:evaluations",
     "robustness": "bltkit.cli.study_robustness:robustness",
-    "scaling": "bltkit.cli.study_scaling:scaling",
+    "scaling": "bltkit.study.scaling.scaling_study:ScalingStudy",
     "efficiency": "bltkit.cli.study_efficiency:efficiency",
     "ablation": "bltkit.cli.study_ablation:ablation",
 }
@@ -104,7 +104,8 @@ def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
     field = study.model_fields[name]
     extra: Mapping[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind, repeated, pairs = _shape(field.annotation)
-    if extra.get("hidden") or (kind is None and "option" not in extra):
+    hidden = extra.get("hidden") or (study.option_fields is not None and name not in study.option_fields)
+    if hidden or (kind is None and "option" not in extra):
         return None
     kind = str if kind is None else kind
     flags = (extra.get("option", f"--{name.replace('_', '-')}"), *extra.get("aliases", ()))
@@ -251,7 +252,8 @@ def _only_report(options: Sequence[FieldOption], values: Values) -> None:
 def _plan(name: str, study: "type[Study]", options: Sequence[FieldOption], values: Values) -> "Study":
     from bltkit.config import apply_overrides, load_toml, parse
 
-    presets, chosen = _presets(study), values["plan"]
+    presets = _presets(study)
+    chosen = (study.default_plan or None) if values["plan"] is None else values["plan"]
     fields: Values = {}
     if chosen in presets:
         fields = presets[chosen]()

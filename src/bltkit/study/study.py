@@ -9,7 +9,7 @@ class should import them inside its methods: `blt study --help` imports every cl
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -108,6 +108,10 @@ class Study(Config):
     """Heading of the report; by default `what`."""
     presets: ClassVar[Mapping[str, Callable[[], Mapping[str, Any]]]] = {}
     """Named plans beside `smoke`: functions that return the plan's fields."""
+    default_plan: ClassVar[str] = ""
+    """Named plan without --plan; "" stands for the fields' defaults."""
+    option_fields: ClassVar[Collection[str] | None] = None
+    """Fields that are options; None: all whose type allows it. --plan and --set fill the others too."""
     default_out: ClassVar[str] = ""
     """Directory without --out; "" makes --out required."""
 

@@ -40,8 +40,8 @@ class Prepared:
     """Contents of prepared.json.
 
     scorer: a MODEL; None where no family reads entropies. fingerprint: hash of its weights. rules: rule by patch size.
-    reached: mean bytes per patch on the sample. bits_per_byte, train_flops: results of the scorer's own training, if the
-    study trained it; these FLOPs are reported apart and count towards no budget.
+    reached: mean bytes per patch on the sample. bits_per_byte, train_flops: results of the scorer's own training, if
+    the study trained it; these FLOPs are reported apart and count towards no budget.
     """
 
     scorer: str | None
@@ -69,8 +69,8 @@ def prepare(plan: ScalingPlan, patches: Sequence[float], run: StudyRun) -> Prepa
         prepared = _read(out / PREPARED) or Prepared(None, None, {}, {}, basis=basis)
         if prepared.basis != basis:
             raise ValueError(
-                f"--out {out} was begun with another text or entropy model ({PREPARED}); use a new --out, or restore the "
-                "original plan"
+                f"--out {out} was begun with another text or entropy model ({PREPARED}); use a new --out, or "
+                "restore the original plan"
             )
         missing = [patch for patch in patches if prepared.rule(patch) is None]
         if missing:

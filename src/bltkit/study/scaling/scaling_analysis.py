@@ -14,25 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from bltkit.study.scaling.scaling_fits import (
-    Floats,
-    Isoflop,
-    Parametric,
-    TooFew,
-    fit_isoflop,
-    fit_parametric,
-)
+from bltkit.study.scaling.scaling_fits import Floats, Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    Frame = pd.DataFrame
+    from pandas import DataFrame as Frame
 else:
     Frame = Any
 
 WHAT, RATE = "scaling", "scaling-rate"
 CELL = ["family", "size", "budget"]
+_COUNTS = ("seed", "params_multiplied", "params", "bytes_seen", "steps", "threads")
 LOSS, PARAMS = "bits_per_byte", "params_multiplied"
 
 DRAWS = 400
@@ -99,18 +92,22 @@ def points_of(frame: Frame) -> Frame:
     """Points of stored rows: of several rows of a point the last one counts.
 
     Adds `rated_seconds`, training time by the rates that `--rates` measured (NaN without one: a run's own clock ran on
-    a shared machine), and `main`, False for sizes that grew with their patch. Raises ValueError without rows.
+    a shared machine), `base_size`, the size that a model grew from with its patch, and `main`, False for grown ones.
+    Raises ValueError without rows.
     """
     points = frame[frame["what"] == WHAT] if len(frame) else frame
     if not len(points):
         raise ValueError("there are no rows of `blt study scaling` to report; run it without --report first")
     points = points.drop_duplicates([*CELL, "seed"], keep="last")
+    # Rows of rates lack these columns, which makes them floats.
+    points = points.astype({name: int for name in _COUNTS if name in points})
     rates = frame[frame["what"] == RATE].drop_duplicates(["family", "size"], keep="last")
     by_model = {(row["family"], row["size"]): row["seconds_per_byte"] for row in rates.to_dict("records")}
     models = zip(points["family"], points["size"], strict=True)
     seconds_per_byte = np.array([by_model.get(model, math.nan) for model in models])
+    base = points["size"].str.split("@").str[0]
     return points.assign(
-        rated_seconds=points["bytes_seen"] * seconds_per_byte, main=~points["size"].str.contains("@", regex=False)
+        rated_seconds=points["bytes_seen"] * seconds_per_byte, base_size=base, main=points["size"] == base
     )
 
 
@@ -208,8 +205,7 @@ def crossover(points: Frame, first: str, second: str, noise: Noise, *, draws: in
 
     def differences(losses: Floats) -> list[float]:
         return [
-            grids[first].best_loss(losses, budget)[0] - grids[second].best_loss(losses, budget)[0]
-            for budget in budgets
+            grids[first].best_loss(losses, budget)[0] - grids[second].best_loss(losses, budget)[0] for budget in budgets
         ]
 
     means = cells[LOSS].to_numpy()
@@ -263,11 +259,11 @@ def cost_exponent(points: Frame, family: str) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def data_ratio(points: Frame, family: str, budget: float, params: float) -> float:
-    """Bytes of text per parameter that a budget pays for at a size; costs between sizes by straight lines in
-    logarithms, beyond them as at the last."""
+def data_ratio(points: Frame, family: str, budget: float, params: npt.ArrayLike) -> Floats:
+    """Bytes of text per parameter that a budget pays for at sizes; costs between sizes by straight lines in logarithms,
+    beyond them as at the last."""
     sizes, costs = _byte_costs(points, family)
-    return float(budget / np.exp(np.interp(np.log(params), np.log(sizes), np.log(costs))) / params)
+    return np.asarray(budget / np.exp(np.interp(np.log(params), np.log(sizes), np.log(costs))) / params)
 
 
 def _byte_costs(points: Frame, family: str) -> tuple[Floats, Floats]:
@@ -291,8 +287,7 @@ def best_sizes(
         fits = [grid.isoflop(losses, budget) for losses in drawn]
         sizes = [fit.best for fit in fits if isinstance(fit, Isoflop)]
         if len(sizes) >= draws / 2:
-            ratios = [data_ratio(points, family, budget, size) for size in sizes]
-            ranges[budget] = interval(sizes), interval(ratios)
+            ranges[budget] = interval(sizes), interval(data_ratio(points, family, budget, sizes))
     return ranges
 
 

@@ -1,140 +1,115 @@
-"""The study `scaling` in pictures: isoFLOP curves, and loss over FLOPs, bytes and seconds."""
+"""Figures of the study `scaling`: isoFLOP curves, and loss over FLOPs, bytes and seconds."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from bltkit.study.scaling.analysis import Along, isoflops
-from bltkit.study.scaling.fits import Isoflop, TooFew, fit_power
-from bltkit.study.scaling.rows import ScalingPoint, mean_over_seeds
-from bltkit.study.scaling.scaling_findings import Findings, base_family
-from bltkit.study.scatter import Marker, Panel, Scatter, Trace, draw_scatter
-from bltkit.study.scatter import Point as Mark
-from bltkit.views.chart import COLOURS
-from bltkit.views.scene import Scene
+from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.scaling.scaling_analysis import LOSS, PARAMS, Frame, cells_of, isoflops, points_of
+from bltkit.study.scaling.scaling_fits import Isoflop
+from bltkit.study.scaling.scaling_tables import Findings, in_flops
+from bltkit.study.stats import fit_power
+from bltkit.views.figures import MARKERS
 
 ACROSS = 3
-"""Panels in a row at most."""
-
-_MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond", "up", "down")
+"""Maximum number of panels side by side."""
 
 
-def drawings(found: Findings) -> dict[str, Scene]:
-    """Each by its name, without a suffix."""
-    main = [point for point in found.points if point.main]
-    scenes = {
-        "isoflop": draw_scatter(_isoflop(found)),
-        "flops": draw_scatter(_loss(found, main, "flops", "training FLOPs")),
-        "bytes": draw_scatter(_loss(found, main, "num_bytes", "bytes of text")),
+def figures(frame: Frame) -> dict[str, Figure]:
+    """Figures by their files' stems. Raises ValueError without rows or matplotlib."""
+    findings = Findings(points_of(frame))
+    drawn = {
+        "isoflop": _isoflop(findings),
+        "flops": _loss_over(findings, "flops", "training FLOPs"),
+        "bytes": _loss_over(findings, "bytes_seen", "bytes of text"),
     }
-    if not any(math.isnan(point.seconds) for point in main):
-        scenes["seconds"] = draw_scatter(_loss(found, main, "seconds", "seconds of training"))
-    if len(main) < len(found.points):
-        scenes["inference"] = draw_scatter(_inference(found))
-    return scenes
+    if findings.main["rated_seconds"].notna().all():
+        drawn["seconds"] = _loss_over(findings, "rated_seconds", "seconds of training")
+    if len(findings.main) < len(findings.points):
+        drawn["inference"] = _inference(findings)
+    return drawn
 
 
-def _isoflop(found: Findings) -> Scatter:
-    colours = {budget: COLOURS[at % len(COLOURS)] for at, budget in enumerate(found.budgets)}
-    panels = []
-    for family in found.families:
-        own = [point for point in found.points if point.family == family and point.main]
-        marks = [Mark(point.params, point.loss, colours[point.budget]) for point in own]
-        traces = []
-        ends = min(point.params for point in own), max(point.params for point in own)
-        grid = np.geomspace(ends[0] / 1.3, ends[1] * 1.3, 60)
-        for budget, one in isoflops(found.points, family).items():
-            if isinstance(one, Isoflop):
-                traces.append(
-                    Trace(tuple(zip(grid.tolist(), one.predict(grid).tolist(), strict=True)), colours[budget])
-                )
-                if one.inside:
-                    marks.append(Mark(one.best, one.lowest, colours[budget], "star"))
-        panels.append(Panel(family, tuple(marks), traces=tuple(traces)))
-    return Scatter(
+def _isoflop(findings: Findings) -> Figure:
+    drawn = []
+    for family in findings.families:
+        points = findings.main[findings.main["family"] == family]
+        grid = np.geomspace(points[PARAMS].min() / 1.3, points[PARAMS].max() * 1.3, 60)
+        series = []
+        for colour, budget in enumerate(findings.budgets):
+            runs = points[points["budget"] == budget]
+            series.append(PlotSeries(f"{in_flops(budget)} FLOPs", list(runs[PARAMS]), list(runs[LOSS]), colour))
+            fit = isoflops(points, family).get(budget)
+            if isinstance(fit, Isoflop):
+                series.append(PlotSeries("", list(grid), list(fit.predict(grid)), colour, marker="", line="-"))
+                if fit.inside:
+                    series.append(PlotSeries("", [fit.best], [fit.lowest], colour, marker="*"))
+        drawn.append(PlotPanel(family, series))
+    return panels(
+        _rows(drawn),
         "Loss over size at the same training FLOPs",
-        "a dot is a run, a line the parabola through the best size of a budget and its neighbours",
-        "parameters in products",
-        "bits per byte",
-        _grid(panels),
-        tuple((f"{budget:.3g} FLOPs".replace("e+", "e"), colour) for budget, colour in colours.items()),
-        (("a run", "circle"), ("lowest point", "star")),
+        about="a dot is a run, a line the parabola through the best size of a budget and its neighbours",
+        x_name="parameters in products",
+        y_name="bits per byte",
         x_scale="log",
-        shared_y=True,
+        share_y=True,
+        markers={"a run": "o", "lowest point": "*"},
     )
 
 
-def _loss(found: Findings, points: Sequence[ScalingPoint], along: Along, name: str) -> Scatter:
-    """A panel for each size; lines are power laws through the means over seeds."""
-    colours = {family: COLOURS[at % len(COLOURS)] for at, family in enumerate(found.families)}
-    panels = []
-    for size in found.sizes:
-        own = [point for point in points if point.size == size]
-        marks = tuple(
-            Mark(getattr(one, along), one.loss, colours[one.family], _marker(found.families, one.family)) for one in own
-        )
-        panels.append(Panel(f"size {size}", marks, traces=_powers(own, along, colours)))
-    return Scatter(
-        f"Loss over {name}",
-        "a mark is a run; lines: power laws through the means over seeds",
-        name,
-        "bits per byte",
-        _grid(panels),
-        tuple(colours.items()),
-        (),
-        x_scale="log",
-        y_scale="log",
-        shared_y=True,
-    )
+def _loss_over(findings: Findings, along: str, name: str) -> Figure:
+    """A panel for each size."""
+    drawn = [
+        PlotPanel(f"size {size}", _curves(findings.main[findings.main["size"] == size], findings.families, along))
+        for size in findings.sizes
+    ]
+    return _panels(drawn, f"Loss over {name}", "a mark is a run; lines: power laws through the means over seeds", name)
 
 
-def _inference(found: Findings) -> Scatter:
-    """Families of patches whose models cost the same per byte, a panel for each size that grew."""
-    grown = [point for point in found.points if not point.main]
-    base = base_family(found)
-    names = list(dict.fromkeys([base, *(point.family for point in grown)]))
-    colours = {family: COLOURS[at % len(COLOURS)] for at, family in enumerate(names)}
-    panels = []
-    for size in dict.fromkeys(point.size.partition("@")[0] for point in grown):
-        own = [one for one in found.points if one.size == size and one.family == base]
-        own += [one for one in grown if one.size.partition("@")[0] == size]
-        marks = tuple(Mark(one.flops, one.loss, colours[one.family], _marker(names, one.family)) for one in own)
-        panels.append(Panel(f"size {size}", marks, traces=_powers(own, "flops", colours)))
-    return Scatter(
-        "Patch and model grown together",
-        "models that cost the same per byte at inference",
-        "training FLOPs",
-        "bits per byte",
-        _grid(panels),
-        tuple(colours.items()),
-        (),
+def _inference(findings: Findings) -> Figure:
+    """A panel for each size that grew, with families of patches whose models cost the same per byte."""
+    base, sizes = findings.base_family, findings.points["base_size"]
+    grown = ~findings.points["main"]
+    names = list(dict.fromkeys([base, *findings.points.loc[grown, "family"]]))
+    drawn = []
+    for size in sizes[grown].unique():
+        points = findings.points[(sizes == size) & (grown | (findings.points["family"] == base))]
+        drawn.append(PlotPanel(f"size {size}", _curves(points, names, "flops")))
+    about = "models that cost the same per byte at inference"
+    return _panels(drawn, "Patch and model grown together", about, "training FLOPs")
+
+
+def _panels(drawn: Sequence[PlotPanel], title: str, about: str, name: str) -> Figure:
+    return panels(
+        _rows(drawn),
+        title,
+        about=about,
+        x_name=name,
+        y_name="bits per byte",
         x_scale="log",
         y_scale="log",
-        shared_y=True,
+        share_y=True,
     )
 
 
-def _powers(points: Sequence[ScalingPoint], along: Along, colours: dict[str, str]) -> tuple[Trace, ...]:
-    traces = []
-    means = mean_over_seeds(points)
-    for family in dict.fromkeys(point.family for point in means):
-        own = [point for point in means if point.family == family]
-        x = [getattr(point, along) for point in own]
-        try:
-            fit = fit_power(x, [point.loss for point in own])
-        except TooFew:
+def _curves(points: Frame, families: Sequence[str], along: str) -> list[PlotSeries]:
+    """Runs of each family, and a power law through their means over seeds."""
+    series = []
+    for colour, family in enumerate(families):
+        runs = points[points["family"] == family]
+        if not len(runs):
             continue
-        grid = np.geomspace(min(x), max(x), 20)
-        line = zip(grid.tolist(), (fit.scale * grid**fit.exponent).tolist(), strict=True)
-        traces.append(Trace(tuple(line), colours[family]))
-    return tuple(traces)
+        marker = MARKERS[colour % 5]
+        series.append(PlotSeries(family, list(runs[along]), list(runs[LOSS]), colour, marker))
+        means = cells_of(runs)
+        if means[along].nunique() > 1:
+            fit = fit_power(means[along], means[LOSS])
+            grid = np.geomspace(means[along].min(), means[along].max(), 20)
+            series.append(PlotSeries("", list(grid), list(fit.scale * grid**fit.exponent), colour, "", "-"))
+    return series
 
 
-def _marker(families: Sequence[str], family: str) -> Marker:
-    return _MARKERS[list(families).index(family) % len(_MARKERS)]
-
-
-def _grid(panels: Sequence[Panel]) -> tuple[tuple[Panel, ...], ...]:
-    across = math.ceil(len(panels) / math.ceil(len(panels) / ACROSS))
-    return tuple(tuple(panels[at : at + across]) for at in range(0, len(panels), across))
+def _rows(drawn: Sequence[PlotPanel]) -> list[Sequence[PlotPanel]]:
+    across = math.ceil(len(drawn) / math.ceil(len(drawn) / ACROSS))
+    return [drawn[at : at + across] for at in range(0, len(drawn), across)]

@@ -8,7 +8,6 @@ isoflop     a parabola in log N through the best size of one budget and its neig
 Points that do not determine a fit are refused with a reason.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
