@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bltkit.cli.study.robustness import NOISES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bltkit.cli.study.robustness import NOISES
 from bltkit.eval.dataset_source import Place
 from bltkit.eval.noise import PAPER, parse_noise
 from bltkit.eval.requests import Answer, Compression, Likelihood, Request, Scored
