@@ -28,7 +28,6 @@ from bltkit.study.scaling.scaling_study import ScalingStudy
 from bltkit.study.store import ROWS
 from bltkit.study.study import StudyRun
 from bltkit.train import TrainConfig
-from tests.html_pages import Page
 from tests.scaling_plans import STAMP, Counting, plan, size
 from tests.test_cli import Blt_, blt
 
@@ -287,10 +286,10 @@ def test_the_report_says_what_the_rows_hold(tmp_path: Path) -> None:
     frame, text = pd.DataFrame(rows), table(rows)
     figures = own.figures(frame)
     assert list(figures) == ["isoflop", "flops", "bytes", "inference"]
-    page = Page(to_html(own, own.sections(frame), figures, own.facts(frame)))
+    page = to_html(own, own.sections(frame), figures, own.facts(frame))
     for heading in ("What was measured", "The best size of a budget", "Crossovers", "Patch and model grown together"):
-        assert f"## {heading}" in text and heading in page.text
-    assert "blt-space and blt-stride-6: at 8e+08 FLOPs" in page.text and len(page.named("img")) == 4
+        assert f"## {heading}" in text and heading in page
+    assert "blt-space and blt-stride-6: at 8e+08 FLOPs" in page and page.count("<img ") == 4
     some = next(row for row in points(rows) if row["seed"] == 1)
     assert f"| {some['family']} | {some['size']} | 2e08 |" in text
     alone = table(rows[:1])

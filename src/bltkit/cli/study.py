@@ -25,7 +25,7 @@ STUDIES = {
     "fast-decoding": "bltkit.cli.study_fast_decoding:fast_decoding",
     "entropy": "bltkit.cli.study_entropy_quality:entropy",
     "evaluations": "bltkit.cli.study_evaluations:evaluations",
-    "robustness": "bltkit.cli.study_robustness:robustness",
+    "robustness": "bltkit.study.robustness.robustness_study:RobustnessStudy",
     "scaling": "bltkit.study.scaling.scaling_study:ScalingStudy",
     "efficiency": "bltkit.cli.study_efficiency:efficiency",
     "ablation": "bltkit.cli.study_ablation:ablation",
@@ -81,6 +81,7 @@ class FieldOption:
     examples: Sequence[Any]
     required: bool
     report: bool
+    help: str
     annotation: Any
 
     @property
@@ -95,7 +96,8 @@ class FieldOption:
 
 def field_options(study: "type[Study]") -> list[FieldOption]:
     """The options of a study's fields, in the order of the fields."""
-    return [option for name in study.model_fields if (option := _field_option(study, name)) is not None]
+    names = [name for name in study.model_fields if study.option_fields is None or name in study.option_fields]
+    return [option for name in names if (option := _field_option(study, name)) is not None]
 
 
 def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
@@ -104,8 +106,7 @@ def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
     field = study.model_fields[name]
     extra: Mapping[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind, repeated, pairs = _shape(field.annotation)
-    hidden = extra.get("hidden") or (study.option_fields is not None and name not in study.option_fields)
-    if hidden or (kind is None and "option" not in extra):
+    if kind is None and "option" not in extra:
         return None
     kind = str if kind is None else kind
     flags = (extra.get("option", f"--{name.replace('_', '-')}"), *extra.get("aliases", ()))
@@ -134,6 +135,7 @@ def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
         field.examples or (),
         field.is_required(),
         bool(extra.get("report")),
+        doc,
         annotation,
     )
 
@@ -234,9 +236,14 @@ def _needed(out: Path | None, name: str) -> Path:
     return out
 
 
+def _says(values: Values, key: str) -> bool:
+    """Does the command line hold a parameter; 0 is a value."""
+    return values.get(key) is not None and values[key] is not False
+
+
 def _given(options: Sequence[FieldOption], values: Values) -> dict[str, Any]:
     """Fields that the command line fills."""
-    present = [option for option in options if values.get(option.field) not in (None, False)]
+    present = [option for option in options if _says(values, option.field)]
     return {option.field: option.value(values[option.field]) for option in present}
 
 
@@ -245,15 +252,14 @@ def _only_report(options: Sequence[FieldOption], values: Values) -> None:
     flags = {option.field: option.flags[0] for option in options if not option.report}
     flags |= {key: f"--{key.strip('_').replace('_', '-')}" for key in ("plan", "set_", "only", "minutes", "dry_run")}
     for key, flag in (flags | {"threads": "--threads"}).items():
-        if values.get(key) not in (None, False):
+        if _says(values, key):
             raise ValueError(f"{flag} is for measuring; --report only reads the rows in --out")
 
 
 def _plan(name: str, study: "type[Study]", options: Sequence[FieldOption], values: Values) -> "Study":
     from bltkit.config import apply_overrides, load_toml, parse
 
-    presets = _presets(study)
-    chosen = (study.default_plan or None) if values["plan"] is None else values["plan"]
+    presets, chosen = _presets(study), study.default_plan or None if values["plan"] is None else values["plan"]
     fields: Values = {}
     if chosen in presets:
         fields = presets[chosen]()

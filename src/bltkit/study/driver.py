@@ -135,8 +135,6 @@ def _measure(study: Study, unit: Unit, run: StudyRun, store: ResultStore) -> Non
             store.add(_stamped(study, unit, row, run.stamp))
         except TypeError as error:
             raise ValueError(f"study {study.what!r}, unit {unit.name!r}: its row is no JSON ({error})") from None
-        if not study.is_done(unit, rows_of(study, store, unit)):
-            run.check_time()
 
 
 def _stamped(study: Study, unit: Unit, row: Row, stamp: Mapping[str, Any]) -> Row:

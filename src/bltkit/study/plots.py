@@ -8,7 +8,7 @@ and two logarithmic scales. Colours are those of `views.figures`, which pages tu
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bltkit.views.figures import (
@@ -229,6 +229,8 @@ def _log_label(value: float, position: int | None) -> str:
 
 def _entries(rows: Sequence[Sequence[PlotPanel]], markers: Mapping[str, str]) -> list[PlotSeries]:
     series = {one.name: one for row in rows for panel in row for one in panel.series if one.name}
+    if markers:  # colours say whose a point is, markers of which kind
+        series = {name: replace(one, marker="s" if one.marker else "", hollow=False) for name, one in series.items()}
     shapes = [PlotSeries(name, (), (), MUTED, marker) for name, marker in markers.items()]
     return [*series.values(), *shapes] if len(series) + len(shapes) > 1 else []
 
@@ -238,7 +240,7 @@ def _legend_rows(entries: Sequence[PlotSeries], width: float) -> list[list[PlotS
     lines: list[list[PlotSeries]] = []
     left = width
     for entry in entries:
-        needed = 34 + _LETTER * len(entry.name)
+        needed = 42 + _LETTER * len(entry.name)
         if not lines or left + needed > width - MARGIN:
             lines.append([])
             left = MARGIN
@@ -253,17 +255,12 @@ def _write_legend(figure: Figure, entries: Sequence[PlotSeries], y: float) -> No
     width, height = figure.get_size_inches() * 100
     x = MARGIN
     for entry in entries:
-        ends = [(x + 2) / width, (x + 18) / width] if entry.line else [(x + 10) / width]
-        figure.add_artist(
-            Line2D(
-                ends, [1 - (y - 3.5) / height] * len(ends), color=entry.shade, marker=entry.marker or "none",
-                markerfacecolor=PAPER if entry.hollow else entry.shade, linestyle=entry.line or "none",  # type: ignore[arg-type]
-                linewidth=1.5,
-                markersize=5.5,
-            )
-        )  # fmt: skip
+        ends = [(x + 2) / width, (x + 10) / width, (x + 18) / width]
+        style: dict[str, Any] = {"marker": entry.marker or "none", "linestyle": entry.line or "none", "markersize": 5.5}
+        style["markerfacecolor"] = PAPER if entry.hollow else entry.shade
+        figure.add_artist(Line2D(ends, [1 - (y - 3.5) / height] * 3, color=entry.shade, markevery=[1], **style))
         write(figure, x + 24, y, displayable(entry.name), size=8.5, color=INK)
-        x += 34 + _LETTER * len(entry.name)
+        x += 42 + _LETTER * len(entry.name)
 
 
 def _wrapped(text: str, width: float) -> list[str]:

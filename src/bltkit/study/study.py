@@ -71,7 +71,7 @@ class StudyRun:
     train: "Callable[..., Result]" = _train
 
     def check_time(self) -> None:
-        """Raise TimeLimit after the deadline, which ends the study; the driver checks before each unit and row."""
+        """Raise TimeLimit after the deadline, which ends the study; the driver checks before each unit."""
         if self.clock() >= self.deadline:
             raise TimeLimit
 
@@ -98,7 +98,6 @@ class Study(Config):
         positional  True: an argument without a name
         report    True: may stand beside --report, since sections or figures depend on it
         lists     rules, strategies, tasks or noises: the value `list` prints them
-        hidden    True: no option; --plan and --set fill the field
     Fields of type dict[str, str] read NAME=SOURCE, tuples are repeatable, and fields of other types have no option.
     """
 
@@ -109,9 +108,9 @@ class Study(Config):
     presets: ClassVar[Mapping[str, Callable[[], Mapping[str, Any]]]] = {}
     """Named plans beside `smoke`: functions that return the plan's fields."""
     default_plan: ClassVar[str] = ""
-    """Named plan without --plan; "" stands for the fields' defaults."""
+    """Preset without --plan; "" stands for the fields' defaults."""
     option_fields: ClassVar[Collection[str] | None] = None
-    """Fields that are options; None: all whose type allows it. --plan and --set fill the others too."""
+    """Fields that have options; None stands for all."""
     default_out: ClassVar[str] = ""
     """Directory without --out; "" makes --out required."""
 

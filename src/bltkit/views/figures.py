@@ -174,7 +174,7 @@ def titled(figure: Figure, title: str, about: str, top: float = 0.0) -> None:
 def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Text whose base line begins at x, y: pixels at 100 % from the figure's upper left."""
     width, height = figure.get_size_inches() * 100
-    figure.text(x / width, 1 - y / height, text, **style)
+    figure.text(x / width, 1 - y / height, displayable(text), **style)
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:

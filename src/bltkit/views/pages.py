@@ -1,6 +1,6 @@
 """HTML pages: Jinja2 templates beside the modules that fill them, and the values that their macros lay out.
 
-    render_page("views/patches.html.j2", title="Patches", table=Table("patches", ("start", "bytes"), rows))
+    render_page("views/patches.html.j2", title="Patches", table=PageTable("patches", ("start", "bytes"), rows))
 
 A template extends `views/page.html.j2` (head, look, sorting) and imports `views/macros.html.j2` (tables, facts,
 pictures). Text is escaped wherever it enters. A page loads nothing: style and script stand in it, and its content
@@ -40,11 +40,13 @@ class Cell:
 
 
 CellLike: TypeAlias = Cell | str | int
+Facts: TypeAlias = Mapping[str, CellLike | None]
+"""Names and their values, for the macro `facts`; None leaves a pair out."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Table that scrolls by itself where the page is narrow. The first cell of a row is its header.
+class PageTable:
+    """PageTable that scrolls by itself where the page is narrow. The first cell of a row is its header.
 
     label: name for screen readers. texts: number of columns aligned left, in front of those of figures. sortable: by a
     click on a column's head, where scripts run.
@@ -55,6 +57,10 @@ class Table:
     rows: Sequence[Sequence[CellLike]]
     texts: int = 1
     sortable: bool = False
+
+
+Table = PageTable
+"""The name by which studies import it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,3 @@ def _cell_of(value: CellLike) -> Cell:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-Facts: TypeAlias = Mapping[str, CellLike | None]
-"""Names and what they are, for the macro `facts`; None leaves a pair out."""
