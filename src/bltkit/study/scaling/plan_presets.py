@@ -105,7 +105,6 @@ SMOKE: dict[str, Any] = {
     "seeds": 1,
     "scorer": {"width": 16, "layers": 1, "ffn_width": 24, "window": 16, "steps": 20},
     "calibration_bytes": 2000,
-    "sources": ["bltkit:tiny"],
     "validation_fraction": 0.2,
     "row_bytes": 64,
     "batch_rows": 2,

@@ -11,7 +11,7 @@ a few documents: the intervals include neither.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ import numpy.typing as npt
 from bltkit.study.scaling.scaling_fits import Floats, Isoflop, Parametric, TooFew, fit_isoflop, fit_parametric
 
 if TYPE_CHECKING:
-    from pandas import DataFrame as Frame
+    from pandas import DataFrame
+
+    Frame: TypeAlias = DataFrame
 else:
     Frame = Any
 
@@ -263,7 +265,8 @@ def data_ratio(points: Frame, family: str, budget: float, params: npt.ArrayLike)
     """Bytes of text per parameter that a budget pays for at sizes; costs between sizes by straight lines in logarithms,
     beyond them as at the last."""
     sizes, costs = _byte_costs(points, family)
-    return np.asarray(budget / np.exp(np.interp(np.log(params), np.log(sizes), np.log(costs))) / params)
+    n = np.asarray(params, float)
+    return np.asarray(budget / np.exp(np.interp(np.log(n), np.log(sizes), np.log(costs))) / n)
 
 
 def _byte_costs(points: Frame, family: str) -> tuple[Floats, Floats]:

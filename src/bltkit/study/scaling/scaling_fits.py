@@ -173,7 +173,7 @@ def fit_isoflop(budget: float, params: npt.ArrayLike, losses: npt.ArrayLike) -> 
 
 def _starts(loss: Floats) -> list[tuple[float, ...]]:
     """log E, log A, log B, a and b, where A and B are the terms' values in the middle of the points."""
-    starts = []
+    starts: list[tuple[float, ...]] = []
     for floor, alpha, beta in product((0.2, 0.5, 0.8, 0.95), (0.3, 0.8), (0.3, 0.8)):
         e = floor * loss.min()
         half = np.log(max(float(loss.mean()) - e, 1e-3 * float(loss.mean())) / 2)

@@ -96,7 +96,7 @@ class ScalingPlan(Study):
     sources: tuple[Source, ...] = Field(
         default=(StdlibSource(),), json_schema_extra={"option": "--source", "metavar": "SOURCE"}
     )
-    """Text, as in data.sources (repeatable)."""
+    """Text in place of the plan's, as in data.sources (repeatable); stdlib by default."""
     row_bytes: PositiveInt = 1024
     batch_rows: PositiveInt = 8
     validation_fraction: float = Field(default=0.02, gt=0, lt=1)

@@ -188,7 +188,7 @@ class TrunkRun:
         self._train(self.config(RATE_STEPS), place)
         checkpoint = _latest(place)
         rounds = [*seconds, batches.seconds_of(checkpoint) / batches.seen_by(checkpoint).num_bytes]
-        shutil.rmtree(place)
+        shutil.rmtree(place.parent)
         return {
             "what": RATE,
             "family": self.trunk.family.name,

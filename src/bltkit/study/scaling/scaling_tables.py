@@ -78,8 +78,9 @@ class Findings:
     def crossovers(self) -> tuple[Crossover | str, ...]:
         """Crossovers of the compared pairs; empty without noise."""
         results: list[Crossover | str] = []
-        noise = self.noise
-        for first, second in compared(self.families) if isinstance(noise, Noise) else ():
+        if not isinstance(noise := self.noise, Noise):
+            return ()
+        for first, second in compared(self.families):
             try:
                 results.append(crossover(self.main, first, second, noise))
             except TooFew as why:
