@@ -22,6 +22,9 @@ RECURRING = {
     "config.py": "the configs of a package, beside bltkit/config.py, which reads all of them",
     "measure.py": "in a study's folder: how one unit is measured",
     "report.py": "in a study's folder: what the rows say",
+    "study.py": "the verb, and the contract of a study",
+    "driver.py": "the loop around a study, and the one around a program in the sandbox",
+    "store.py": "rows of a study, and text on disk",
 }
 """File names that may occur several times, and why; at most ten."""
 VAGUE_NAMES = re.compile(r"(utils?|common|helpers?|misc|base_.*)\.py")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STUDIES = {
     "fast-decoding": "bltkit.cli.study_fast_decoding:fast_decoding",
     "entropy": "bltkit.cli.study_entropy_quality:entropy",
-    "evaluations": "bltkit.cli.study_evaluations:evaluations",
+    "evaluations": "bltkit.cli.evaluation:evaluations",
     "robustness": "bltkit.study.robustness.robustness_study:RobustnessStudy",
     "scaling": "bltkit.study.scaling.scaling_study:ScalingStudy",
     "efficiency": "bltkit.cli.study_efficiency:efficiency",
@@ -114,7 +114,7 @@ def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
     shown = ", ".join(map(str, default)) if isinstance(default, tuple | dict) else default
     doc = field_doc(study, name)
     if shown not in (None, "", False) and "default" not in doc:
-        doc = f"{doc.removesuffix('.')}; default: {shown}."
+        doc = f"{doc.removesuffix('.')}; default: {shown}." if doc else f"Default: {shown}."
     if kind is bool:
         annotation: Any = Annotated[bool, typer.Option(flags[0], help=doc)]
     else:
@@ -186,7 +186,7 @@ def _command_of(name: str, study: "type[Study]") -> Callable[..., None]:
     }  # fmt: skip
     annotations = {option.field: option.annotation for option in options}
     for key, (kind, option) in generic.items():
-        if not taken & set(option.param_decls or ()):
+        if not taken & {option.default, *(option.param_decls or ())}:
             annotations[key] = Annotated[kind, option]
     annotations["as_json"] = Json
     parameters = []

@@ -216,7 +216,7 @@ def _set_scales(axes: Axes, x_scale: Scale, y_scale: Scale, x_ticks: Mapping[flo
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         elif scale == "log":
             low, high = axis.get_view_interval()
-            axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+            axis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
             axis.set_minor_formatter(NullFormatter())
             axis.set_major_formatter(FuncFormatter(_log_label))
     if x_ticks is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bltkit.checkpoint import write_atomic
 from bltkit.views.figures import Figure, write_figure
-from bltkit.views.pages import Cell, Picture, Table, picture, render_page
+from bltkit.views.pages import Cell, PageTable, Picture, picture, render_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,14 +35,14 @@ class ReportTable:
         markdown: str = cells.to_markdown(index=False, disable_numparse=True, colalign=align)
         return markdown
 
-    def to_page(self, label: str) -> Table:
+    def to_page(self, label: str) -> PageTable:
         """Table of the page. label: name where the table has none."""
         heads = [str(name) for name in self.cells.columns]
         rows = self.cells.astype(str).to_numpy().tolist()
         if self.values is not None:
             numbers = self.values.astype(object).where(self.values.notna(), None).to_numpy().tolist()
             rows = [[Cell(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(rows, numbers, strict=True)]
-        return Table(self.label or label, heads, rows, self.texts, self.values is not None)
+        return PageTable(self.label or label, heads, rows, self.texts, self.values is not None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """Files of a report, and its Markdown text."""
 
     text: str
@@ -93,12 +93,12 @@ def require_extra() -> None:
         raise ValueError(f"studies need {', '.join(missing)}: pip install 'bltkit[study]'")
 
 
-def write_report(study: Reported, frame: "pd.DataFrame", out: Path) -> Report:
+def write_report(study: Reported, frame: "pd.DataFrame", out: Path) -> StudyReport:
     """Write table.md, report.html and the figures into `out`. Raises ValueError for no rows."""
     if frame.empty:
         raise ValueError(f"there are no rows of `blt study {study.what}` to report; measure first, without --report")
     sections, figures = list(study.sections(frame)), study.figures(frame)
-    report = Report(
+    report = StudyReport(
         to_markdown(study, sections),
         out / TABLE,
         out / PAGE,

@@ -76,7 +76,7 @@ class StudyRun:
             raise TimeLimit
 
 
-class Estimate(Protocol):
+class CostEstimate(Protocol):
     """Cost of a study before it runs, which `--dry-run` shows."""
 
     def summary(self) -> str:
@@ -144,7 +144,7 @@ class Study(Config):
         A row's own key replaces the stamp's of that name.
         """
 
-    def estimate(self, units: Sequence[Unit]) -> Estimate | None:
+    def estimate(self, units: Sequence[Unit]) -> CostEstimate | None:
         """Cost of units for --dry-run; by default None, and --dry-run lists the units."""
         return None
 

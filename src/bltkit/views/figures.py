@@ -29,7 +29,7 @@ HAIRLINE = "#e3e7ec"
 COLOURS = (
     "#004488", "#bb5566", "#228833", "#aa7700", "#aa3377", "#3399bb", "#4d4d4d", "#7a5cc9", "#8c510a", "#5a8f00",
 )  # fmt: skip
-"""Colours of what is compared, in turn; dark enough for text on white."""
+"""Colours of compared lines, in turn; dark enough for text on white."""
 MARKERS = ("o", "s", "D", "^", "v", "o", "|", "P")
 """Markers of compared runs, so that colour is not needed to tell them apart; those of `symbol` in macros.html.j2."""
 HOLLOW = 5
@@ -87,7 +87,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def displayable(text: str) -> str:
-    """Text in which U+FFFD stands for what no page and no picture may hold: control characters but tab and line feed,
+    """Replace by U+FFFD the characters that no page and no picture may hold: control characters but tab and line feed,
     halves of surrogate pairs, noncharacters.
     """
     return _UNFIT.sub("\ufffd", text)

@@ -65,7 +65,7 @@ Table = PageTable
 
 @dataclass(frozen=True)
 class Picture:
-    """SVG image of a page, with the text that stands in for it."""
+    """SVG image of a page, with its text for readers who cannot see it."""
 
     address: str
     alt: str
@@ -82,7 +82,7 @@ def picture(draw: Callable[[], Figure], alt: str) -> Picture | None:
 def render_page(template: str, title: str, **values: Any) -> str:
     """A whole page: encode it as UTF-8. Characters that no page may hold become U+FFFD.
 
-    template: its path within the package. title: stands in the browser's tab.
+    template: its path within the package. title: text of the browser's tab.
     """
     text = _environment().get_template(template).render(values, title=title)
     return displayable(text)
