@@ -1,7 +1,8 @@
 # make demo     a short tour with the embedded model; pictures go to demo/
 # make test     the fast tests, the same examples every time; make test SEED=7 tries other random examples
 # make test-all the slow ones too, with a random seed, which is printed; make test-all SEED=7 repeats one
-# make check    what CI holds: style, types, layers
+# make check    what CI holds: style, types, layers, and that the documentation site builds
+# make docs     the documentation site, in site/
 # Every target first makes .venv where it is missing or older than its lists of packages.
 # Another interpreter: make PYTHON=python3.12 ...
 
@@ -18,7 +19,7 @@ SPREAD  = $(shell $(BIN)/python -c "import xdist; print('-n auto --dist loadfile
 # Without a seed, property tests try the same examples every time (the profile of tests/conftest.py); with one, others.
 EXAMPLES = $(if $(SEED),--hypothesis-profile=random --hypothesis-seed=$(SEED))
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check docs clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh runs/demo.sh
@@ -37,10 +38,15 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# Strict: a link or a docstring that cannot be resolved fails the build.
+docs: $(STAMP)
+	$(BIN)/zensical build --strict --clean
 
 # Trained models (runs/out) and the environment stay.
 clean:
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist demo site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone: pip then takes whatever build of that version it was pointed to (say, a CPU one).

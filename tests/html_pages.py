@@ -1,8 +1,15 @@
 """An HTML page read back with the standard library's parser: is it well formed, what is in it, what does it load."""
 
+import base64
+import re
 from html.parser import HTMLParser
 
-VOID = {"br", "col", "hr", "meta"}
+HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(1)>&amp;<!--]]>\x00\x1b[31m\x7f\udc80\ufffe'
+UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+"""Characters that no page may hold."""
+
+VOID = {"br", "col", "hr", "meta", "img"}
+SVG = "data:image/svg+xml;base64,"
 ADDRESSES = {"src", "href", "xlink:href", "action", "data", "srcset", "poster"}
 
 
@@ -12,8 +19,9 @@ class Page(HTMLParser):
     Fails on tags that are not closed in the order they were opened, and on attributes given twice.
     """
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page: str, *, closes_itself: bool = False) -> None:
         super().__init__(convert_charrefs=True)
+        self._closes_itself = closes_itself
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
         self.cells: list[list[dict[str, str | None]]] = []
@@ -45,6 +53,10 @@ class Page(HTMLParser):
             self.rows[-1].append("")
             self.cells[-1].append(dict(attrs))
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert self._closes_itself, f"<{tag}/> closes itself"
+        self.tags.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag: str) -> None:
         assert self._open and self._open[-1] == tag, f"</{tag}> closes {self._open[-1:]}"
         self._open.pop()
@@ -58,14 +70,28 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
+def pictures(page: Page) -> list[str]:
+    """The SVG images of a page."""
+    return [base64.b64decode((one["src"] or "").removeprefix(SVG)).decode() for one in page.named("img")]
+
+
 def check_alone(text: str) -> Page:
     """The page, once it is clear that it loads nothing, runs nothing but its own script, and is accessible."""
+    assert not UNFIT.search(text)
     page = Page(text)
     for tag, attributes in page.tags:
         for name, value in attributes.items():
-            assert name not in ADDRESSES or (value or "").startswith("#"), (tag, name, value)
+            inside = (value or "").startswith(SVG if tag == "img" else "#")
+            assert name not in ADDRESSES or inside, (tag, name, value)
             assert not name.startswith("on") and name != "style", (tag, name, value)
-    assert not {"img", "link", "iframe", "object", "embed", "base", "form", "input"} & {tag for tag, _ in page.tags}
+    assert all(one["alt"] for one in page.named("img"))
+    for picture in pictures(page):
+        assert not UNFIT.search(picture) and "prefers-color-scheme: dark" in picture
+        for tag, attributes in Page(picture.partition("?>")[2], closes_itself=True).tags:
+            assert tag not in ("script", "image", "a", "foreignobject"), tag
+            values = {name: value or "" for name, value in attributes.items() if not name.startswith("xmlns")}
+            assert values.get("xlink:href", "#").startswith("#") and "http" not in " ".join(values.values())
+    assert not {"link", "iframe", "object", "embed", "base", "form", "input"} & {tag for tag, _ in page.tags}
     assert len(page.named("script")) == len(page.named("style")) == len(page.named("main")) == 1
     assert not any(word in script for script in page.scripts for word in ("url(", "@import", "http", "fetch(", "eval("))
     policy = next(one["content"] for one in page.named("meta") if one.get("http-equiv") == "Content-Security-Policy")

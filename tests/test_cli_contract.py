@@ -1,5 +1,6 @@
 """What every verb of `blt` keeps to. Verbs are found in the typer app: a new one is tested without being named here."""
 
+import inspect
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 import typer
 
+import bltkit
 from bltkit import cli
 from bltkit.compute import most_threads
 
@@ -53,6 +55,29 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_verbs_are_found() -> None:
     assert {("patch",), ("generate",), ("models",), ("study", "efficiency")} <= VERBS.keys()
+
+
+OF_THE_TERMINAL = {"as_json", "threads"}
+"""Of `blt eval`: how the result is printed, and a setting of the process that Python's users give to torch."""
+OF_A_CALLER = {"progress", "say", "command"}
+"""Parameters that a verb fills in by itself."""
+
+
+@pytest.mark.parametrize(
+    ("verb", "function", "of_the_terminal"),
+    [
+        ("eval", bltkit.evaluate, OF_THE_TERMINAL),
+        ("train", bltkit.train, {"as_json", "keys", "schema"}),
+    ],
+)
+def test_a_verb_has_the_options_of_the_function_that_it_calls(
+    verb: str, function: Any, of_the_terminal: set[str]
+) -> None:
+    if not inspect.isfunction(function):
+        function = function.train  # the package of this name is callable
+    options = {param.name for param in VERBS[(verb,)].params} - {"help"}
+    assert of_the_terminal < options
+    assert options - of_the_terminal == set(inspect.signature(function).parameters) - OF_A_CALLER
 
 
 @each_verb

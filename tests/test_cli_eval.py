@@ -150,12 +150,12 @@ def test_pairs(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "--tasks is missing"),
+        ([], "tasks: none is named"),
         (["--tasks", "helaswag"], "did you mean 'hellaswag'"),
         (["--tasks", "piqa", "--noise", "drip:0.1"], "unknown noise 'drip'"),
         (["--tasks", "piqa", "--noise", "drop:2"], "intensity"),
         (["--tasks", "piqa", "--limit", "0"], "limit = 0"),
-        (["--tasks", "piqa", "--resume"], "add --out"),
+        (["--tasks", "piqa", "--resume"], "name it with out"),
         (["--tasks", "piqa", "--strategy", "speculatve"], "did you mean 'speculative'"),
         (["--tasks", "piqa", "--strategy", "diffusion"], "block-diffusion"),
         (["--tasks", "humaneval"], "--allow-code-execution"),

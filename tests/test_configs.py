@@ -46,7 +46,7 @@ def test_a_blt_names_an_entropy_model_that_a_config_trains(name: str) -> None:
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
-    # spec 8: the released 1B and its entropy model; of the 8B what the paper says of all sizes.
+    # docs/model.md 9: the released 1B and its entropy model; of the 8B what the paper says of all sizes.
     "1b": {
         "optim": {"lr": 4e-4, "warmup_steps": 2000, "min_lr_ratio": 0.01, "weight_decay": 0.1, "clip": 1.0,
                   "betas": (0.9, 0.95), "eps": 1e-8},
@@ -75,7 +75,7 @@ def test_published_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["1b", "8b"])
 def test_a_step_is_four_million_patches(name: str) -> None:
-    """spec 8: 256 ranks with 4 rows of 4,096 patches, for the 1B."""
+    """docs/model.md 9: 256 ranks with 4 rows of 4,096 patches, for the 1B."""
     found = config(name)
     assert found.data.row_patches is not None
     assert found.data.batch_rows * found.trainer.accumulate * found.data.row_patches == 4_194_304

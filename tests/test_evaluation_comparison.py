@@ -18,8 +18,7 @@ from bltkit.eval.report.differences import DRAWS, Difference
 from bltkit.eval.report.pairing import MAX_RUNS
 from bltkit.eval.tasks.translation import Translation
 from tests.eval_runs import METRICS, Item, value_of, write_run
-from tests.html_pages import Page, check_alone
-from tests.test_html import HOSTILE
+from tests.html_pages import HOSTILE, Page, check_alone
 
 Records = dict[str, Item]
 

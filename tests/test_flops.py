@@ -12,7 +12,7 @@ from bltkit.patches import Patches
 
 MODULES = ("latent", "encoder", "decoder", "encoder_cross", "decoder_cross")
 
-# spec 9.3: MFLOP per byte at 18,432 bytes, paper formula and exact, by module and in total. The paper's decoder of
+# docs/model.md 11: MFLOP per byte at 18,432 bytes, paper formula and exact, by module and total. The paper's decoder of
 # the 8B is 244.46 there, printed as 245 (rounded twice, by way of 244.5).
 TABLE = [
     ("1b", 4.5, (652, 26, 236, 6, 55, 976), (664, 28, 250, 7, 57, 1006)),

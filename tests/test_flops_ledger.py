@@ -13,7 +13,7 @@ from bltkit.cost.formulas.operations import exact_flops, paper_flops
 from bltkit.cost.ledger import PATCH_BYTES, Ledger, ledger, ledger_of
 from bltkit.generate.ledger import Stats
 from bltkit.generate.memory import SequenceMemory
-from bltkit.generate.pass_counts import Passes
+from bltkit.generate.session_state import Passes
 from bltkit.model import (
     Blt,
     BltConfig,
@@ -45,7 +45,7 @@ def test_the_total_is_the_papers_modules() -> None:
     assert found.modules["entropy"].params == 99_512_064
     assert found.total.flops_exact == pytest.approx(sum(exact_flops(blt_preset("1b"), 4.5, 18432).values()))
     assert found.total.flops_paper == pytest.approx(sum(paper_flops(blt_preset("1b"), 4.5, 18432).values()))
-    # spec 9.3: the entropy model adds 22 %.
+    # docs/model.md 11: the entropy model adds 22 %.
     assert found.total_with_entropy.flops_exact / found.total.flops_exact == pytest.approx(1.22, abs=0.005)
     assert found.total_with_entropy.flops_paper is None
     assert found.total_with_entropy.params == 4_533_879_808 + 99_512_064

@@ -8,10 +8,11 @@ import pytest
 
 from bltkit.cost.formulas.operations import exact_flops, forward_flops, scorer_flops, token_flops, training_flops
 from bltkit.cost.ledger import BYTES_PER_TOKEN, SideBySide, ledger, ledger_of, token_ledger
-from bltkit.cost.ledger.drawing import CURVE_SIZES, SIZES, costs_of, curves, draw_bars, stacked, write_costs
+from bltkit.cost.ledger.drawing import CURVE_SIZES, SIZES, bars, costs_of, curves, write_costs
 from bltkit.cost.ledger.token_shape import LLAMAS, TokenShape, parse_token_shape, token_shape_of_hf
 from bltkit.model import BltConfig, NgramConfig, StackConfig, entropy_preset
 from bltkit.model.presets import blt_preset
+from tests.html_pages import check_alone, pictures
 from tests.token_models import tiny_llama
 
 TINY_BPE = Path(__file__).resolve().parents[1] / "configs" / "tiny-bpe.toml"
@@ -169,7 +170,7 @@ def test_what_a_config_says_of_training(tmp_path: Path) -> None:
 
 
 def test_parameters_without_tables() -> None:
-    """Of the released models, spec 9.1."""
+    """Of the released models, docs/model.md 10."""
     for preset, tables, whole in (("1b", 3_072_012_288, 4_533_879_808), ("8b", 3_840_015_360, 10_553_570_560)):
         found = ledger(blt_preset(preset), entropy_preset("100m"))
         assert (found.params, found.params - found.params_without_tables) == (whole, tables)
@@ -202,23 +203,26 @@ def test_the_inverse_relation() -> None:
 @pytest.mark.parametrize("target", ["bltkit:tiny", "llama:3.2-1b"])
 def test_pictures(target: str, tmp_path: Path) -> None:
     costs = costs_of(target, 2048)
-    bars, chart = draw_bars(costs), curves(costs)
-    texts = [shape.text for shape in bars.shapes if hasattr(shape, "text")]
-    for size in SIZES:
-        assert f"{size:g} bytes per {costs.unit}" in texts
-        assert sum(costs.ledgers[size].shares().values()) == pytest.approx(1)
-    total = chart.series[0].points
+    for size, kind, parts in bars(costs):
+        one = costs.ledgers[size]
+        whole = one.total_with_entropy.flops_exact if kind == "exact" else one.total.flops_paper
+        assert sum(parts.values()) == pytest.approx((whole or 0.0) / 1e6) and sum(
+            one.shares().values()
+        ) == pytest.approx(1)
+    total = curves(costs).lines[0].points
     assert [x for x, _ in total] == list(CURVE_SIZES) and [y for _, y in total] == sorted((y for _, y in total))[::-1]
     assert len({one.params for one in costs.ledgers.values()}) == 1
-    both = stacked((bars, bars))
-    assert both.height == 2 * bars.height and len(both.shapes) == 2 * len(bars.shapes)
     write_costs(target, tmp_path / "c.html", 2048)
-    page = (tmp_path / "c.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 and "What a byte costs" in page
+    page = check_alone((tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert [row[0] for row in page.rows[1:]] == [f"{size:g}" for size in SIZES]
+    (picture,) = pictures(page)
+    assert all(f">{size:g} bytes per {costs.unit}</text>" in picture for size in SIZES)
+    write_costs(target, tmp_path / "c.svg", 2048)
+    assert "</svg>" in (tmp_path / "c.svg").read_text()
 
 
 def test_pictures_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.png or \.html"):
+    with pytest.raises(ValueError, match=r"\.png, \.svg or \.html"):
         write_costs("bltkit:tiny", tmp_path / "c.gif")
     path = tmp_path / "c.toml"
     path.write_text('[model]\nkind = "entropy"\npreset = "69m"\n')

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bltkit.views.html import Cell, Html, escape, facts, join, page, table, tag
-from tests.html_pages import Page, check_alone
+from tests.html_pages import HOSTILE, Page, check_alone
 
-HOSTILE = '<script>alert("1")</script>\'"><img src=x onerror=alert(1)>&amp;<!--]]>\x00\x1b[31m\x7f\udc80\ufffe'
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 

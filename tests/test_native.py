@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bltkit.generate import Request, Sampling, Session, generate, parse_strategy
 from bltkit.model import StackConfig
 from bltkit.model.cross import CrossAttention
-from bltkit.model.decoder import PatchReads
+from bltkit.model.decoder import PatchKV, PatchReads
 from bltkit.model.fused_linear import Linear
 from bltkit.model.layers import Transformer
 from bltkit.model.quantize import available_forms, reform
@@ -301,4 +301,4 @@ def _reads(model: Model, rows: int, positions: int) -> PatchReads:
         tuple(torch.randn(rows, positions, 2, config.heads, config.head_dim, dtype=torch.float64) for _ in range(2))
         for _ in model.readers
     )
-    return PatchReads(model.readers, kv)
+    return PatchReads(model.readers, PatchKV(kv))

@@ -3,12 +3,14 @@
 import io
 import re
 import struct
-from collections.abc import Callable
-from html.parser import HTMLParser
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
@@ -18,9 +20,11 @@ from bltkit.patching import SpaceRule, StrideRule, ThresholdRule
 from bltkit.patching.patched import PatchedText, patch_text
 from bltkit.views.ansi import render
 from bltkit.views.compare import Comparison, Scheme, compare
-from bltkit.views.glyphs import cells, wrap
-from bltkit.views.pictures import MAX_LINES, draw, html_page, write_picture
-from bltkit.views.scene import Label, png_glyphs
+from bltkit.views.figures import has_glyph
+from bltkit.views.glyphs import MAX_PICTURE_LINES, cells, text_lines, wrap
+from bltkit.views.patch_page import LEVELS, patch_page
+from bltkit.views.pictures import draw, write_picture
+from tests.html_pages import check_alone
 
 WEIRD = "Grüße 世界 שלום e\u0301 \x00\x1b[31m\t\u200b\u202e🙂 $x_1^2$ <b>&amp;</b>\r\n\n".encode() + b"\xff\xfe\xc3"
 TEXTS = st.one_of(st.binary(max_size=50), st.text(max_size=25).map(str.encode), st.just(WEIRD))
@@ -92,94 +96,117 @@ LONG = "$\\frac{1}{2}$ 世界".encode() * 12
     "data", [b"a", b"Hello, world.", WEIRD, b"\n", LONG], ids=["a", "hello", "weird", "newline", "long"]
 )
 @pytest.mark.parametrize("subject", [patched, compared])
-def test_png(tmp_path: Path, data: bytes, subject: Callable[[bytes], PatchedText | Comparison]) -> None:
-    shown = subject(data)
-    path = write_picture(shown, tmp_path / "picture.PNG")
+def test_png_and_svg(tmp_path: Path, data: bytes, subject: Callable[[bytes], PatchedText | Comparison]) -> None:
+    pytest.importorskip("matplotlib")
+    path = write_picture(subject(data), tmp_path / "picture.PNG")
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
-    scene = draw(shown, png_glyphs())
-    assert (width, height) == (int(2 * scene.width), int(2 * scene.height))
     assert 400 < width < 4000 and 150 < height < 4000
     assert list(tmp_path.iterdir()) == [path]
-    assert scene.to_png() == content  # the same picture each time
+    if len(data) < 20:  # the same picture each time
+        assert write_picture(subject(data), tmp_path / "again.png").read_bytes() == content
+    svg = write_picture(subject(data), tmp_path / "picture.svg").read_text()
+    root = ET.fromstring(svg)
+    assert root.tag.endswith("svg") and not re.search(r"<script|<image|<!DOCTYPE|url\((?!#)|href=\"(?!#)", svg)
 
 
-def test_png_shows_hex_where_the_font_has_no_glyph() -> None:
-    labels = [
-        shape.text for shape in draw(patched("a世".encode(), 2.0), png_glyphs()).shapes if isinstance(shape, Label)
+def drawn(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_a_picture_has_a_column_for_every_byte() -> None:
+    """Backgrounds are as wide as the patches, points and dots lie over their bytes, at the height of the score."""
+    pytest.importorskip("matplotlib")
+    subject = patched("aé, 世".encode())
+    scores, band = draw(subject).axes
+    (boxes,) = band.collections
+    spans = [path.vertices[:, 0] for path in boxes.get_paths()]
+    for span, start, length in zip(spans, subject.starts, subject.lengths, strict=True):
+        assert start < span.min() < start + 0.2 and start + length - 0.2 < span.max() < start + length
+    (curve,) = (line for line in scores.lines if len(line.get_xdata()) == len(subject.data))
+    assert curve.get_xdata().tolist() == [at + 0.5 for at in range(len(subject.data))]
+    assert curve.get_ydata().tolist() == list(subject.scores or ())
+    assert curve.get_markevery() == list(subject.starts)
+    assert [text.get_text() for text in scores.texts] == ["θ = 0.60"]
+
+
+def test_pictures_show_hex_where_no_font_has_the_glyph() -> None:
+    pytest.importorskip("matplotlib")
+    assert drawn(draw(patched("a世".encode(), 2.0)).axes[1]) == [
+        "a",
+        *(["世"] if has_glyph("世") else ["E4", "B8", "96"]),
     ]
-    assert {"a", "E4", "B8", "96"} <= set(labels) and "世" not in labels
-
-
-class _Page(HTMLParser):
-    """Elements and text of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append("")
-        if tag not in ("meta", "polyline", "circle"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("polyline", "circle"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "td":
-            self.rows[-1][-1] += data
+    assert not has_glyph("\U000e0041") and drawn(draw(patched("\U000e0041".encode(), 2.0)).axes[1])[0] == "F3"
 
 
 @given(TEXTS.filter(bool))
+@settings(deadline=None, max_examples=30)
 def test_html_holds_every_byte_and_nothing_from_elsewhere(data: bytes) -> None:
     for subject in (patched(data), compared(data)):
-        page = html_page(subject)
-        assert '<meta charset="utf-8">' in page
-        assert not re.search(r"https?://|<script|<link|@import|url\(|\bsrc=|\bon\w+=", page)
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b\u202e]", page)
-        parser = _Page()
-        parser.feed(page)
-        parser.close()
-        assert parser.open == []
-        rows = [row for row in parser.rows if row]
-        expected = [subject] if isinstance(subject, PatchedText) else [scheme.patched for scheme in subject.schemes]
-        pieces = [bytes.fromhex(next(cell for cell in row[2:] if re.fullmatch("[0-9a-f ]+", cell))) for row in rows]
-        assert b"".join(pieces) == data * len(expected)
-        assert pieces == [piece for value in expected for piece in value.pieces]
+        text = patch_page(subject)
+        assert not re.search(r"https?://|\bsrc=|[\u200b\u202e]", text)
+        page = check_alone(text)
+        values = [subject] if isinstance(subject, PatchedText) else [scheme.patched for scheme in subject.schemes]
+        # Rows of patches begin with their start; hex is the last column but one.
+        pieces = [bytes.fromhex(row[-2]) for row in page.rows if row[0].isdigit() and len(row) in (4, 5)]
+        assert pieces == [one for value in values for one in value.pieces]
+        columns = [one.get("class") or "" for one in page.named("i")]
+        assert len(columns) == len(data) * len(values)
+        opens = [at for at, kind in enumerate(columns) if " o" in kind]
+        assert opens == places_of_starts(values, len(data))
+
+
+def places_of_starts(values: Sequence[PatchedText], size: int) -> list[int]:
+    """Of a page's columns; schemes take turns line by line."""
+    places, done = [], 0
+    for line in text_lines(values[0].data, at_newlines=False) if len(values) > 1 else [None]:
+        first, last = (line[0].start, line[-1].end) if line else (0, size)
+        for value in values:
+            places += [done + start - first for start in value.starts if first <= start < last]
+            done += last - first
+    return places
 
 
 def test_html_sets_real_glyphs(tmp_path: Path) -> None:
     path = write_picture(patched("世<b>".encode(), 2.0), tmp_path / "page.html")
-    page = path.read_text(encoding="utf-8")
-    assert ">世</text>" in page and ">&lt;</text>" in page and "<b>" not in page
+    text = path.read_text(encoding="utf-8")
+    assert "<b>世</b>" in text and "<b>&lt;</b>" in text
+    page = check_alone(text)
+    assert "Dashed line: the threshold θ = 2.00." in page.text
+    hints = [one["title"] for one in page.named("span") if one.get("title")]
+    assert hints == ["patch 1: 6 bytes from 0 · e4 b8 96 3c 62 3e · entropy 0.618"]
+
+
+def test_bars_are_as_high_as_the_scores() -> None:
+    subject = patched(b"Hello, world.")
+    page = check_alone(patch_page(subject))
+    heights = [int(re.findall(r"\bh(\d+)", one["class"] or "")[0]) for one in page.named("i")]
+    assert subject.scores is not None and max(heights) == LEVELS
+    top = max(*subject.scores, 0.6)
+    assert heights == [round(LEVELS * score / top) for score in subject.scores]
+    style = page.scripts[0]
+    assert all(f".h{height} {{ --h: {height}; }}" in style for height in range(LEVELS + 1))
 
 
 def test_mistakes(tmp_path: Path) -> None:
     for name in ("picture.pdf", "picture", "png"):
-        with pytest.raises(ValueError, match=r"must end in \.png or \.html"):
+        with pytest.raises(ValueError, match=r"must end in \.png, \.svg or \.html"):
             write_picture(patched(b"a"), tmp_path / name)
     with pytest.raises(ValueError, match="text is empty"):
         write_picture(patched(b""), tmp_path / "a.png")
-    with pytest.raises(ValueError, match=f"a picture holds {MAX_LINES}"):
-        write_picture(patched(b"a\n" * (MAX_LINES + 1)), tmp_path / "a.html")
+    with pytest.raises(ValueError, match=f"a picture holds {MAX_PICTURE_LINES}"):
+        write_picture(patched(b"a\n" * (MAX_PICTURE_LINES + 1)), tmp_path / "a.html")
     with pytest.raises(OSError):
         write_picture(patched(b"a"), tmp_path / "absent" / "a.html")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match=r"pip install 'bltkit\[plot\]'"):
-        write_picture(patched(b"a"), tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("a.png", "a.svg"):
+        with pytest.raises(ValueError, match=r"pip install 'bltkit\[plot\]'"):
+            write_picture(patched(b"a"), tmp_path / name)
     assert write_picture(patched(b"a"), tmp_path / "a.html").exists()
 
 

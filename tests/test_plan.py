@@ -175,7 +175,7 @@ def test_parameters_of_the_released_1b() -> None:
     assert (found.params["dense"], found.params["tables"]) == (1_461_867_520, 3_072_012_288)
     assert found.params["total"] == 4_533_879_808
     assert found.params["largest_layer"] == 4 * 2048**2 + 3 * 2048 * 5632 + 2 * 2048
-    # 4,194,304 patches of 4.5 bytes (spec 8: about 18.9 MB).
+    # 4,194,304 patches of 4.5 bytes (docs/model.md 9: about 18.9 MB).
     assert found.text_bytes == 4_194_304 * 4.5
     assert found.fits
 

@@ -1,4 +1,4 @@
-"""The named shapes have the published sizes (spec 9.1). On the meta device: no memory, no time."""
+"""The named shapes have the published sizes (docs/model.md 10). On the meta device: no memory, no time."""
 
 import pytest
 import torch

@@ -134,7 +134,7 @@ def test_every_verb_of_the_table_exists(directory: Path) -> None:
     assert not unknown, f"the README promises verbs that `blt --help` does not list: {unknown}"
 
 
-SUFFIXES = (".py", ".cpp", ".hpp")
+SUFFIXES = (".py", ".cpp", ".hpp", ".j2", ".css", ".js")
 OTHER_FOLDERS = ("native/kernels/",)
 """Folders of the tree that are no packages."""
 

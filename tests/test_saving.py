@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_in_the_background(
     target = {
         "beside": "bltkit.train.learner.write_bundle",
         "state": "torch.distributed.checkpoint.filesystem._write_item",
-        "name": "bltkit.train.trainer.sync_tree",
+        "name": "bltkit.train.checkpoint_writer.sync_tree",
     }[where]
     with monkeypatch.context() as patched:
         fail_from(patched, target, out, step)

@@ -200,7 +200,6 @@ def test_what_is_wrong_is_named(field: str, value: Any) -> None:
         ("messages", [{"role": "user", "content": "x", "tool_calls": [{SECRET: 1}]}], "messages[0].tool_calls"),
         ("tools", [{"type": "function", "function": {"name": SECRET}}], "tools"),
         ("tool_choice", "required", "tool_choice"),
-        ("response_format", {"type": "json_object"}, "response_format"),
         ("functions", [{}], "functions"),
         ("reasoning_effort", "high", "reasoning_effort"),
         ("modalities", ["audio"], "modalities"),

@@ -7,14 +7,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 import bltkit
+from bltkit.eval.dataset_source import Place
+from bltkit.eval.runner import Settings, evaluate
+from bltkit.eval.subjects import open_subject
+from bltkit.eval.tasks import parse_tasks
 from bltkit.generate import Request, SequenceBatch, Session
+from bltkit.train import trainer as trainer_module
 from bltkit.vocab import encode
+from tests.eval_rows import place_of
+from tests.tiny_training import Workplace
 
 PACKAGE = Path(bltkit.__file__).resolve().parent
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 MAX_LINES = 4000
-MAX_FILES = 28
+MAX_FILES = 26
 
 
 def executed(function: Callable[[], object]) -> set[str]:
@@ -60,3 +69,50 @@ def test_one_decoding_step_runs_through_the_files_that_are_listed() -> None:
     assert files == listed("The files of one decoding step"), "list in docs/architecture.md what a step executes"
     lines = sum(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) for name in files)
     assert lines <= MAX_LINES and len(files) <= MAX_FILES, f"{lines} lines in {len(files)} files: the trip got longer"
+
+
+def length(files: set[str]) -> int:
+    """Lines of the files together."""
+    return sum(len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) for name in files)
+
+
+def test_one_training_step_runs_through_the_files_that_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: set[str] = set()
+    trainer: Any = trainer_module._Trainer
+    step = trainer._train_step
+
+    def profiled(self: Any, batches: Any, counts: Any, loop: Any) -> Any:
+        """The fifth step from its rows on: what is done once per run is no part of it."""
+        results = [(loop, None)]
+
+        def whole() -> None:
+            rows = [next(self.loader)]
+            results.append(step(self, rows, self._agree(rows, loop)[0], loop))
+
+        if loop.position.step != 4:
+            return step(self, batches, counts, loop)
+        files.update(executed(whole))
+        return results[-1]
+
+    monkeypatch.setattr(trainer, "_train_step", profiled)
+    Workplace.at(tmp_path).train("run", "blt", "trainer.max_steps=6")
+    assert files == listed("The files of one training step"), "list in docs/architecture.md what a step executes"
+    assert length(files) <= 6300 and len(files) <= 41, f"{length(files)} lines in {len(files)} files"
+
+
+def test_one_item_runs_through_the_files_that_are_listed(tmp_path: Path) -> None:
+    place_of(tmp_path, "piqa")
+    subject, place, tasks = open_subject("bltkit:tiny"), Place.of([tmp_path]), parse_tasks(["piqa"])
+    files = executed(lambda: evaluate(subject, tasks, place, settings=Settings(1)))
+    files = {name for name in files if name.startswith("eval/")}
+    assert files == listed("The files of one item"), "list in docs/architecture.md what an item executes"
+    assert length(files) <= 2300 and len(files) <= 15, f"{length(files)} lines in {len(files)} files"
+
+
+def test_the_files_of_a_study_row_exist() -> None:
+    files = listed("The files of one study row")
+    if not (PACKAGE / "study" / "driver.py").exists():
+        pytest.skip("studies have loops of their own still")
+    assert files and all((PACKAGE / name).is_file() for name in files)

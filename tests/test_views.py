@@ -23,8 +23,8 @@ from bltkit.terminal import palette
 from bltkit.views.ansi import MAX_LINES, render
 from bltkit.views.compare import Comparison, compare
 from bltkit.views.patch_lengths import PatchLengths, lengths_of, measure_lengths
-from bltkit.views.pictures import draw, html_page, write_picture
-from bltkit.views.scene import Label, png_glyphs
+from bltkit.views.patch_page import patch_page
+from bltkit.views.pictures import draw, write_picture
 
 Channels = tuple[float, float, float]
 
@@ -245,14 +245,16 @@ def test_json_begins_with_the_summary(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_pictures_show_whole_characters_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     subject = patch_text("Привет, 世界 🙂 e\u0301 שלום".encode() + b"\xff", ThresholdRule(threshold=0.5), Fake().scores)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_picture(subject, tmp_path / "a.png")
-    labels = [shape.text for shape in draw(subject, png_glyphs()).shapes if isinstance(shape, Label)]
-    assert {*"Привет", "e\u0301", "FF"} <= set(labels) and "D0" not in labels
-    page = html_page(subject)
-    assert all(f">{character}</text>" in page for character in "Привет世界🙂")
+        write_picture(subject, tmp_path / "a.svg")
+    shown = [text.get_text() for text in draw(subject).axes[1].texts]
+    assert {*"Привет", "e\u0301", "FF"} <= set(shown) and "D0" not in shown
+    page = patch_page(subject)
+    assert all(f"<b>{character}</b>" in page for character in "Привет世界🙂")
 
 
 def test_a_very_long_file_needs_little_memory(tmp_path: Path) -> None:

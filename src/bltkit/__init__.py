@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bltkit.api import ByteLM, evaluate, load
+    from bltkit.api import ByteLM, load
     from bltkit.convert import convert
+    from bltkit.eval.benchmark_run import evaluate
     from bltkit.generate.options import Prompt
     from bltkit.generate.request import Generation
     from bltkit.hf.accelerate import accelerate
@@ -44,7 +45,7 @@ _HOMES = {
     "TrainConfig": "bltkit.train",
     "accelerate": "bltkit.hf.accelerate",
     "convert": "bltkit.convert",
-    "evaluate": "bltkit.api",
+    "evaluate": "bltkit.eval.benchmark_run",
     "load": "bltkit.api",
     "pull": "bltkit.share",
     "push": "bltkit.share",

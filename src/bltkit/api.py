@@ -13,13 +13,7 @@ from torch import Tensor
 from bltkit.checkpoint import Bundle, DeviceMap, ScorerModule, resolve_model, save_bundle, warn_unreadable
 from bltkit.compute import device_of, threads_used
 from bltkit.cost.formulas.parameters import count_parameters
-from bltkit.eval.dataset_source import Place
-from bltkit.eval.noise import Noise, parse_noise
-from bltkit.eval.runner import Evaluation, Settings
-from bltkit.eval.runner import evaluate as run_evaluation
 from bltkit.eval.score import Score, score
-from bltkit.eval.subjects import Subject, open_subject
-from bltkit.eval.tasks import Task, parse_tasks
 from bltkit.generate import (
     Chunk,
     Generation,
@@ -32,7 +26,6 @@ from bltkit.generate import (
     generate,
     generate_rows,
     parse_options,
-    parse_strategy,
     prompt_bytes,
     several_prompts,
     spelled_out,
@@ -320,61 +313,6 @@ class ByteLM:
         if self.model is None:
             raise ValueError("this checkpoint holds no BLT, only a model that places patches; name a BLT's checkpoint")
         return self.model
-
-
-def evaluate(
-    model: str | Subject,
-    tasks: str | Sequence[str | Task],
-    *,
-    data: str | Path | Sequence[str | Path] = (),
-    limit: int | None = None,
-    noise: str | Noise | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = False,
-    context: int | None = None,
-    strategy: str | None = None,
-    allow_code_execution: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Evaluate a model on benchmarks; `blt eval` in Python.
-
-    model: as users name it (`token:DIR` is a Hugging Face token model), or a `Subject`. tasks: `hellaswag,cute:spell`,
-    or a sequence of names and `Task` values. data: directories of the tasks' files; without, the hub's data sets.
-    Raises ValueError for what is unknown, missing or malformed, before anything is asked.
-    """
-    several = [tasks] if isinstance(tasks, str) or not isinstance(tasks, Sequence) else tasks
-    paths = [data] if isinstance(data, str | Path) or not isinstance(data, Sequence) else data
-    # Subjects, tasks and noises are protocols: a value of one is known by a method that it has.
-    for name, value, method in [
-        ("model", model, "answers"),
-        *[("tasks", task, "items") for task in several],
-        *[("data", path, "joinpath") for path in paths],
-        ("noise", "" if noise is None else noise, "covers"),
-    ]:
-        if not isinstance(value, str) and not hasattr(value, method):
-            raise ValueError(f"{name} = {value!r} is of type {type(value).__name__}; give it by name")
-    typed("strategy", strategy, str | None)
-    typed("seed", seed, int)
-    for name, number in {"limit": limit, "context": context}.items():
-        typed(name, number, int | None)
-    if isinstance(model, str):
-        model = open_subject(model, context=context, strategy=None if strategy is None else parse_strategy(strategy))
-    elif context is not None or strategy is not None:
-        raise ValueError("context and strategy are fields of the subject that is given; set them there")
-    chosen: list[Task] = []
-    for task in several:
-        chosen += parse_tasks([task]) if isinstance(task, str) else [task]
-    return run_evaluation(
-        model,
-        chosen,
-        Place.of(paths),
-        settings=Settings(limit, parse_noise(noise) if isinstance(noise, str) else noise, seed=seed),
-        out=None if out is None else Path(out),
-        resume=resume,
-        execute=allow_code_execution,
-        progress=progress,
-    )
 
 
 load = ByteLM.load

@@ -51,6 +51,10 @@ class HeldTo:
         """See `Constraint`."""
         return HeldTo(self.ids[1:])
 
+    def finished(self, remaining: int) -> bool:
+        """See `Constraint`; a run ends by its number of bytes."""
+        return False
+
 
 def decoding_rows(context: int, num_bytes: int = NUM_BYTES, batch: int = 1) -> Int64[Tensor, "R T"]:
     """What `decode` reads: `context` ids, BOS the first of them, and the `num_bytes` + 1 bytes behind.

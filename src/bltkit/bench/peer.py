@@ -37,7 +37,7 @@ class BltPeer:
 
     @torch.inference_mode()
     def logits(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """A full forward pass from bytes. Its cached one computes something else (spec 11.2)."""
+        """A full forward pass from bytes. Its cached one computes something else (docs/model.md 12)."""
         logits: Tensor = self.model(ids, use_cache=False).logits
         return logits
 

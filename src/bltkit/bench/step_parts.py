@@ -105,11 +105,10 @@ def _between(first: nn.Module, last: nn.Module, clock: _Clock, part: str) -> Ite
 
 def _kv_bytes(session: Session) -> dict[str, float]:
     """What a step reads; of the latent transformer: what a step reads that closes a patch in every row."""
-    held = sum(x.numel() * x.element_size() for block in session.patch_kv for x in block)
     return {
         "entropy": float(getattr(session.scorer_state, "num_bytes", 0)),
         "encoder": float(session.encoder.num_bytes),
         "latent": float(sum(cache.num_bytes for cache in session.latents)),
         "decoder": float(session.decoder.num_bytes),
-        "decoder_cross": float(held),
+        "decoder_cross": float(session.patch_kv.num_bytes),
     }

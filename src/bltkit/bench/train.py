@@ -1,7 +1,7 @@
 """A training step: patches, forward, backward and the optimizer, on rows of text; each side in its own process.
 
 Before anything is timed both sides say their loss and all their gradients on the rows that are timed, with the same
-patches given to both (the peer's own entropies leak from row to row, spec 11.3). Large matrix products take their turn
+patches given to both (the peer's own entropies leak from row to row, docs/model.md 12). Large matrix products take their turn
 as well: what share of their rate a step reaches is then measured under the same conditions.
 """
 

@@ -37,7 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "intermediate_size": 2048, "max_position_embeddings": 8192, "sliding_window": 512,
     },
 }  # fmt: skip
-"""What an absent key means (spec 12.3; seen by asking transformers 5.23). Widths do not follow from one another:
+"""What an absent key means (docs/model.md 12; seen by asking transformers 5.23). Widths do not follow from one another:
 only the encoder's FFN width does, without rounding."""
 
 
@@ -58,8 +58,8 @@ def read_config(data: Mapping[str, Any], path: Path) -> Described:
     """The models of a config.json with model_type "blt"; documents are unknown to them.
 
     Encoder cross-attention in all of several layers is read as cross-attention after the last one: this format's
-    model pools anew after every layer, so that is exactly what it computes (spec 5). max_patch_length becomes the
-    rule's maximum, without the format's slip at the last position (spec 3.3).
+    model pools anew after every layer, so it computes exactly that (docs/model.md 6). max_patch_length becomes the
+    rule's maximum, without the format's slip at the last position (docs/model.md 4.3).
 
     Raises ValueError with one line for what no model of ours is.
     """
@@ -147,7 +147,7 @@ def write_config(model: BltConfig, scorer: EntropyConfig, rule: ThresholdRule) -
         "encoder_hash_byte_group_vocab": model.ngrams.buckets,
         "encoder_hash_byte_group_nb_functions": model.ngrams.functions,
         "tie_word_embeddings": False,
-        "use_cache": False,  # that model's cached path gives wrong bytes (spec 11.2)
+        "use_cache": False,  # that model's cached path gives wrong bytes (docs/model.md 12)
         "encoder_config": {
             **local,
             **_stack(model.encoder, model.max_positions),

@@ -1,6 +1,6 @@
 """Tensor names: ours, where products that belong together are one matrix, and Hugging Face's, where they are split.
 
-A tensor of ours is made of one or more tensors of the file, stacked along dim 0 (spec 12.1).
+A tensor of ours is made of one or more tensors of the file, stacked along dim 0 (docs/model.md 12).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

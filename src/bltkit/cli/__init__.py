@@ -18,7 +18,7 @@ from bltkit.cli.data import annotate, calibrate
 from bltkit.cli.evaluation import evaluate
 from bltkit.cli.flops import flops
 from bltkit.cli.generation import generate
-from bltkit.cli.measuring import bench
+from bltkit.cli.measuring import app as bench
 from bltkit.cli.models import check, models, train
 from bltkit.cli.serving import serve
 from bltkit.cli.sharing import pull, push
@@ -46,12 +46,12 @@ for verb in (
     push,
     pull,
     flops,
-    bench,
     serve,
     models,
 ):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)
+app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")
 
 

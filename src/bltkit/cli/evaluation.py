@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +22,9 @@ from bltkit.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from bltkit.eval.paired_noise import PairedEvaluation
-    from bltkit.eval.runner import Evaluation
-    from bltkit.eval.tasks import Task
+    from bltkit.eval.benchmark_run import PairedEvaluation
 
 
 def evaluate(
@@ -95,96 +92,50 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on benchmarks. `--tasks list` shows them all, with their sources."""
-    from bltkit.eval.tasks import TASKS, parse_tasks
-
-    if not tasks and paired is None:
-        raise ValueError(f"--tasks is missing; name some of {', '.join(TASKS)}, as in --tasks hellaswag,cute:spell")
-    if noise is not None and paired is not None:
-        raise ValueError("give --noise or --paired, not both")
-    if resume and out is None:
-        raise ValueError("--resume goes on with an evaluation that --out names; add --out DIR")
-    import tempfile
-
     place = run_on(model, device, threads, "rows")
-    from bltkit.eval.dataset_source import Place
-    from bltkit.eval.noise import parse_noise
-    from bltkit.eval.paired_noise import evaluate_pairs
-    from bltkit.eval.runner import Settings
-    from bltkit.eval.runner import evaluate as run
-    from bltkit.eval.subjects import open_subject
-    from bltkit.generate import parse_strategy
+    from bltkit.eval.benchmark_run import PairedEvaluation
+    from bltkit.eval.benchmark_run import evaluate as run
 
-    chosen, source = parse_tasks(tasks or []), Place.of(data or [])
-    damage = None if noise is None else parse_noise(noise)
-    writing = None if strategy is None else parse_strategy(strategy, "--strategy")
-    subject = open_subject(
-        model,
-        context=context,
-        strategy=writing,
-        batch=batch,
-        device=str(place),
-        weights=weights,
-        scorer_weights=scorer_weights,
-    )
-    options: dict[str, Any] = {
-        "resume": resume,
-        "execute": allow_code_execution,
-        "command": shlex.join(["blt", *sys.argv[1:]]),
-    }
-    with ExitStack() as stack:
-        options["progress"] = stack.enter_context(progress_bar("evaluating", "items"))
-        if paired is not None:
-            place_of = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pairs = evaluate_pairs(subject, chosen, source, paired, place_of, seed=seed, limit=limit, **options)
-            pages = [path for path in (place_of / name for name in ("texts", "clean", "noisy")) if path.exists()]
-        else:
-            settings = Settings(limit, damage, seed=seed)
-            evaluation = run(subject, chosen, source, settings=settings, out=out, **options)
-            pages = [] if out is None else [out]
-    if paired is not None:
-        _show_pairs(pairs, as_json)
-        sides = {", clean": pairs.clean, ", noisy": pairs.noisy}
-        _warn_of_cuts({label: side for label, side in sides.items() if side is not None}, chosen)
-    else:
-        _show(evaluation, as_json)
-        _warn_of_cuts({"": evaluation}, chosen)
-    if out is not None:
-        from bltkit.eval.report import write_page
-
-        for page in pages:
-            say(f"wrote {write_page(page)}")
-
-
-def _show(found: "Evaluation", as_json: bool) -> None:
+    with progress_bar("evaluating", "items") as progress:
+        evaluation = run(
+            model,
+            tasks or (),
+            data=data or (),
+            limit=limit,
+            noise=noise,
+            paired=paired,
+            seed=seed,
+            out=out,
+            resume=resume,
+            context=context,
+            strategy=strategy,
+            batch=batch,
+            weights=weights,
+            scorer_weights=scorer_weights,
+            device=str(place),
+            allow_code_execution=allow_code_execution,
+            command=shlex.join(["blt", *sys.argv[1:]]),
+            progress=progress,
+            say=say,
+        )
     if as_json:
-        print_json(found.to_json())
+        print_json(evaluation.to_json())
+    elif isinstance(evaluation, PairedEvaluation):
+        _show_pairs(evaluation)
     else:
-        print_table([task_cells(name, result) for name, result in found.results.items()])
+        print_table([task_cells(name, result) for name, result in evaluation.results.items()])
 
 
-def _show_pairs(found: "PairedEvaluation", as_json: bool) -> None:
-    if as_json:
-        print_json(found.to_json())
-        return
-    lines = [task_cells(name, result) for name, result in found.texts.results.items()]
-    for name, gap in found.gaps.items():
-        assert found.clean is not None and found.noisy is not None
+def _show_pairs(pairs: "PairedEvaluation") -> None:
+    lines = [task_cells(name, result) for name, result in pairs.texts.results.items()]
+    for name, gap in pairs.gaps.items():
+        assert pairs.clean is not None and pairs.noisy is not None
         lines += [
-            task_cells(f"{name}, clean", found.clean.results[name]),
-            task_cells(f"{name}, noisy", found.noisy.results[name]),
+            task_cells(f"{name}, clean", pairs.clean.results[name]),
+            task_cells(f"{name}, noisy", pairs.noisy.results[name]),
             task_cells(f"{name}, gap", gap),
         ]
     print_table(lines)
-
-
-def _warn_of_cuts(evaluations: "Mapping[str, Evaluation]", tasks: "Sequence[Task]") -> None:
-    """One line on stderr for each task some of whose contexts were cut; tasks of an earlier run are left out."""
-    from bltkit.eval.aggregate import cut_warning
-
-    for label, evaluation in evaluations.items():
-        for name in map(str, tasks):
-            if (line := cut_warning(f"{name}{label}", evaluation.results[name])) is not None:
-                say(line)
 
 
 def task_cells(name: str, result: "Mapping[str, Any]") -> list[str]:

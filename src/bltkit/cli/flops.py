@@ -54,7 +54,7 @@ def flops(
         Path | None, typer.Option(help="With --strategy: passes of a real run, from `blt generate --json`.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Cost against patch size, and each module's share: F.png or F.html.")
+        Path | None, typer.Option(help="Cost against patch size, and each module's share: F.png, F.svg or F.html.")
     ] = None,
     mesh: Annotated[str | None, typer.Option(help="Plan the config's run on NODESxDEVICES, such as 8x8.")] = None,
     device: Annotated[str, typer.Option(help="With --mesh: a100, h100, h200, b200 or cpu.")] = "h100",

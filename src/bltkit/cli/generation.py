@@ -83,6 +83,13 @@ def generate(
     num: Annotated[int | None, typer.Option(help="So many samples of the prompt, of seeds SEED, SEED + 1, ...")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this string (repeatable).")] = None,
     valid_utf8: Annotated[bool, typer.Option("--valid-utf8", help="Only bytes that make valid UTF-8.")] = False,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only JSON that is valid under the schema in this file, within --max-bytes."),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Only a text that matches this regular expression, within --max-bytes.")
+    ] = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: every byte's log-probability.")] = False,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
@@ -120,6 +127,8 @@ def generate(
                 raise ValueError(f"{name} is for a single prompt; leave it out with --prompts")
         if out is None:
             raise ValueError(f"--prompts {prompts} needs a file for the results; add --out results.jsonl")
+    from bltkit.files import read_json_object
+
     options: dict[str, Any] = {
         "max_bytes": max_bytes,
         "strategy": strategy,
@@ -136,6 +145,8 @@ def generate(
         "seed": seed,
         "stop": stop or (),
         "valid_utf8": valid_utf8,
+        "json_schema": None if json_schema is None else read_json_object(json_schema),
+        "regex": regex,
         "logprobs": logprobs,
     }
     place = run_on(model, device, threads, "sequence" if prompts is None else "rows", device_map)

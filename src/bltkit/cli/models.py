@@ -46,16 +46,10 @@ def train(
     if config is None:
         raise ValueError("name a training config (TOML); `blt train --keys` shows what it may hold")
 
-    from bltkit.config import load_toml, parse
-    from bltkit.train import TrainConfig
     from bltkit.train import train as run
     from bltkit.train.parallel import is_main
 
-    changes = list(overrides or [])
-    changes += [] if device is None else [f'trainer.device="{device}"']
-    changes += [] if threads is None else [f"trainer.threads={threads}"]
-    parsed: TrainConfig = parse(TrainConfig, load_toml(config, changes), str(config))
-    result = run(parsed, out or Path("runs/out") / config.stem, resume=resume, say=say)
+    result = run(config, out, overrides=overrides or (), device=device, threads=threads, resume=resume, say=say)
     if as_json and is_main():
         print_json(asdict(result))
     elif is_main():

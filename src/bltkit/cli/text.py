@@ -51,7 +51,7 @@ def patch(
         bool, typer.Option("--stats", help="Only count: a table and a histogram of patch lengths, of any long text.")
     ] = False,
     show_all: Annotated[bool, typer.Option("--all", help="Show all of a long text, not its beginning.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png or F.html.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write a picture: F.png, F.svg or F.html.")] = None,
     weights: Weights = None,
     scorer_weights: ScorerWeights = None,
     device: Device = "auto",
@@ -71,7 +71,6 @@ def patch(
     from bltkit.api import ByteLM
     from bltkit.views.ansi import MAX_LINES, render
     from bltkit.views.compare import compare_bundle
-    from bltkit.views.pictures import write_picture
 
     lm = ByteLM.load(model, device=place, weights=weights, scorer_weights=scorer_weights)
     lm = lm if rule is None else lm.with_patching(rule)
@@ -80,6 +79,8 @@ def patch(
             progress.stage(f"{len(data):,} bytes (--stats only counts)")
         shown = compare_bundle(data, lm.bundle) if compare else lm.patches(data)
     if plot:
+        from bltkit.views.pictures import write_picture
+
         write_picture(shown, plot)
     if as_json:
         print_json(shown.to_json())

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bltkit.eval.dataset_source import Place
 from bltkit.eval.item_log import Journal, Record
@@ -15,11 +15,16 @@ from bltkit.eval.subjects.subject import Subject
 from bltkit.eval.tasks.paired import FILE, PairedTexts
 from bltkit.eval.tasks.task import Numbers, Task
 
+SIDES = ("texts", "clean", "noisy")
+"""Directories of the three evaluations."""
 
-@dataclass(frozen=True)
-class PairedEvaluation:
-    """The pairs' own bits per byte, the tasks clean and noisy on the items that the pairs cover, and the gaps.
 
+@dataclass(frozen=True, kw_only=True)
+class PairedEvaluation(Evaluation):
+    """An evaluation of the tasks on noisy text, with what the noise costs on the same items; `results` also hold the
+    bits per byte of the pairs.
+
+    texts: the pairs' bits per byte. clean, noisy: the tasks on the items that the pairs cover, None without tasks.
     gaps: by task, of its main metric: noisy less clean, an estimate over items whose two answers stay together.
     """
 
@@ -28,12 +33,24 @@ class PairedEvaluation:
     noisy: Evaluation | None
     gaps: Mapping[str, Mapping[str, Any]]
 
+    @classmethod
+    def of(
+        cls,
+        texts: Evaluation,
+        clean: Evaluation | None = None,
+        noisy: Evaluation | None = None,
+        gaps: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Together; the model, settings and command are those of `noisy`, without tasks those of `texts`."""
+        main = noisy or texts
+        results = {**main.results, **texts.results}
+        parts: dict[str, Any] = {"texts": texts, "clean": clean, "noisy": noisy, "gaps": gaps or {}}
+        return cls(model=main.model, settings=main.settings, results=results, command=main.command, **parts)
+
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; `results` are the noisy ones and those of the pairs."""
-        found = (self.noisy or self.texts).to_json()
-        found["results"] = {**(self.noisy.results if self.noisy else {}), **self.texts.results}
+        """As plain JSON values."""
         clean = self.clean.results if self.clean else {}
-        return {**found, "clean": dict(clean), "gaps": dict(self.gaps)}
+        return {**super().to_json(), "clean": dict(clean), "gaps": dict(self.gaps)}
 
 
 def evaluate_pairs(
@@ -57,13 +74,13 @@ def evaluate_pairs(
         return run("texts", [PairedTexts()], replace(place, named={FILE: file}), Settings(limit, seed=seed))
 
     if not tasks:
-        return PairedEvaluation(alone(), None, None, {})
+        return PairedEvaluation.of(alone())
     # First what may still be wrong: tasks and their data.
     clean = run("clean", tasks, place, Settings(limit, covered=paired, seed=seed))
     noisy = run("noisy", tasks, place, Settings(limit, noise=paired, seed=seed))
     texts = alone()
     gaps = {str(task): _gap(task, out, seed) for task in tasks}
-    return PairedEvaluation(texts, clean, noisy, gaps)
+    return PairedEvaluation.of(texts, clean, noisy, gaps)
 
 
 def _gap(task: Task, out: Path, seed: int) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from bltkit.generate.options import (
     text_of,
     typed,
 )
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Generation, Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.scoring import Predicted, read_scored
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import (
     ALIASES,

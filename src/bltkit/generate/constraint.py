@@ -1,4 +1,4 @@
-"""Constraints: which ids may come next, whatever the model says. One of them is built in: only valid UTF-8.
+"""Constraints: which ids may come next, whatever the model says. Here: valid UTF-8; see also `structured_output.py`.
 
 A constraint is a value: its masks go into `choose`, and `after` gives the one for the next id. So drafted ids are
 tried without committing to them, and rows have constraints of their own.
@@ -44,6 +44,13 @@ class Constraint(Protocol):
 
     def after(self, chosen: int) -> "Constraint":
         """The state behind `chosen`, one of the ids that were allowed."""
+        ...
+
+    def finished(self, remaining: int) -> bool:
+        """Is the text complete, so that the generation ends here as if EOS had been chosen.
+
+        remaining: bytes that may still be made, 0 included.
+        """
         ...
 
 
@@ -127,6 +134,10 @@ class Utf8:
             return type(self)(self.missing - 1)
         byte = chosen - OFFSET
         return type(self)(*next(form[2:] for form in _FORMS if form[0] <= byte <= form[1]))
+
+    def finished(self, remaining: int) -> bool:
+        """See `Constraint`; the model says when a text is complete."""
+        return False
 
     def _accepts(self, byte: int) -> bool:
         return bool(self.allowed(_LONGEST)[byte + OFFSET])

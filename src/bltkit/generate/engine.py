@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from bltkit.generate.group import ActiveSequence, Group, Parked
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Request
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.strategies import Strategy
 from bltkit.model.cache import MIN_LANES, storage_bytes
 from bltkit.vocab import BOS

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from bltkit import patching
-from bltkit.generate.pass_counts import Passes
-from bltkit.generate.session_state import ByteStates, SessionState
+from bltkit.generate.session_state import ByteStates, Passes, SessionState
 from bltkit.model.cache import Slot
 from bltkit.model.decoder import PatchKV
 from bltkit.model.entropy import ScoredIds
@@ -137,9 +136,9 @@ class Reading(Generic[S]):
     def _patch_kv(self, patches: Sequence[int]) -> PatchKV:
         if self.closed is None:
             return self.before.patch_kv
-        device, rows = self.logits.device, range(len(patches))
-        at = torch.tensor([list(rows), patches], device=device)
-        return tuple(tuple(x[at[0], at[1]].unsqueeze(1) for x in block) for block in self.closed.patch_kv)
+        # Columns, so that the axis of patches stays.
+        at = torch.tensor([range(len(patches)), patches], device=self.logits.device).unsqueeze(-1)
+        return self.closed.patch_kv.index(at[0], at[1])
 
     def _open_patch(self, row: int, count: int) -> tuple[ByteStates, ...]:
         """The bytes of the patch that is open behind the row's first `count` ids."""
@@ -207,14 +206,9 @@ def _close(before: SessionState, states: ByteStates, opens: Sequence[Sequence[bo
     latents, slots = model.latent.extend(z, [before.latents[row] for row in rows])
     new_kv = model.decoder.patch_keys_values(latents)
     device = before.device
-    at = torch.tensor(rows, device=device)
-
-    def behind(old: Tensor, new: Tensor) -> Tensor:
-        if len(rows) < len(opens):
-            new = new.new_zeros(len(opens), *new.shape[1:]).index_copy_(0, at, new)
-        return torch.cat((old, new), 1)
-
-    patch_kv = tuple(tuple(map(behind, *blocks)) for blocks in zip(before.patch_kv, new_kv, strict=True))
+    if len(rows) < len(opens):
+        new_kv = new_kv.spread(torch.tensor(rows, device=device), len(opens))
+    patch_kv = PatchKV.cat([before.patch_kv, new_kv], dim=1)
     size = max(map(len, opens))
     seen = [[*accumulate(map(int, own))] + [0] * (size - len(own)) for own in opens]
     return Closed(rows, slots, patch_kv, torch.tensor(seen, device=device))
@@ -249,7 +243,7 @@ def _finished(
 
 def _of_bytes(closed: Closed) -> PatchKV:
     rows = torch.arange(len(closed.byte_latent), device=closed.byte_latent.device)[:, None]
-    return tuple(tuple(x[rows, closed.byte_latent] for x in block) for block in closed.patch_kv)
+    return closed.patch_kv.index(rows, closed.byte_latent)
 
 
 def _cost(before: SessionState, num_ids: int, closed: Closed | None) -> Passes:

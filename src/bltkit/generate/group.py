@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bltkit.generate.constraint import Constraint, follow, masks_along
 from bltkit.generate.ledger import Stats
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.request import Chunk, Finish, Request
 from bltkit.generate.sampling import Choice, choose, seen_along
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.stop import StopStrings
 from bltkit.generate.strategies import Outcome, Pending, Proposal, Strategy
 from bltkit.generate.top_logprobs import Tops
@@ -345,10 +345,14 @@ def _take(row: ActiveSequence, result: RoundResult, strategy: Strategy) -> tuple
         if stop.found:
             finish = "stop"
             break
+        if constraint is not None:
+            constraint = constraint.after(item.id)
+            if constraint.finished(row.request.max_bytes - made):
+                finish = "eos"
+                break
         if made == row.request.max_bytes:
             finish = "length"
             break
-        constraint = None if constraint is None else constraint.after(item.id)
     if finish is not None:
         data += stop.held
     outcome = result.outcome or Outcome(0, 0)

@@ -12,7 +12,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from bltkit.cost.formulas.fast_blt import GB, paper_gb, paper_params
-from bltkit.generate.pass_counts import Passes
+from bltkit.generate.session_state import Passes
 from bltkit.model import Blt, EntropyTable, Scorer
 from bltkit.model.cross import CrossAttention
 from bltkit.model.decoder import LocalDecoder

@@ -12,10 +12,12 @@ from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
 from bltkit.config import nearest, parse
-from bltkit.generate.constraint import Utf8
+from bltkit.generate.constraint import Constraint, Utf8
+from bltkit.generate.grammar import json_grammar, regex_grammar
 from bltkit.generate.request import Request
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.strategies import Strategy, parse_strategy
+from bltkit.generate.structured_output import Structured
 from bltkit.vocab import to_bytes
 
 Stop = str | bytes | Sequence[str | bytes]
@@ -61,6 +63,10 @@ class Options(TypedDict, total=False):
     """Strings that end the text and are not part of it."""
     valid_utf8: bool
     """Generate only valid UTF-8."""
+    json_schema: Mapping[str, Any] | None
+    """Generate one JSON text that is valid under this schema, within `max_bytes`."""
+    regex: str | None
+    """Generate a text that matches this regular expression (Rust's syntax) as a whole, within `max_bytes`."""
     logprobs: bool
     """Return the natural logarithm of every byte's probability."""
     top_logprobs: int
@@ -150,11 +156,29 @@ def parse_options(prompt: bytes, options: Mapping[str, Any]) -> Request:
         sampling=parse(Sampling, {name: values[name] for name in Sampling.model_fields if name in values}, "sampling"),
         max_bytes=values.get("max_bytes", DEFAULTS["max_bytes"]),
         stop=tuple(to_bytes(text) for text in ([stops] if isinstance(stops, str | bytes) else stops)),
-        constraint=Utf8.behind(prompt) if values.get("valid_utf8") else None,
+        constraint=_constraint(prompt, values),
         logprobs=values.get("logprobs", False),
         top_logprobs=values.get("top_logprobs", 0),
         strategy=_strategy(values),
     )
+
+
+def _constraint(prompt: bytes, values: Mapping[str, Any]) -> Constraint | None:
+    """The constraint of checked options. Raises ValueError for options that exclude each other.
+
+    Structured output is valid UTF-8 by itself.
+    """
+    schema: Any = values.get("json_schema")
+    pattern: Any = values.get("regex")
+    if schema is None and pattern is None:
+        return Utf8.behind(prompt) if values.get("valid_utf8") else None
+    name = "regex" if schema is None else "json_schema"
+    if schema is not None and pattern is not None:
+        raise ValueError("json_schema and regex exclude each other; leave one out")
+    if values.get("stop"):
+        raise ValueError(f"stop cuts the output of {name} short; leave one of them out")
+    grammar = regex_grammar(pattern) if schema is None else json_grammar(schema)
+    return Structured.start(grammar, values.get("max_bytes", DEFAULTS["max_bytes"]))
 
 
 def _strategy(values: Mapping[str, Any]) -> Strategy:
@@ -214,6 +238,10 @@ def _option(name: str, value: Any) -> Any:
         raise ValueError(f"unknown option {name!r}{nearest(name, list(_TYPES))}")
     if name == "logit_bias":
         return _biases(value)
+    if name == "json_schema":
+        if value is None or isinstance(value, Mapping):
+            return value
+        raise ValueError(f"json_schema = {_shown(value)}: must be a JSON schema, as a mapping")
     if name != "stop":
         return typed(name, value, _TYPES[name])
     texts = [value] if isinstance(value, str | bytes) else value

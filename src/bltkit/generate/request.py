@@ -11,7 +11,8 @@ from bltkit.generate.strategies import Autoregressive, Strategy
 from bltkit.generate.top_logprobs import Tops
 
 Finish = Literal["eos", "stop", "length"]
-"""Why a generation ended: the model said so, a stop string appeared, or `max_bytes` were made."""
+"""Why a generation ended: the model said so or its constraint was complete, a stop string appeared, or `max_bytes` were
+made."""
 
 MAX_BYTES = 10**9
 """More than memory holds the state of."""

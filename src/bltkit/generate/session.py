@@ -15,8 +15,7 @@ from torch import Tensor
 
 from bltkit import patching
 from bltkit.generate.forward_pass import Reading, read
-from bltkit.generate.id_text import Text
-from bltkit.generate.session_state import SessionState
+from bltkit.generate.session_state import SessionState, Text
 from bltkit.model import Blt, Scorer
 from bltkit.model.entropy import stretches
 from bltkit.patching import PatchingRule

@@ -5,27 +5,87 @@ No model runs here: session.py reads ids and takes them back, forward_pass.py is
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bltkit.generate.id_text import Text
-from bltkit.generate.pass_counts import Passes
 from bltkit.model import Blt, Scorer
 from bltkit.model.cache import MIN_LANES, StackCache, storage_bytes
 from bltkit.model.decoder import PatchKV
 from bltkit.model.layer_caches import LayerCaches
 from bltkit.patching import PatchingRule, Stream
-from bltkit.vocab import BOS
+from bltkit.vocab import BOS, PAD
 
 ByteStates = tuple[Tensor, ...]
 """States [1, n, D] of n bytes that pooling reads: `LocalEncoder.pooled_from`."""
 
 STAGGER = 8
 """Columns by which the caches that slide in place are apart, so that they do so in different rounds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The ids of one row so far. The list is shared and append-only; a text that others outgrew copies it."""
+
+    items: list[int] = field(default_factory=list, repr=False)
+    length: int = 0
+
+    def append(self, more: Sequence[int]) -> "Text":
+        """The text with further ids."""
+        items = self.items if len(self.items) == self.length else self.items[: self.length]
+        items.extend(more)
+        return Text(items, self.length + len(more))
+
+    def latest(self, count: int) -> list[int]:
+        """The last `count` ids, or all there are."""
+        return self.items[max(0, self.length - count) : self.length]
+
+    def tail(self, count: int, documents: bool = False) -> list[int]:
+        """The last `count` ids, PAD in front of the row and, with `documents`, of the document."""
+        ids = self.latest(count)
+        if documents and BOS in ids:
+            ids = ids[len(ids) - 1 - ids[::-1].index(BOS) :]
+        return [PAD] * (count - len(ids)) + ids
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Counts of passes since a session's start: one forward call of a module's layers each, whatever the number of
+    positions or rows it covers. The difference of two values is what lay between them.
+    """
+
+    entropy: int = 0
+    """Calls of the scorer."""
+    encoder: int = 0
+    latent: int = 0
+    """Calls of the global transformer; byte by byte, one for every patch that closes."""
+    decoder: int = 0
+    ids: int = 0
+    """Ids that scorer, encoder and decoder read: each looks up its rows in all embedding tables."""
+    kv_bytes: int = 0
+    """Cached keys and values that passes read, in bytes; those that a pass itself makes are not counted."""
+    draft_ids: int = 0
+    """Ids that encoder and decoder read to draft: as `ids`, but for the scorer's tables."""
+    cells: int = 0
+    """Ids that the decoder reads by itself, those of blocks: each looks up one row of a table of bytes."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            self.entropy + other.entropy,
+            self.encoder + other.encoder,
+            self.latent + other.latent,
+            self.decoder + other.decoder,
+            self.ids + other.ids,
+            self.kv_bytes + other.kv_bytes,
+            self.draft_ids + other.draft_ids,
+            self.cells + other.cells,
+        )
+
+    def __sub__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
 
 @runtime_checkable
@@ -200,7 +260,7 @@ class SessionState(ABC):
             self,
             stream=self.stream.select(rows),
             open_patches=tuple(self.open_patches[row] for row in rows),
-            patch_kv=tuple(tuple(x[at] for x in block) for block in self.patch_kv),
+            patch_kv=self.patch_kv.select(at),
             next_logits=None if self.next_logits is None else self.next_logits[at],
             reading=None,
         )
@@ -235,10 +295,7 @@ class SessionState(ABC):
             decoder=decoder,
             texts=tuple(text for session in sessions for text in session.texts),
             open_patches=tuple(patch for session in sessions for patch in session.open_patches),
-            patch_kv=tuple(
-                tuple(map(torch.cat, zip(*block, strict=True)))
-                for block in zip(*(session.patch_kv for session in sessions), strict=True)
-            ),
+            patch_kv=PatchKV.cat([session.patch_kv for session in sessions]),
             next_logits=_joined([each.next_logits for each in sessions], [each.rows for each in sessions]),
             passes=sum((session.passes for session in others), self.passes),
             reading=None,

@@ -29,7 +29,7 @@ class Rotation:
     """Rotary angles of positions; made once per stack and shared by its layers."""
 
     angle: Float[Tensor, "... T d"]
-    """In fp32, or float64 for float64 (spec 0.1)."""
+    """In fp32, or float64 for float64 (docs/model.md 2)."""
     dtype: torch.dtype
     """That sine and cosine are rounded to."""
 

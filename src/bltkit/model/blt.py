@@ -37,7 +37,7 @@ class Blt(nn.Module):
         self.decoder = LocalDecoder(config)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
-        """Initialise all weights as spec 8 says; returns the model."""
+        """Initialise all weights as docs/model.md 9 says; returns the model."""
         for stage in (self.embed, self.encoder, self.latent, self.decoder):
             stage.reset_parameters(generator)
         return self

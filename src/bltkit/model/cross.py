@@ -16,7 +16,7 @@ from bltkit.model.segment_ops import Latents, RowsOfLatents, Segments
 
 
 class CrossAttention(nn.Module):
-    """q <- gain q + Wo Attn(Wq norm(q), Wk norm(kv), Wv norm(kv)), with gain 2 in the released weights (spec 0.1)."""
+    """q <- gain q + Wo Attn(Wq norm(q), Wk norm(kv), Wv norm(kv)) (docs/model.md 2)."""
 
     def __init__(self, config: StackConfig, doubled_residual: bool) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class CrossAttention(nn.Module):
         self.out = Linear(config.width, config.width)
 
     def reset_parameters(self, index: int, generator: torch.Generator | None = None) -> None:
-        """Truncated normal, sigma = width^-1/2 / sqrt(2 (index + 1)), index in the block's own list (spec 8)."""
+        """Truncated normal, sigma = width^-1/2 / sqrt(2 (index + 1)), index in its list (docs/model.md 9)."""
         for weight in (self.q.weight, self.kv.weight, self.out.weight):
             truncated_normal(weight, (2 * (index + 1) * weight.shape[1]) ** -0.5, generator)
         for norm in (self.q_norm, self.kv_norm):

@@ -1,7 +1,8 @@
-"""The local decoder: patches -> bytes (BLT 3.3, spec 7). Each byte state reads one latent in front of every layer."""
+"""The local decoder: patches -> bytes (BLT 3.3, docs/model.md 8). A byte reads one latent before each layer."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,11 +19,56 @@ from bltkit.model.pooling import AddedLatent
 from bltkit.model.segment_ops import Latents, RowsOfLatents
 from bltkit.vocab import VOCAB_SIZE
 
-PatchKV = tuple[tuple[Tensor, ...], ...]
-"""What bytes read of patches, for every block that reads: keys and values [B, P, k, H, d], or a vector to add
-[B, P, D]."""
-
 Reader = CrossAttention | AddedLatent
+
+
+@dataclass(frozen=True, eq=False)
+class PatchKV:
+    """The tensors that bytes read of patches.
+
+    readers: for every reader keys and values [B, P, k, H, d], or one vector to add [B, P, D].
+    """
+
+    readers: tuple[tuple[Tensor, ...], ...]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return iter(self.readers)
+
+    def __getitem__(self, reader: int) -> tuple[Tensor, ...]:
+        return self.readers[reader]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self], dim: int = 0) -> Self:
+        """Concatenate along the rows (`dim` 0) or the patches (1)."""
+        readers = zip(*parts, strict=True)
+        return cls(tuple(tuple(torch.cat(each, dim) for each in zip(*reader, strict=True)) for reader in readers))
+
+    def select(self, rows: Int64[Tensor, " N"]) -> Self:
+        """These rows, in this order, with all of their patches."""
+        return self._mapped(lambda x: x[rows])
+
+    def index(self, rows: Int64[Tensor, "..."], patches: Int64[Tensor, "..."]) -> Self:
+        """Patch patches[i] of row rows[i], the two broadcast against each other as in tensor indexing."""
+        return self._mapped(lambda x: x[rows, patches])
+
+    def spread(self, rows: Int64[Tensor, " B"], count: int) -> Self:
+        """`count` rows, those at `rows` from this value in order, the others zeros."""
+        return self._mapped(lambda x: x.new_zeros(count, *x.shape[1:]).index_copy_(0, rows, x))
+
+    def replace(self, rows: Int64[Tensor, " N"], other: Self) -> Self:
+        """A copy whose rows at `rows` are those of `other`, in order."""
+        pairs = zip(self, other, strict=True)
+        return type(self)(
+            tuple(tuple(x.index_copy(0, rows, new) for x, new in zip(*pair, strict=True)) for pair in pairs)
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(x.numel() * x.element_size() for reader in self for x in reader)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(tuple(tuple(map(change, reader)) for reader in self.readers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +102,7 @@ class LocalDecoder(nn.Module):
         self.head = Linear(config.decoder.width, VOCAB_SIZE)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise as spec 8 says."""
+        """Initialise as docs/model.md 9 says."""
         for projection in (self.patch_projection, self.head):
             truncated_normal(projection.weight, projection.in_features**-0.5, generator)
         for i, block in enumerate(self.readers):
@@ -107,12 +153,12 @@ class LocalDecoder(nn.Module):
     def patch_keys_values(self, latents: Float[Tensor, "B P H"]) -> PatchKV:
         """What the bytes read of each patch: its k vectors as keys and values of every block, or one to add."""
         vectors = self.patch_projection(latents).unflatten(-1, (-1, len(self.norm.weight)))
-        return tuple(block.patch_keys_values(vectors) for block in self.readers)
+        return PatchKV(tuple(block.patch_keys_values(vectors) for block in self.readers))
 
     def no_patch(self, rows: int) -> PatchKV:
         """In place of what bytes read of a patch where there is none yet: zeros, [rows, 1, ...]."""
         k = self.patch_projection.out_features // len(self.norm.weight)
-        return tuple(block.no_patch(rows, k, self.norm.weight) for block in self.readers)
+        return PatchKV(tuple(block.no_patch(rows, k, self.norm.weight) for block in self.readers))
 
     @property
     def readers(self) -> tuple[Reader, ...]:

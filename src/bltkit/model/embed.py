@@ -1,4 +1,4 @@
-"""Byte embedding plus hash n-gram embeddings: the first stage of the local encoder (BLT 3.2.1, spec 4).
+"""Byte embedding plus hash n-gram embeddings: the first stage of the local encoder (BLT 3.2.1, docs/model.md 5).
 
 The hash reads ids (byte + 4, BOS = 1), oldest first with exponent 0, in wrapping signed 64-bit arithmetic; the bucket
 is the floor modulo. Positions before the row, and before the document's BOS, count as id 0.
@@ -58,7 +58,7 @@ class ByteEmbedding(nn.Module):
         self.bytes = Embedding(VOCAB_SIZE, width)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normal, sigma = width^-1/2 (spec 8)."""
+        """Truncated normal, sigma = width^-1/2 (docs/model.md 9)."""
         truncated_normal(self.bytes.weight, self.bytes.weight.shape[1] ** -0.5, generator)
 
     def forward(

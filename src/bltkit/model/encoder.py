@@ -1,4 +1,4 @@
-"""The local encoder: bytes -> patches (BLT 3.2, spec 5). A light transformer over bytes, then pooling by attention,
+"""The local encoder: bytes -> patches (BLT 3.2, docs/model.md 6). Few layers over bytes, then pooling by attention,
 or without."""
 
 from typing import cast
@@ -31,7 +31,7 @@ class LocalEncoder(nn.Module):
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise as spec 8 says."""
+        """Initialise as docs/model.md 9 says."""
         self.stack.reset_parameters(generator)
         truncated_normal(self.patch_projection.weight, self.patch_projection.in_features**-0.5, generator)
         for i, block in enumerate(self.cross):

@@ -1,4 +1,4 @@
-"""What reads the text before it is cut: models that give every byte a score for the patching rule (BLT 2.3, spec 2).
+"""What reads the text before it is cut: models that score every byte for the patching rule (BLT 2.3, docs/model.md 3).
 
 `EntropyModel` predicts the next byte and scores by the entropy of that prediction, in nats; `BoundaryModel` scores
 by a logit for "a token ends here". Scorers that see two bytes only are in `two_id_scorers.py`.
@@ -26,7 +26,7 @@ NEWLINE = OFFSET + ord("\n")
 
 
 def entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
-    """-sum p ln p over all ids, in nats; computed in fp32 at least (spec 2)."""
+    """-sum p ln p over all ids, in nats; computed in fp32 at least (docs/model.md 3)."""
     log_p = F.log_softmax(_wide(logits), -1)
     return -(log_p.exp() * log_p).sum(-1)
 
@@ -112,7 +112,7 @@ class ByteTransformer(nn.Module):
         self.head = Linear(config.width, num_outputs)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
-        """Initialise as spec 8 says; returns the model."""
+        """Initialise as docs/model.md 9 says; returns the model."""
         self.stack.reset_parameters(generator)
         for weight in (self.embed.weight, self.head.weight):
             truncated_normal(weight, weight.shape[1] ** -0.5, generator)

@@ -1,4 +1,4 @@
-"""The global latent transformer: patches -> patches (BLT 3.1, spec 6). The heavy part, once per patch, not per byte."""
+"""The global latent transformer: patches -> patches (BLT 3.1, docs/model.md 7). The heavy part, once per patch."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -24,7 +24,7 @@ class LatentTransformer(nn.Module):
         self.stack = Transformer(config.latent)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise as spec 8 says."""
+        """Initialise as docs/model.md 9 says."""
         for weight in self.projection.parameters():
             truncated_normal(weight, weight.shape[1] ** -0.5, generator)
         self.stack.reset_parameters(generator)

@@ -21,7 +21,7 @@ Before = Callable[[int, Tensor], Tensor]
 
 
 def truncated_normal(weight: Tensor, sigma: float, generator: torch.Generator | None) -> None:
-    """Fill in place from a normal distribution cut at 3 sigma (spec 8).
+    """Fill in place from a normal distribution cut at 3 sigma (docs/model.md 9).
 
     A weight that several processes share gets the numbers that it has in one: each draws all of them and keeps its own.
     """
@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of layers over one stream. Positions are indices in the row and run on across documents (spec 0.1)."""
+    """A stack of layers over one stream. Positions are indices in the row (docs/model.md 2)."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Truncated normal, sigma = fan_in^-1/2 / sqrt(2 (depth + 1)) (spec 8, `current_depth`)."""
+        """Truncated normal, sigma = fan_in^-1/2 / sqrt(2 (depth + 1)) (docs/model.md 9, `current_depth`)."""
         for depth, layer in enumerate(self.layers):
             for name, weight in layer.named_parameters():
                 if name.endswith("norm.weight"):

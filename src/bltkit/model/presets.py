@@ -1,4 +1,4 @@
-"""Named shapes: the embedded model's, the benchmark's, the released ones and the paper's grid (spec 6, 9.4); other
+"""Named shapes: the embedded model's, the benchmark's, the released ones and the paper's grid (docs/model.md 10); other
 byte architectures, also of any size (`families.py`)."""
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from bltkit.model.config import BltConfig, EntropyConfig, NgramConfig, StackConf
 from bltkit.model.families import sized, without_cross_attention
 
 RELEASED_THRESHOLD = 1.335442066192627
-"""Global entropy threshold of the released 1B and 7B, in nats (spec 3.6)."""
+"""Global entropy threshold of the released 1B and 7B, in nats (docs/model.md 4.4)."""
 
 
 def _blt(

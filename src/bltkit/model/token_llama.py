@@ -29,7 +29,7 @@ class TokenLlama(nn.Module):
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> Self:
-        """Initialise as spec 8 says, like the byte models; returns the model."""
+        """Initialise as docs/model.md 9 says, like the byte models; returns the model."""
         self.stack.reset_parameters(generator)
         for table in (self.embed, self.head):
             if table is not None:

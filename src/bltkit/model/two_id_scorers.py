@@ -67,7 +67,7 @@ class _TwoIds:
 
 
 class CnnEntropy(_TwoIds, nn.Module):
-    """A convolutional byte model over the last `context` ids: the simplest entropy source (BLT 2.3, spec 3.7)."""
+    """A convolutional byte model over the last `context` ids: the simplest scorer (BLT 2.3, docs/model.md 4.2)."""
 
     def __init__(self, config: CnnConfig) -> None:
         super().__init__()

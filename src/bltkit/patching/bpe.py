@@ -1,4 +1,4 @@
-"""Patches that follow a BPE tokenizer: predicted borders (streams), or the tokenizer's own (spec 3.7).
+"""Patches that follow a BPE tokenizer: predicted borders (streams), or the tokenizer's own (docs/model.md 4.2).
 
 Whether a byte opens a token depends on the byte itself and on those after it, so real token borders can be
 drawn and counted but never generated from. `bpe` asks a small byte model instead, which predicts "a token

@@ -1,4 +1,4 @@
-"""Entropy rules: a byte that is hard to predict opens a patch (BLT section 2.3 and 4.4; spec 3.1, 3.2, 3.7).
+"""Entropy rules: a byte that is hard to predict opens a patch (BLT section 2.3 and 4.4; docs/model.md 4.1 and 4.2).
 
 Score e[t] is the entropy in nats of the prediction of byte t+1, so e[0], made from BOS alone, is never used.
 All comparisons are strict and in fp32.
@@ -14,7 +14,7 @@ from bltkit.patching.rule import PatchingRule, ScoreKind
 
 
 class ThresholdRule(PatchingRule):
-    """Global threshold (BLT equation 1): byte t+1 opens a patch where e[t] > threshold. The released models'
+    """Global threshold (BLT 2.3): byte t+1 opens a patch where e[t] > threshold. The released models'
     rule."""
 
     kind: Literal["threshold"] = "threshold"
@@ -34,7 +34,7 @@ class ThresholdRule(PatchingRule):
 
 
 class RiseRule(PatchingRule):
-    """Approximate monotonicity (BLT equation 2): byte t+1 opens a patch where e[t] - e[t-1] > rise.
+    """Approximate monotonicity (BLT 2.3): byte t+1 opens a patch where e[t] - e[t-1] > rise.
 
     Byte 2 always opens one: its rise would need e[0].
     """

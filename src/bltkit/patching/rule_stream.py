@@ -166,7 +166,7 @@ def advance(
     natural = rule.opens(ids, scores, position) | (position == 0)
     if rule.max_patch_bytes is None:
         return Answers(natural, rule, stream, position, None, ids, scores)
-    # Cuts count from the rule's own starts (spec 3.3): a cut never moves a later start. A BOS need not be marked:
+    # Cuts count from the rule's own starts (docs/model.md 4.3): a cut never moves a later start. A BOS is not marked:
     # it answers that the byte after it starts, and the count begins anew there.
     starts = F.pad(natural, (1, 0))[:, :-1]
     length = _columns_since(starts, stream.open_bytes) + 1

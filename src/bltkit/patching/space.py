@@ -1,4 +1,4 @@
-"""Space patching: a patch ends after the first of a run of space-like bytes (BLT section 2.2; spec 3.2)."""
+"""Space patching: a patch ends after the first of a run of space-like bytes (BLT section 2.2; docs/model.md 4.2)."""
 
 from typing import ClassVar, Literal
 

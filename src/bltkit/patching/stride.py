@@ -1,4 +1,4 @@
-"""Patches of a fixed size: every k bytes (MegaByte's rule), or every byte. No scores are read (spec 3.7)."""
+"""Patches of a fixed size: every k bytes (MegaByte's rule), or every byte. No scores are read (docs/model.md 4.2)."""
 
 import math
 from typing import Literal

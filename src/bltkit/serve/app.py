@@ -1,5 +1,6 @@
 """The HTTP application: routes, errors, and what a request passes on its way in."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from bltkit.serve.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    GenerationBody,
     PatchesRequest,
     ScoreRequest,
     TokenizeRequest,
@@ -27,7 +29,7 @@ from bltkit.serve.protocol import (
 from bltkit.serve.server import Server
 from bltkit.serve.sse import StreamResponse, WholeResponse, error_response, json_bytes
 from bltkit.serve.text_routes import detokenized, patches, score, tokenized, tokenizer_info
-from bltkit.serve.work import chat_work, completion_work
+from bltkit.serve.work import CompletionWork, chat_work, completion_work
 
 B = TypeVar("B", bound=Body)
 
@@ -58,7 +60,7 @@ def _add_generation(app: FastAPI, server: Server) -> None:
     async def completions(request: Request) -> Response:
         """Continue prompts. With `stream` the answer comes as server-sent events, the last of which is `[DONE]`."""
         body = await server.body(request, CompletionRequest)
-        work = completion_work(body, server.info)
+        work = await _prepared(body, lambda: completion_work(body, server.info))
         kind = StreamResponse if work.stream else WholeResponse
         return kind(server.delivery(work), CompletionShape(work, server.info.name))
 
@@ -66,9 +68,14 @@ def _add_generation(app: FastAPI, server: Server) -> None:
     async def chat(request: Request) -> Response:
         """Answer a conversation, with the chat template that the model was trained with."""
         body = await server.body(request, ChatRequest)
-        work = chat_work(body, server.info, server.template)
+        work = await _prepared(body, lambda: chat_work(body, server.info, server.template))
         kind = StreamResponse if work.stream else WholeResponse
         return kind(server.delivery(work), ChatShape(work, server.info.name))
+
+
+async def _prepared(body: GenerationBody, prepare: Callable[[], CompletionWork]) -> CompletionWork:
+    """The work of a body; in a thread where a grammar is compiled, which may take a while."""
+    return await asyncio.to_thread(prepare) if body.structured else prepare()
 
 
 def _add_text(app: FastAPI, server: Server) -> None:

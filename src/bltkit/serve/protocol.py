@@ -4,10 +4,12 @@ Fields of OpenAI's that change nothing here are accepted with the values that ch
 are refused, and so are unknown fields. Nothing is ignored silently.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bltkit.generate.grammar import JSON_OBJECT, MAX_CHARACTERS
 from bltkit.generate.request import MAX_TOPS
 from bltkit.serve.body_fields import Biases, Ids, Label, Neutral, OnePrompt, Prompts, Stops, StrategyName, TopK, whole
 
@@ -36,6 +38,37 @@ class StreamOptions(Body):
     include_usage: bool | None = None
     """Send a last event with `usage` and no choices."""
     include_obfuscation: Annotated[Any, Neutral((False,))] = None
+
+
+class JsonSchemaFormat(Body):
+    """`json_schema` of a response format."""
+
+    name: Label = None
+    description: Label = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    """A JSON schema (2020-12). Keywords that cannot be enforced are refused."""
+    strict: bool | None = None
+    """The schema is always enforced."""
+
+
+class ResponseFormat(Body):
+    """The form of the answer: free text, any JSON object, or JSON that is valid under a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema: belongs to type json_schema; give both or none")
+        return self
+
+    @property
+    def schema_of_answer(self) -> Mapping[str, Any] | None:
+        """The JSON schema of the answer; None for free text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return JSON_OBJECT if self.type == "json_object" else None
 
 
 class GenerationBody(Body):
@@ -82,6 +115,10 @@ class GenerationBody(Body):
     """Block strategies: maximum number of passes over a block."""
     valid_utf8: bool | None = None
     """Generate only valid UTF-8."""
+    response_format: ResponseFormat | None = None
+    """`json_object` and `json_schema`: the answer is one JSON text, complete within max_tokens."""
+    guided_regex: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)] | None = None
+    """The answer matches this regular expression (Rust's syntax) as a whole, within max_tokens."""
     bytes: bool | None = None
     """Send the raw bytes as base64 in `bytes` beside the text."""
     frequency_penalty: Annotated[Any, Neutral((0,))] = None
@@ -94,7 +131,18 @@ class GenerationBody(Body):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_completion_tokens: differs from max_tokens; give one of them")
+        if self.structured and self.stop:
+            raise ValueError("stop: cuts structured output short; leave it out")
+        if self.guided_regex is not None and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("guided_regex: excludes response_format; leave one of them out")
         return self
+
+    @property
+    def structured(self) -> str | None:
+        """The field that gives the answer its form; None for free text."""
+        if self.guided_regex is not None:
+            return "guided_regex"
+        return None if self.response_format is None or self.response_format.type == "text" else "response_format"
 
     @property
     def limit(self) -> int | None:
@@ -159,7 +207,6 @@ class ChatRequest(GenerationBody):
     parallel_tool_calls: Annotated[Any, Neutral((True, False))] = None
     functions: Annotated[Any, Neutral(([],))] = None
     function_call: Annotated[Any, Neutral(("none", "auto"))] = None
-    response_format: Annotated[Any, Neutral(({"type": "text"},))] = None
     modalities: Annotated[Any, Neutral((["text"],))] = None
     audio: Annotated[Any, Neutral()] = None
     prediction: Annotated[Any, Neutral()] = None

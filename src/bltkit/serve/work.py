@@ -11,6 +11,7 @@ from typing import Any
 from bltkit.config import nearest
 from bltkit.data.template import ChatTemplate
 from bltkit.generate import STRATEGIES, Request, parse_options
+from bltkit.generate.grammar import GrammarError
 from bltkit.generate.strategies import ALIASES
 from bltkit.serve.body_fields import strategy_names
 from bltkit.serve.errors import ApiError, invalid
@@ -106,7 +107,8 @@ def chat_work(body: ChatRequest, info: ModelInfo, template: ChatTemplate | None)
         raise ApiError(400, str(error), param="messages", code="invalid_value") from None
     limit = body.limit
     (prompt,) = sized_prompts([data], 1 if limit is None else limit, info, "messages")
-    stops = (*(text for text in body.stop if text != EOS_NAME), template.end)
+    # The end of structured output follows from its form, and the template's mark may be part of a string.
+    stops = () if body.structured else (*(text for text in body.stop if text != EOS_NAME), template.end)
     limit = info.context - prompt.size if limit is None else limit
     return _work(body, (prompt,), [limit], stops, bool(body.logprobs), body.top_logprobs or 0, False)
 
@@ -161,6 +163,10 @@ def _work(
         "logprobs": logprobs,
         "top_logprobs": top,
     }
+    if body.structured == "guided_regex":
+        options["regex"] = body.guided_regex
+    elif body.response_format is not None:
+        options["json_schema"] = body.response_format.schema_of_answer
     if body.top_p is not None and body.top_p < 1:
         options["top_p"] = body.top_p
     if body.strategy is not None:
@@ -199,6 +205,10 @@ def _refused(body: GenerationBody, error: ValueError) -> ApiError:
         return invalid(
             "strategy", f"its fields are not right; take {strategy_names()}, with fields as /docs shows them"
         )
+    if isinstance(error, GrammarError):
+        return invalid(str(body.structured), f"{error.reason}; `blt generate` shows where")
+    if body.structured and str(error).startswith("max_bytes"):
+        return ApiError(400, str(error).replace("max_bytes", "max_tokens"), param="max_tokens", code="invalid_value")
     message = str(error).replace("--strategy list", "/docs")
     param = next((name for name in (*_OPTIONS, "max_tokens", "strategy") if name in message), None)
     return ApiError(400, message, param=param, code="invalid_value")

@@ -156,7 +156,7 @@ def _draw_series(axes: Axes, series: PlotSeries) -> None:
         "color": colour,
         "marker": series.marker or "none",
         "markerfacecolor": PAPER if series.hollow else colour,
-        "markersize": 5.5,
+        "markersize": 10 if series.marker == "*" else 5.5,  # a star of the same size is hard to see
         "linestyle": series.line or "none",
         "linewidth": 1.5,
         "zorder": 3 if series.marker else 2,

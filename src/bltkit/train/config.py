@@ -1,11 +1,12 @@
 """The training run as one frozen value: what a TOML file with dotted overrides turns into."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from bltkit.config import Config
+from bltkit.config import Config, apply_overrides, load_toml, parse
 from bltkit.cost.formulas.operations import cell_flops, forward_flops
 from bltkit.data import DataConfig
 from bltkit.model import BltConfig, BoundaryConfig, CnnConfig, EntropyConfig, TokenConfig
@@ -193,3 +194,24 @@ class TrainConfig(Config):
             )
         if self.adapt.lora is not None:
             raise ValueError("adapt.lora: a router is trained whole; leave it out with 'learned-boundary'")
+
+
+def read_config(
+    config: TrainConfig | str | Path,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    threads: int | None = None,
+) -> TrainConfig:
+    """The config of a run: a value or a TOML file, with overrides `section.key=value` on top.
+
+    device, threads: in place of `trainer.device` and `trainer.threads`. Raises ValueError, which names the key.
+    """
+    changes = list(overrides)
+    changes += [] if device is None else [f'trainer.device="{device}"']
+    changes += [] if threads is None else [f"trainer.threads={threads}"]
+    if not isinstance(config, TrainConfig):
+        return parse(TrainConfig, load_toml(config, changes), str(config))
+    if not changes:
+        return config
+    plain = config.model_dump(mode="json", exclude_none=True)
+    return parse(TrainConfig, apply_overrides(plain, changes), "the config")

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -33,7 +33,7 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return nats / math.log(2) / max(1, num_bytes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
     """Sums since the last report."""
 
@@ -50,19 +50,24 @@ class Tally:
     """Of `seen_bytes` those of this process's time."""
     began: float = field(default_factory=time.monotonic)
 
-    def add(self, figures: "StepFigures", parts: Sequence[str]) -> None:
-        """Count one step in. parts: the names of its parts."""
-        self.nats += figures.nats
-        self.text_nats += figures.text_nats
-        self.targets += figures.targets
-        self.text_bytes += figures.text_bytes
-        self.seen_bytes += figures.seen_bytes
-        self.timed_bytes += figures.seen_bytes
-        self.patches += figures.patches
-        self.skipped += figures.skipped
+    def plus(self, figures: "StepFigures", parts: Sequence[str]) -> Self:
+        """The sums with one step more, on the same clock. parts: names of the objective's parts."""
+        sums = dict(self.parts)
         for name, (nats, count) in zip(parts, figures.parts, strict=True):
-            before = self.parts.get(name, (0.0, 0.0))
-            self.parts[name] = before[0] + nats, before[1] + count
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = before[0] + nats, before[1] + count
+        return replace(
+            self,
+            nats=self.nats + figures.nats,
+            text_nats=self.text_nats + figures.text_nats,
+            targets=self.targets + figures.targets,
+            text_bytes=self.text_bytes + figures.text_bytes,
+            seen_bytes=self.seen_bytes + figures.seen_bytes,
+            timed_bytes=self.timed_bytes + figures.seen_bytes,
+            patches=self.patches + figures.patches,
+            skipped=self.skipped + figures.skipped,
+            parts=sums,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The sums, for a checkpoint: `Tally(**sums)` goes on from them, on a clock of its own."""

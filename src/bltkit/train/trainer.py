@@ -7,17 +7,11 @@ all the state there is.
 import contextlib
 import copy
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bltkit.checkpoint import write_vocabulary
-from bltkit.checkpoint.atomic import sync_tree
-from bltkit.checkpoint.checksums import read_checksums
 from bltkit.data import Batch, Corpus, Loader, TokenBatch, validation_batches
 from bltkit.data.corpus import RowShape
 from bltkit.data.loader import Prepare
@@ -25,10 +19,12 @@ from bltkit.data.sources.chat import chat_template
 from bltkit.files import writer_lock
 from bltkit.model import Blt, BltConfig
 from bltkit.train.changes import CONFIG_TOML, write_changes
-from bltkit.train.config import TrainConfig
-from bltkit.train.failures import check_room, explained, is_lost_worker, state_bytes
-from bltkit.train.learner import Counts, Learner
+from bltkit.train.checkpoint_writer import CheckpointWriter
+from bltkit.train.config import TrainConfig, read_config
+from bltkit.train.failures import check_room, explained, is_lost_worker
+from bltkit.train.learner import Counts, Learner, StepFigures
 from bltkit.train.loggers import check_reports
+from bltkit.train.loop_state import LoopState, Votes
 from bltkit.train.loss_guard import GuardState
 from bltkit.train.metrics import Reporter, Tally, bits_per_byte, forget_after, reading, validated
 from bltkit.train.optim import learning_rate
@@ -37,16 +33,28 @@ from bltkit.train.patcher import Patcher, check_inputs, input_digests, load_patc
 from bltkit.train.process import numerics, stop_requests
 from bltkit.train.result import Result
 from bltkit.train.resume import Start, refuse_existing, starting_point
-from bltkit.train.run_directory import CONFIG, CORPUS, RunDirectory
+from bltkit.train.run_directory import CORPUS, RunDirectory
 from bltkit.train.stages import StagedLoader, part_size
-from bltkit.train.state import WEIGHT, RunPosition, Saver, restore, training_state
+from bltkit.train.state import RunPosition, restore
 from bltkit.train.token_vocabulary import known_vocabulary, trained_vocabulary
 from bltkit.train.training_record import train_flops, training_record, write_run_card
 
 
-def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Callable[[str], None] = print) -> Result:
-    """Train as `config` says and keep checkpoints in `out`; under torchrun, with all of its processes.
+def train(
+    config: TrainConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Train as `config` says and keep checkpoints in `out`; under torchrun, with all of its processes. `blt train` is
+    this function.
 
+    config: a value or a TOML file. out: the run's directory; of a file NAME.toml, runs/out/NAME by default.
+    overrides: `section.key=value`, on top of the config. device, threads: in place of `trainer.device` and `.threads`.
     resume: go on from the newest complete checkpoint in `out` whose files have their checksums; the config may differ
         from the run's own in what `changes.CHANGEABLE` lists. Ctrl-C and SIGTERM save and return.
     say: told about what a user should know, a line at a time, by the main process.
@@ -54,6 +62,11 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, say: Ca
     or changes that do not fit; OSError where there is no room for a checkpoint; FloatingPointError where the guard ends
     the run.
     """
+    if out is None:
+        if isinstance(config, TrainConfig):
+            raise ValueError("out is missing; name the run's directory, such as out='runs/out/first'")
+        out = Path("runs/out") / Path(config).stem
+    config = read_config(config, overrides, device, threads)
     trainer = config.trainer
     with (
         world_of(trainer.device, trainer.shard) as world,
@@ -95,7 +108,7 @@ class _Trainer:
             goes_on = start.checkpoint is not None
             self.inputs = input_digests(config, self.patcher)
             self.learner = Learner(config, world, self.patcher.on(world.device), goes_on=goes_on)
-        self.saver = Saver(world, config.checkpoint.background, start.run)
+        self.checkpoints = CheckpointWriter(config, world, run, self.learner, self.vocabulary, self._record, start.run)
         self.stop: Callable[[], bool] = lambda: False
 
     def _read_corpus(self) -> Corpus:
@@ -121,7 +134,7 @@ class _Trainer:
         if start.checkpoint is not None:
             position = self._restore(start.checkpoint)
         first = position.step
-        whole, own = self._checkpoint_bytes()
+        whole, own = self.checkpoints.sizes()
         with self.world.together():
             if main:
                 self.run_directory.clean()  # what a full disk was left with takes room
@@ -140,10 +153,11 @@ class _Trainer:
                     position = self._steps(position, reporter)
             finally:
                 self.loader.close()
-                self.saver.close()  # also of a run that the guard ends: what it has begun to write is from before
+                self.checkpoints.close()  # also of a run that the guard ends: what it has begun to write is from before
             finished = position.step >= config.max_steps
             if finished and position.step == first:
-                self._export(position)
+                assert start.checkpoint is not None
+                self.checkpoints.export(start.checkpoint, position)
             row = self._validate() if finished else {}
             if row and (position.step > first or (main and not validated(out, first))):
                 reporter.write({"step": position.step, **row})
@@ -163,19 +177,10 @@ class _Trainer:
         except (OSError, RuntimeError, FloatingPointError) as error:
             if isinstance(error, RuntimeError) and not is_lost_worker(error):
                 raise
-            self.saver.close()
+            self.checkpoints.close()
             if isinstance(error, OSError) and self.world.is_main:
                 self.run_directory.clean()  # half a checkpoint would only take more of a full disk
             raise explained(error, self.run_directory, checkpoint_bytes) from None
-
-    def _checkpoint_bytes(self) -> tuple[int, int]:
-        """Bytes of a checkpoint's tensors in all processes' files, and of those in this one's largest."""
-        state = training_state(self.learner.model, self.learner.optimizer, self.world, self.learner.average)
-        whole, own = state_bytes(state)
-        if self.config.checkpoint.export == "always":
-            width = 2 if self.config.checkpoint.dtype == "bf16" else 4
-            whole += width * sum(weight.numel() for name, weight in state.items() if name.startswith(WEIGHT))
-        return whole, own
 
     def _lay_out(self, step: int) -> None:
         """Make the run's directory what it is at `step`."""
@@ -193,57 +198,74 @@ class _Trainer:
 
     def _steps(self, position: RunPosition, reporter: Reporter) -> RunPosition:
         """Train until the last step or a signal, and save."""
-        config, learner = self.config, self.learner
-        tally, last_save, began = Tally(**position.tally), time.monotonic(), time.monotonic()
-        base_seconds, saved = position.seconds, self.start.own
-        while position.step < config.trainer.max_steps:
-            batches = [next(self.loader) for _ in range(config.trainer.accumulate)]
-            late = self.world.is_main and time.monotonic() - last_save > config.checkpoint.every_seconds
-            # One message a step: who wants to stop, what the clock says and whether a checkpoint came to nothing is
-            # the same everywhere from here on.
-            told = [self.stop(), late, self.saver.failed]
-            *counted, stops, lates, failures = self.world.sums([*Counts.of(batches), *told])
-            if failures:
-                self.saver.wait()  # raises
-            if stops:
+        loop = LoopState.at(position, on_disk=self.start.own)
+        while loop.position.step < self.config.trainer.max_steps:
+            batches = [next(self.loader) for _ in range(self.config.trainer.accumulate)]
+            counts, votes = self._agree(batches, loop)
+            if votes.failed:
+                self.checkpoints.wait()  # raises
+            if votes.stop:
                 break
-            counts = Counts(*map(int, counted))
-            figures = learner.step(batches, position.step, position.schedule_steps, counts)
-            tally.add(figures, config.objective.parts)
-            self.loader.move_to(position.step + 1, position.schedule_steps)
-            reported = (position.step + 1) % config.trainer.log_every == 0
-            reported |= position.step + 1 == config.trainer.max_steps
-            position = RunPosition(
-                step=position.step + 1,
-                schedule_steps=position.schedule_steps,
-                loader=self.loader.state,
-                text_bytes=position.text_bytes + figures.seen_bytes,
-                num_patches=position.num_patches + figures.patches,
-                seconds=base_seconds + time.monotonic() - began,
-                guard=learner.guard.to_json(),
-                tally=(Tally() if reported else tally).to_json(),
-                inputs=self.inputs,
-            )
-            saved = False
-            reporter.advance(position.step)
-            if reported:
-                row = {"step": position.step, **tally.report(), "bytes_seen": position.text_bytes}
-                rate = learning_rate(config.optim, position.step - 1, position.schedule_steps)
-                row |= {"lr": rate, "grad_norm": figures.grad_norm, "epoch": self.loader.epoch}
-                reporter.write(row | {"padding": self.loader.waste.bytes, "patch_padding": self.loader.waste.patches})
-                tally = Tally()
-            every = config.trainer.validate_every
-            if every and position.step % every == 0 and position.step < config.trainer.max_steps:
-                reporter.write({"step": position.step, **self._validate()})
-            due = config.checkpoint.every_steps and position.step % config.checkpoint.every_steps == 0
-            if due or lates:
-                self._save(position)
-                saved, last_save = True, time.monotonic()
-        if not saved:
-            self._save(position)
-        self.saver.wait()
+            loop, figures = self._train_step(batches, counts, loop)
+            reporter.advance(loop.position.step)
+            loop = self._report(figures, loop, reporter)
+            if self._should_save(loop, votes):
+                self.checkpoints.save(loop.position)
+                loop = loop.saved()
+        if not loop.on_disk:
+            self.checkpoints.save(loop.position)
+        self.checkpoints.wait()
         self.world.barrier()
-        return position
+        return loop.position
+
+    def _agree(self, batches: Sequence[Batch], loop: LoopState) -> tuple[Counts, Votes]:
+        """Counts of the step's rows and votes of the processes: one message, after which all decide alike."""
+        save_now = self.world.is_main and loop.since_save() > self.config.checkpoint.every_seconds
+        votes = Votes(self.stop(), save_now, self.checkpoints.failed)
+        *counts, stop, save, failed = self.world.sums([*Counts.of(batches), *votes])
+        return Counts(*map(int, counts)), Votes(bool(stop), bool(save), bool(failed))
+
+    def _train_step(self, batches: Sequence[Batch], counts: Counts, loop: LoopState) -> tuple[LoopState, StepFigures]:
+        """One update of the weights; the state after it, and its figures."""
+        position = loop.position
+        figures = self.learner.step(batches, position.step, position.schedule_steps, counts)
+        self.loader.move_to(position.step + 1, position.schedule_steps)
+        tally = loop.tally.plus(figures, self.config.objective.parts)
+        reported = self._should_report(position.step + 1)
+        position = RunPosition(
+            step=position.step + 1,
+            schedule_steps=position.schedule_steps,
+            loader=self.loader.state,
+            text_bytes=position.text_bytes + figures.seen_bytes,
+            num_patches=position.num_patches + figures.patches,
+            seconds=loop.seconds(),
+            guard=self.learner.guard.to_json(),
+            tally=(Tally() if reported else tally).to_json(),
+            inputs=self.inputs,
+        )
+        return dataclasses.replace(loop, position=position, tally=tally, on_disk=False), figures
+
+    def _should_report(self, step: int) -> bool:
+        trainer = self.config.trainer
+        return step % trainer.log_every == 0 or step == trainer.max_steps
+
+    def _should_save(self, loop: LoopState, votes: Votes) -> bool:
+        every = self.config.checkpoint.every_steps
+        return votes.save or (every is not None and loop.position.step % every == 0)
+
+    def _report(self, figures: StepFigures, loop: LoopState, reporter: Reporter) -> LoopState:
+        """Write the rows of metrics that are due at this step; the state with its sums begun again after a report."""
+        trainer, position = self.config.trainer, loop.position
+        if self._should_report(position.step):
+            row = {"step": position.step, **loop.tally.report(), "bytes_seen": position.text_bytes}
+            rate = learning_rate(self.config.optim, position.step - 1, position.schedule_steps)
+            row |= {"lr": rate, "grad_norm": figures.grad_norm, "epoch": self.loader.epoch}
+            reporter.write(row | {"padding": self.loader.waste.bytes, "patch_padding": self.loader.waste.patches})
+            loop = dataclasses.replace(loop, tally=Tally())
+        every = trainer.validate_every
+        if every and position.step % every == 0 and position.step < trainer.max_steps:
+            reporter.write({"step": position.step, **self._validate()})
+        return loop
 
     def _validate(self) -> dict[str, float]:
         """The row of metrics, of the weights that are exported; empty where there is nothing to validate on.
@@ -275,54 +297,8 @@ class _Trainer:
                 row[f"validation_{name}_bits_per_byte"] = bits_per_byte(nats, round(count))
         return row
 
-    def _save(self, position: RunPosition) -> None:
-        """Begin to write a checkpoint; it gets its name when all of it is on disk."""
-        section, run, step = self.config.checkpoint, self.run_directory, position.step
-        self.saver.wait()
-        with self.world.together():
-            if self.world.is_main:
-                run.begin(step)
-        directory = run.unfinished(step)
-        export = section.export == "always" or step >= self.config.trainer.max_steps
-        weights = self.learner.weights() if export else {}
-
-        def beside() -> None:
-            if self.vocabulary is not None:
-                write_vocabulary(directory, self.vocabulary)
-            if export:
-                self._write_model(directory, weights, position)
-
-        def done() -> None:
-            if self.world.is_main:
-                sync_tree(directory)
-                run.complete(step, section.keep, section.keep_every)
-
-        learner = self.learner
-        state = training_state(learner.model, learner.optimizer, self.world, learner.average)
-        self.saver.save(directory, state, position, beside, done)
-
-    def _export(self, position: RunPosition) -> None:
-        """Put the model into a complete checkpoint that was written without it, as that of a run that is over."""
-        run, step = self.run_directory, position.step
-        checkpoint = self.start.checkpoint
-        assert checkpoint is not None
-        checksums = read_checksums(checkpoint)
-        if (checkpoint / CONFIG).exists() and (checksums is None or CONFIG in checksums["files"]):
-            return
-        self.world.barrier()  # all have looked
-        weights = self.learner.weights()
-        with self.world.together():
-            if self.world.is_main:
-                run.begin(step)
-                self._write_model(run.unfinished(step), weights, position)
-                sync_tree(run.unfinished(step))
-                run.add(step)
-
-    def _write_model(self, directory: Path, weights: dict[str, torch.Tensor], position: RunPosition) -> None:
-        dtype = torch.bfloat16 if self.config.checkpoint.dtype == "bf16" else None
-        self.learner.write(directory, weights, self.vocabulary, self._record(position), dtype)
-
     def _record(self, position: RunPosition) -> dict[str, Any]:
+        """The training record of a checkpoint."""
         patcher = self.patcher if isinstance(self.learner.model, Blt) else Patcher()
         return training_record(self.config, position, self.corpus, patcher, self.vocabulary)
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bltkit.views.pictures import CURVE, HAIRLINE, INK, MUTED, PAPER, THRESHOLD
+from bltkit.views.figures import HAIRLINE, INK, MUTED, PAPER
 from bltkit.views.scene import Box, Curve, Dot, Label, Scene, Shape
 
-COLOURS = (CURVE, THRESHOLD, "#228833", "#aa7700", "#aa3377", "#3399bb", "#4d4d4d", "#7a5cc9", "#8c510a", "#5a8f00")
+COLOURS = ("#004488", "#bb5566", "#228833", "#aa7700", "#aa3377", "#3399bb", "#4d4d4d", "#7a5cc9", "#8c510a", "#5a8f00")
 """Of lines, in turn: Paul Tol's and four more, dark enough for text on white."""
 
 _MARGIN = 28.0

@@ -34,7 +34,7 @@ STRIDE = 4.0
 """MegaByte's patches, as in the paper's figure."""
 
 RISE = 0.1
-"""Rise, in nats, where none was calibrated: the paper's for evaluation (BLT 4.4, spec 3.6)."""
+"""Rise, in nats, where none was calibrated: the paper's for evaluation (BLT 4.4, docs/model.md 4.4)."""
 
 CONTEXT = 8192
 """Bytes in the row that is priced, where the model's record does not name its training row."""

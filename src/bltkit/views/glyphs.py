@@ -15,6 +15,11 @@ SYMBOLS = {"\n": "↵", "\t": "⇥"}
 """Stand-ins for the control characters that texts are full of; all others are shown as hex."""
 
 
+PICTURE_COLUMNS = 80
+"""Bytes in a line of a picture."""
+MAX_PICTURE_LINES = 120
+"""Lines of the longest picture."""
+
 DOTTED_CIRCLE = "\u25cc"
 """What an accent is set on that has no character before it."""
 
@@ -92,6 +97,25 @@ def wrap(
         lines[-1].append(cell)
         used += width
     return tuple(tuple(line) for line in lines if line)
+
+
+def text_lines(
+    data: bytes,
+    starts: Sequence[int] = (),
+    shows: Callable[[str], bool] = str.isprintable,
+    *,
+    at_newlines: bool = True,
+) -> tuple[tuple[GlyphCell, ...], ...]:
+    """Lines of a picture: cells of `PICTURE_COLUMNS` bytes at most, cut as `wrap` does.
+
+    Raises ValueError for an empty text or one of more than MAX_PICTURE_LINES lines.
+    """
+    lines = wrap(cells(data, starts, shows), PICTURE_COLUMNS, lambda cell: cell.num_bytes, at_newlines=at_newlines)
+    if not lines:
+        raise ValueError("the text is empty; there is nothing to draw")
+    if len(lines) > MAX_PICTURE_LINES:
+        raise ValueError(f"the text fills {len(lines)} lines, a picture holds {MAX_PICTURE_LINES}; draw a part of it")
+    return lines
 
 
 def split(content: Sequence[GlyphCell], ends: Sequence[int]) -> list[list[GlyphCell]]:

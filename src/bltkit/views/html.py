@@ -61,12 +61,15 @@ def tag(name: str, /, *children: Node, **attributes: str | float | bool | None) 
 
 
 @dataclass(frozen=True)
-class Cell:
+class HtmlCell:
     """A table's cell where its text alone does not do: `value` is what rows are sorted by, `kind` its class."""
 
     content: Node
     value: float | None = None
     kind: str | None = None
+
+
+Cell = HtmlCell
 
 
 def table(

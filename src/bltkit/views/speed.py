@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bltkit.checkpoint import write_atomic
 from bltkit.files import lines, parse_json
-from bltkit.views.chart import COLOURS, Chart, Series, draw_chart, number
-from bltkit.views.pictures import INK, MUTED
+from bltkit.views.figures import COLOURS, INK, MUTED, check_suffix, number, write_figure
+from bltkit.views.line_plots import LinePlot, PlotLine, draw_lines
 
 Row = Mapping[str, Any]
 """A row of `blt bench --json`."""
@@ -50,27 +49,26 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def write_speeds(rows: Sequence[Row], path: str | Path) -> tuple[Path, ...]:
-    """Draw speed against context into the .png file `path`, and beside it, as NAME-batch.png, speed against batch.
+    """Draw speed against context into the .png or .svg file `path`, and beside it, as NAME-batch, speed against batch.
 
     Each where there are two values of it to draw a line through; one value of both is drawn against context. Returns
     the files written. Raises ValueError for another suffix, no rows, rows that cannot stand in one picture, and
     without matplotlib.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"picture {str(path)!r}: its name must end in .png")
+    check_suffix(path, ".png", ".svg")
     contexts, batches = (len({row[axis] for row in rows}) for axis in ("context", "batch"))
-    pictures: list[tuple[Path, Chart]] = []
+    pictures: list[tuple[Path, LinePlot]] = []
     if contexts > 1 or batches < 2:
-        pictures.append((path, context_chart(rows)))
+        pictures.append((path, context_plot(rows)))
     if batches > 1:
-        pictures.append((path.with_stem(f"{path.stem}-batch"), batch_chart(rows)))
-    for place, chart in pictures:
-        write_atomic(place, draw_chart(chart).to_png())
+        pictures.append((path.with_stem(f"{path.stem}-batch"), batch_plot(rows)))
+    for place, plot in pictures:
+        write_figure(draw_lines(plot), place)
     return tuple(place for place, _ in pictures)
 
 
-def context_chart(rows: Sequence[Row]) -> Chart:
+def context_plot(rows: Sequence[Row]) -> LinePlot:
     """Speed against bytes of context, of the smallest batch; every way of decoding and every peer is a line.
 
     Raises ValueError for no rows, and for rows from several machines or numbers of threads.
@@ -79,15 +77,15 @@ def context_chart(rows: Sequence[Row]) -> Chart:
     batch = min(row["batch"] for row in rows)
     rows = [row for row in rows if row["batch"] == batch]
     lines = _lines(rows, "context")
-    series = _series(lines, lambda line: number(_last(line)))
+    drawn = _drawn(lines, lambda line: number(_last(line)))
     about = " · ".join((*_circumstances(rows), f"batch {batch}"))
-    return Chart("Decoding speed and context", about, "bytes of context", "bytes per second", series)
+    return LinePlot("Decoding speed and context", about, "bytes of context", "bytes per second", drawn)
 
 
-def batch_chart(rows: Sequence[Row]) -> Chart:
+def batch_plot(rows: Sequence[Row]) -> LinePlot:
     """Speed of all rows together against their number, at the context with most batch sizes (the shortest of these).
 
-    Raises ValueError as `context_chart` does.
+    Raises ValueError as `context_plot` does.
     """
     _one_machine(rows)
     sizes = {row["context"]: {other["batch"] for other in rows if other["context"] == row["context"]} for row in rows}
@@ -95,9 +93,10 @@ def batch_chart(rows: Sequence[Row]) -> Chart:
     rows = [row for row in rows if row["context"] == context]
     lines = _lines(rows, "batch")
     lines = [line for line in lines if len(line.speeds) > 1] or lines  # a dot says nothing about batches
-    series = _series(lines, lambda line: f"{number(_last(line))}{_gain(line)}")
+    drawn = _drawn(lines, lambda line: f"{number(_last(line))}{_gain(line)}")
     about = " · ".join((*_circumstances(rows), f"{context:,} bytes of context"))
-    return Chart("Decoding speed and batch", about, "rows in the batch", "bytes per second, all rows together", series)
+    speed = "bytes per second, all rows together"
+    return LinePlot("Decoding speed and batch", about, "rows in the batch", speed, drawn)
 
 
 def _one_machine(rows: Sequence[Row]) -> None:
@@ -149,14 +148,14 @@ def _peer(row: Row) -> str:
     return row["peer_name"] + ("" if dtype == "float32" else f", {dtype}")
 
 
-def _series(lines: Sequence[_SpeedLine], note: Callable[[_SpeedLine], str]) -> tuple[Series, ...]:
+def _drawn(lines: Sequence[_SpeedLine], note: Callable[[_SpeedLine], str]) -> tuple[PlotLine, ...]:
     seen = {False: 0, True: 0}
     found = []
     for line in lines:
         colours = PEER_COLOURS if line.is_peer else COLOURS
         colour = colours[seen[line.is_peer] % len(colours)]
         seen[line.is_peer] += 1
-        found.append(Series(line.name, tuple(sorted(line.speeds.items())), colour, line.is_peer, note(line)))
+        found.append(PlotLine(line.name, tuple(sorted(line.speeds.items())), colour, line.is_peer, note(line)))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, per byte of text, in closed form (BLT eq. 13-17; spec 9.2 and 9.3).
+"""Floating-point operations of a model, per byte of text, in closed form (BLT eq. 13-17; docs/model.md 11).
 
 `exact` counts every matrix product that our code does, but for those of padding; `paper` is the published formula,
 which leaves the entropy model out. A product [m, k] x [k, n] is 2 m k n operations, a causal query is charged the keys

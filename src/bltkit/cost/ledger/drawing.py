@@ -4,17 +4,28 @@ Bars show each module's share, by the exact count and by the paper's formula; be
 transformer's cost falls as the inverse of the patch size, and what runs for every byte stays.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bltkit.checkpoint.atomic import write_atomic
 from bltkit.cost.ledger.row import Ledger
 from bltkit.cost.ledger.target import is_token_model, ledger_of
-from bltkit.views import html
-from bltkit.views.chart import COLOURS, Chart, Series, draw_chart, number
-from bltkit.views.pictures import HAIRLINE, INK, MUTED, PAPER
-from bltkit.views.scene import Box, Curve, Dot, Label, Scene, Shape
+from bltkit.views.figures import (
+    COLOURS,
+    PAPER,
+    Axes,
+    Figure,
+    add_axes,
+    check_suffix,
+    house_style,
+    new_figure,
+    number,
+    titled,
+    write_figure,
+)
+from bltkit.views.line_plots import LinePlot, PlotLine, draw_into, size_of
+from bltkit.views.pages import PageTable, picture, render_page
 
 SIZES = (4.0, 6.0, 8.0)
 """Bytes per patch of the bars: the paper's."""
@@ -36,11 +47,10 @@ NAMES = {
 _COLOUR = dict(zip(NAMES, (COLOURS[0], COLOURS[0], COLOURS[5], COLOURS[3], *COLOURS[1:6]), strict=True)) | {
     "entropy": "#8a8f98"
 }
-_MARGIN, _LEFT, _TOP, _HEIGHT = 28.0, 84.0, 124.0, 330.0
-_BAR, _GAP, _BETWEEN, _LEGEND = 74.0, 10.0, 46.0, 230.0
-_LINE, _LETTER = 19.0, 7.3
-_LEAST_LABEL = 14.0
-"""Height of a segment that holds its share."""
+_LEFT, _TOP, _HEIGHT, _BARS, _GROUP, _LEGEND = 84.0, 100.0, 354.0, 512.0, 204.0, 260.0
+"""Pixels: place and height of the bars' axes, height of their part, width of a size and of the legend."""
+_LEAST_LABEL = 0.04
+"""Share of the axis of a segment that holds its share."""
 
 
 @dataclass(frozen=True)
@@ -70,54 +80,81 @@ def costs_of(target: str, context: int = 8192, overrides: Sequence[str] = ()) ->
 
 
 def write_costs(target: str, path: str | Path, context: int = 8192, overrides: Sequence[str] = ()) -> None:
-    """Draw the costs into a .png or .html file. Raises ValueError for another suffix, and see `costs_of`."""
+    """Draw the costs into a .png, .svg or .html file.
+
+    Raises ValueError for another suffix, and see `costs_of`; for a picture that is not a page without matplotlib.
+    """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".png", ".html"):
-        raise ValueError(f"picture {str(path)!r}: its name must end in .png or .html")
+    is_page = check_suffix(path, ".png", ".svg", ".html") == ".html"
     costs = costs_of(target, context, overrides)
-    scenes = (draw_bars(costs), draw_chart(curves(costs)))
-    write_atomic(path, stacked(scenes).to_png() if suffix == ".png" else _page(costs, scenes).encode())
+    if is_page:
+        write_atomic(path, _page(costs).encode())
+    else:
+        write_figure(draw_costs(costs), path)
 
 
-def draw_bars(costs: UnitCosts, sizes: Sequence[float] = SIZES) -> Scene:
-    """A pair of stacked bars for each size: the exact count with the entropy model, and the paper's formula."""
-    ledgers = [costs.ledgers[size] for size in sizes]
-    modules = [name for name in NAMES if name in ledgers[0].modules]
-    top = max(max(one.total_with_entropy.flops_exact, one.total.flops_paper or 0.0) for one in ledgers)
-    pair = 2 * _BAR + _GAP
-    width = len(sizes) * (pair + _BETWEEN)
-    about = (
-        f"{costs.name}: MFLOP per byte of text, forward, {ledgers[0].context:,} bytes of context; parameters constant"
-    )
-    shapes: list[Shape] = [
-        Label(_MARGIN, 44, f"What a byte costs, by bytes per {costs.unit}", 19, INK, bold=True),
-        Label(_MARGIN, 66, about, 12.5, MUTED),
-    ]
-    bottom = _TOP + _HEIGHT
-    for value in _ticks(top / 1e6):
-        y = bottom - value * 1e6 / top * _HEIGHT
-        shapes += [Box(_LEFT, y, width, 1, HAIRLINE), Label(_LEFT - 10, y + 4, _short(value), 11, MUTED, "end")]
-    for at, (size, one) in enumerate(zip(sizes, ledgers, strict=True)):
-        left = _LEFT + at * (pair + _BETWEEN) + _BETWEEN / 2
-        exact = {name: one.modules[name].flops_exact for name in modules}
-        paper = {name: one.modules[name].flops_paper or 0.0 for name in modules if name != "entropy"}
-        for bar, (kind, parts) in enumerate((("exact", exact), ("paper", paper))):
-            x = left + bar * (_BAR + _GAP)
-            shapes += _bar(x, bottom, parts, _HEIGHT / top)
-            shapes.append(Label(x + _BAR / 2, bottom + 17, kind, 11, MUTED, "middle"))
-        name = f"{size:g} bytes per {costs.unit}"
-        shapes.append(Label(left + pair / 2, bottom + 37, name, 12.5, INK, "middle", bold=True))
-    shapes.append(Box(_LEFT, bottom, width, 1, MUTED))
-    legend = _LEFT + width + 24
-    for row, name in enumerate(reversed(modules)):
-        y = _TOP + 10 + row * _LINE
-        shapes += [Box(legend, y - 10, 12, 12, _COLOUR[name]), Label(legend + 20, y, NAMES[name], 12, INK)]
-    page = max(legend + _LEGEND + _MARGIN, 2 * _MARGIN + _LETTER * len(about))
-    return Scene(page, bottom + 58, tuple(shapes), PAPER)
+@house_style()
+def draw_costs(costs: UnitCosts) -> Figure:
+    """Bars of modules for a few sizes, and below them cost against size."""
+    plot = curves(costs)
+    (width, height), about = size_of(plot), _about(costs)
+    bars = _LEFT + len(SIZES) * _GROUP + _LEGEND
+    figure = new_figure(max(width, bars, 56 + 7.3 * len(about)), _BARS + height)
+    titled(figure, f"What a byte costs, by bytes per {costs.unit}", about)
+    _draw_bars(add_axes(figure, _LEFT, _TOP, len(SIZES) * _GROUP, _HEIGHT), costs)
+    draw_into(figure, plot, _BARS)
+    return figure
 
 
-def curves(costs: UnitCosts) -> Chart:
+def _about(costs: UnitCosts) -> str:
+    context = costs.ledgers[SIZES[0]].context
+    return f"{costs.name}: MFLOP per byte of text, forward, {context:,} bytes of context; parameters constant"
+
+
+def bars(costs: UnitCosts) -> list[tuple[float, str, Mapping[str, float]]]:
+    """Size, kind and MFLOP of each module, from the bottom of a bar to its top.
+
+    A pair of bars for each size: the exact count with the entropy model, and the paper's formula.
+    """
+    pairs: list[tuple[float, str, Mapping[str, float]]] = []
+    for size in SIZES:
+        one = costs.ledgers[size]
+        modules = [name for name in NAMES if name in one.modules]
+        exact = {name: one.modules[name].flops_exact / 1e6 for name in modules}
+        paper = {name: (one.modules[name].flops_paper or 0.0) / 1e6 for name in modules if name != "entropy"}
+        pairs += [(size, "exact", exact), (size, "paper", paper)]
+    return pairs
+
+
+def _draw_bars(axes: Axes, costs: UnitCosts) -> None:
+    places = [at // 2 + (-0.19 if at % 2 == 0 else 0.19) for at in range(2 * len(SIZES))]
+    shown = bars(costs)
+    names = list(shown[0][2])
+    bottoms = [0.0] * len(shown)
+    top = max(sum(parts.values()) for _, _, parts in shown)
+    for name in names:
+        heights = [parts.get(name, 0.0) for _, _, parts in shown]
+        axes.bar(places, heights, 0.35, bottoms, color=_COLOUR[name], label=NAMES[name], edgecolor=PAPER, linewidth=0.6)
+        for place, height, bottom, (_, _, parts) in zip(places, heights, bottoms, shown, strict=True):
+            if height > _LEAST_LABEL * top:
+                share = f"{height / sum(parts.values()):.0%}"
+                axes.text(place, bottom + height / 2, share, color=PAPER, ha="center", va="center", weight="bold")
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for place, total in zip(places, bottoms, strict=True):
+        axes.annotate(number(total), (place, total), (0, 3), textcoords="offset points", ha="center", weight="bold")
+    axes.set_xticks(places, [kind for _, kind, _ in shown])
+    axes.tick_params(axis="x", length=0)
+    axes.set(xlim=(-0.5, len(SIZES) - 0.5), ylim=(0, 1.06 * top))
+    for at, size in enumerate(SIZES):
+        axes.annotate(
+            f"{size:g} bytes per {costs.unit}", (at, 0), (0, -28), textcoords="offset points", ha="center", size=9,
+            weight="bold", annotation_clip=False,
+        )  # fmt: skip
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.legend(reverse=True, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=9, handlelength=1, handleheight=1)
+
+
+def curves(costs: UnitCosts) -> LinePlot:
     """Cost against the size of patches or tokens: in all, of the global transformer, and of everything else."""
     points = {size: costs.ledgers[size] for size in CURVE_SIZES}
     seldom = {size: sum(_flops(one, name) for name in ("latent", *_TOKEN)) for size, one in points.items()}
@@ -128,13 +165,13 @@ def curves(costs: UnitCosts) -> Chart:
         lines |= {"global transformer": (seldom, COLOURS[0], False), "everything else": (rest, COLOURS[1], False)}
     paper = {size: one.total.flops_paper or 0.0 for size, one in points.items()}
     lines["all, the paper's formula"] = (paper, COLOURS[2], True)
-    return Chart(
+    return LinePlot(
         title=f"The inverse of bytes per {costs.unit}",
         about="both axes logarithmic: twice as many bytes at half the cost is a straight line downward",
         x_name=f"bytes per {costs.unit}",
         y_name="MFLOP per byte of text",
-        series=tuple(
-            Series(name, tuple((size, flops / 1e6) for size, flops in own.items()), colour, dashed)
+        lines=tuple(
+            PlotLine(name, tuple((size, flops / 1e6) for size, flops in own.items()), colour, dashed)
             for name, (own, colour, dashed) in lines.items()
         ),
     )
@@ -147,55 +184,19 @@ def _flops(ledger: Ledger, name: str) -> float:
     return ledger.modules[name].flops_exact if name in ledger.modules else 0.0
 
 
-def stacked(scenes: Sequence[Scene]) -> Scene:
-    """One scene under the other."""
-    shapes, y = list[Shape](), 0.0
-    for scene in scenes:
-        shapes += [_lower(shape, y) for shape in scene.shapes]
-        y += scene.height
-    return Scene(max(scene.width for scene in scenes), y, tuple(shapes), scenes[0].background)
-
-
-def _lower(shape: Shape, by: float) -> Shape:
-    if isinstance(shape, Curve):
-        return replace(shape, points=tuple((x, y + by) for x, y in shape.points))
-    assert isinstance(shape, Box | Label | Dot)
-    return replace(shape, y=shape.y + by)
-
-
-def _bar(x: float, bottom: float, parts: Mapping[str, float], pixels: float) -> Iterator[Shape]:
-    total, y = sum(parts.values()), bottom
-    for name, flops in parts.items():
-        height = flops * pixels
-        y -= height
-        share = f"{flops / total:.0%}"
-        yield Box(x, y, _BAR, max(height - 0.8, 0.3), _COLOUR[name], f"{NAMES[name]}: {flops / 1e6:.2f} MFLOP, {share}")
-        if height >= _LEAST_LABEL:
-            yield Label(x + _BAR / 2, y + height / 2 + 4, share, 11, PAPER, "middle", bold=True)
-    yield Label(x + _BAR / 2, y - 7, number(total / 1e6), 12, INK, "middle", bold=True)
-
-
-def _ticks(top: float) -> list[float]:
-    """Round numbers from 0 to `top`, four to eight of them."""
-    step = next(n * 10.0**power for power in range(-6, 12) for n in (1, 2, 5) if top / (n * 10.0**power) < 8)
-    return [step * at for at in range(int(top / step) + 1)]
-
-
-def _short(value: float) -> str:
-    return "0" if not value else number(value)
-
-
-def _page(costs: UnitCosts, scenes: Sequence[Scene]) -> str:
-    title = f"What a byte costs: {costs.name}"
+def _page(costs: UnitCosts) -> str:
     modules = [name for name in NAMES if name in next(iter(costs.ledgers.values())).modules]
-    lines = []
+    rows = []
     for size in SIZES:
         one = costs.ledgers[size]
         shares = one.shares()
         exact, paper = one.total_with_entropy.flops_exact / 1e6, (one.total.flops_paper or 0.0) / 1e6
-        lines.append([f"{size:g}", f"{exact:.2f}", f"{paper:.2f}", *(f"{shares[name]:.1%}" for name in modules)])
-    head = (f"bytes per {costs.unit}", "MFLOP a byte", "the paper's", *(NAMES[name] for name in modules))
-    pictures = [html.tag("figure", html.Html(scene.to_svg(title)), class_="picture scroll") for scene in scenes]
-    about = "Forward pass; shares by the exact count. The paper's formula leaves the entropy model out."
-    shown = html.table(head, lines, texts=0, label=title)
-    return html.page(title, html.tag("h1", title), *pictures, html.tag("p", about, class_="quiet"), shown)
+        rows.append([f"{size:g}", f"{exact:.2f}", f"{paper:.2f}", *(f"{shares[name]:.1%}" for name in modules)])
+    heads = (f"bytes per {costs.unit}", "MFLOP per byte", "the paper's", *(NAMES[name] for name in modules))
+    title = f"What a byte costs: {costs.name}"
+    return render_page(
+        "cost/ledger/costs.html.j2",
+        title,
+        picture=picture(lambda: draw_costs(costs), f"{title}, by module and by bytes per {costs.unit}"),
+        table=PageTable(title, heads, rows, texts=0),
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bltkit.files import read_json
-from bltkit.generate.pass_counts import Passes
+from bltkit.generate.session_state import Passes
 from bltkit.generate.strategies import Auto, Autoregressive, Diffusion, Speculative, Strategy
 from bltkit.generate.strategies.blocks import BlockStrategy
 from bltkit.model import BltConfig

@@ -1,12 +1,15 @@
 """The page of one evaluation: what was evaluated, all tasks at a glance, then each task with its groups and items."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bltkit.checkpoint import write_atomic
 from bltkit.eval.report.items import AMOUNTS, Amount, samples
-from bltkit.eval.report.lanes import Mark, head, histogram, lane, plot_line
+from bltkit.eval.report.plots import DotPanel, PlotMark, PlotRow, dot_whisker, histogram
 from bltkit.eval.report.stored_runs import Figure, StoredEntry, StoredRun, TaskResult, item_value, read_run
 from bltkit.eval.report.words import (
     NOTHING,
@@ -20,16 +23,42 @@ from bltkit.eval.report.words import (
     main_figure,
     main_metric,
     number,
-    scale,
     short,
 )
-from bltkit.views.html import Cell, Html, Node, join, page, table, tag
+from bltkit.views.pages import Cell, CellLike, PageTable, Picture, picture, render_page
 
 REPORT = "report.html"
 MAX_BYTES = 2_000_000
 """Of a page; it shows fewer items where it would be larger."""
 MAX_GROUPS = 250
 """Rows of a table by group."""
+
+
+_ESTIMATE = ("value", "95 % interval", "std. error", "chance")
+
+
+@dataclass(frozen=True)
+class GroupSection:
+    """A level's groups: in a picture and in a table. left_out: groups beyond MAX_GROUPS."""
+
+    level: str
+    picture: Picture | None
+    table: PageTable
+    left_out: int
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """Everything about one task but its items."""
+
+    name: str
+    anchor: str
+    said: str
+    prompt: Cell
+    metrics: PageTable
+    groups: tuple[GroupSection, ...]
+    spread: tuple[str, Picture, str] | None
+    """Heading, picture and caption of how items differ."""
 
 
 def write_page(directory: Path, place: Path | None = None) -> Path:
@@ -39,7 +68,23 @@ def write_page(directory: Path, place: Path | None = None) -> Path:
     """
     run = read_run(Path(directory))
     place = Path(place or run.directory / REPORT)
-    write_atomic(place, fitting(lambda amount: evaluation_page(run, amount)))
+    tasks = run.results.results
+    items = counted(sum(task.n for task in tasks.values()), "item")
+    fixed = {
+        "name": run.results.model.name,
+        "about": f"Evaluation: {counted(len(tasks), 'task')}, {items}",
+        "circumstances": circumstances(run.results),
+        "overview": _overview(tasks),
+        "summary": _summary(tasks),
+        "sections": [_section(run, name) for name in tasks],
+    }
+    title = f"Evaluation of {run.results.model.name}"
+
+    def draw(amount: Amount) -> str:
+        cards = {name: samples(run, name, amount) for name in tasks}
+        return render_page("eval/report/evaluation.html.j2", title, items=cards, **fixed)
+
+    write_atomic(place, fitting(draw))
     return place
 
 
@@ -53,77 +98,38 @@ def fitting(draw: Callable[[Amount], str]) -> bytes:
     return data
 
 
-def evaluation_page(run: StoredRun, amount: Amount) -> str:
-    """The page as text."""
-    results = run.results
-    tasks = results.results
-    items = counted(sum(task.n for task in tasks.values()), "item")
-    title = f"Evaluation of {results.model.name}"
-    return page(
-        title,
-        tag("h1", results.model.name),
-        tag("p", f"Evaluation: {counted(len(tasks), 'task')}, {items}", class_="quiet"),
-        circumstances(results),
-        tag("h2", "Results"),
-        overview(tasks),
-        summary(tasks),
-        tag(
-            "p",
-            "Dots are main metrics, lines their 95 % intervals: Wilson's of shares, of other metrics that of a "
-            "bootstrap over items. A dashed line is what guessing scores. A metric by a level is the mean over its "
-            "groups, each weighing the same.",
-            class_="quiet small",
-        ),
-        [section(run, name, amount) for name in tasks],
-    )
-
-
 def anchor(task: str) -> str:
     """A task's place in the page."""
     return "task-" + hashlib.sha256(task.encode("utf-8", "replace")).hexdigest()[:8]
 
 
-def overview(tasks: Mapping[str, TaskResult]) -> Html:
-    """Main metrics as dots with whiskers, a plot for each scale that there is."""
-    scales: dict[tuple[float | None, str], list[str]] = {}
+def _overview(tasks: Mapping[str, TaskResult]) -> Picture | None:
+    """Main metrics as dots with whiskers, a panel for each scale that there is."""
+    scales: dict[tuple[float | None, str, str], list[str]] = {}
     for name, task in tasks.items():
-        scales.setdefault((task.highest, "" if task.highest is not None else task.metric), []).append(name)
-    return tag("figure", tag("div", [_plot(tasks, names) for names in scales.values()], class_="plot"))
-
-
-def _plot(tasks: Mapping[str, TaskResult], names: Sequence[str]) -> list[Node]:
-    figures = {name: main_figure(tasks[name]) for name in names}
-    first = tasks[names[0]]
-    axis = scale(first.highest, list(figures.values()))
-    rows: list[Node] = [plot_line(f"{first.better} is better", head(axis), kind=" head")]
-    for name, figure in figures.items():
-        task = tasks[name]
-        mark = [] if figure.value is None else [Mark(figure.value, figure.interval)]
-        title = about(f"{name}, {main_metric(task)}", figure, task.highest)
-        drawing = lane(axis, mark, title, figure.chance)
-        link = tag("a", name, href=f"#{anchor(name)}")
-        rows.append(plot_line(link, drawing, number(figure.value, task.highest)))
-    return rows
-
-
-def summary(tasks: Mapping[str, TaskResult]) -> Html:
-    """One line a task."""
-    rows = [
-        (
-            tag("a", name, href=f"#{anchor(name)}"),
-            main_metric(task),
-            cell(task.value, task.highest),
-            ends_of(task, task.highest),
-            cell(task.stderr, task.highest),
-            cell(task.chance, task.highest),
-            Cell(f"{task.n:,}", task.n),
-            NOTHING if task.shots is None else task.shots,
-            Cell(cut(task), task.cut_contexts, "bad" if task.cut_contexts else None),
-            short(task.prompt_hash),
+        scale = (task.highest, task.better, "" if task.highest is not None else task.metric)
+        scales.setdefault(scale, []).append(name)
+    panels = [
+        DotPanel(
+            f"{better} is better",
+            tuple(figure_row(name, main_figure(tasks[name]), tasks[name].highest) for name in names),
+            highest,
         )
-        for name, task in tasks.items()
+        for (highest, better, _), names in scales.items()
     ]
-    head_ = (
+    titles = [about(f"{name}, {main_metric(task)}", main_figure(task), task.highest) for name, task in tasks.items()]
+    return picture(lambda: dot_whisker(panels), "; ".join(titles)) if panels else None
+
+
+def figure_row(name: str, figure: Figure, highest: float | None) -> PlotRow:
+    """A figure as a row of a plot."""
+    marks = () if figure.value is None else (PlotMark(figure.value, figure.interval),)
+    return PlotRow(name, marks, number(figure.value, highest), figure.chance)
+
+
+def _summary(tasks: Mapping[str, TaskResult]) -> PageTable:
+    """One line a task."""
+    heads = (
         "task",
         "metric",
         "value",
@@ -135,27 +141,39 @@ def summary(tasks: Mapping[str, TaskResult]) -> Html:
         "contexts cut",
         "prompt",
     )
-    return table(head_, rows, texts=2, sortable=True, label="results of all tasks")
+    rows = [
+        (
+            Cell(name, link=anchor(name)),
+            main_metric(task),
+            cell(task.value, task.highest),
+            ends_of(task, task.highest),
+            cell(task.stderr, task.highest),
+            cell(task.chance, task.highest),
+            Cell(f"{task.n:,}", task.n),
+            NOTHING if task.shots is None else task.shots,
+            Cell(cut(task), task.cut_contexts, "bad" if task.cut_contexts else ""),
+            short(task.prompt_hash),
+        )
+        for name, task in tasks.items()
+    ]
+    return PageTable("results of all tasks", heads, rows, texts=2, sortable=True)
 
 
-def section(run: StoredRun, name: str, amount: Amount) -> Html:
-    """Everything about one task."""
+def _section(run: StoredRun, name: str) -> TaskSection:
     task = run.results.results[name]
-    entries = run.entries[name]
-    return tag(
-        "section",
-        tag("h2", name),
-        tag("p", _said(task), class_="quiet"),
+    return TaskSection(
+        name,
+        anchor(name),
+        _said(task),
+        short(task.prompt_hash),
         _metrics(task),
-        [_groups(task, level) for level, groups in task.groups.items() if len(groups) > 1],
-        _distribution(task, entries),
-        samples(run, name, amount),
-        id=anchor(name),
+        tuple(_groups(task, level) for level, groups in task.groups.items() if len(groups) > 1),
+        _spread(task, run.entries[name]),
     )
 
 
-def _said(task: TaskResult) -> Html:
-    parts: list[Node] = [
+def _said(task: TaskResult) -> str:
+    parts = [
         counted(task.n, "item"),
         None if task.shots is None else counted(task.shots, "shot"),
         _cut(task),
@@ -164,8 +182,7 @@ def _said(task: TaskResult) -> Html:
         None if task.bytes is None else counted(task.bytes, "byte"),
         None if task.task_seed is None else f"task seed {task.task_seed}",
     ]
-    there = [part for part in parts if part is not None]
-    return join(" · ".join(map(str, there)), " · prompt ", short(task.prompt_hash))
+    return " · ".join(part for part in parts if part is not None)
 
 
 def _cut(task: TaskResult) -> str | None:
@@ -175,19 +192,17 @@ def _cut(task: TaskResult) -> str | None:
     return f"{cut(task)} {'context' if cut(task) == '1' else 'contexts'} cut on the left{window}"
 
 
-def _metrics(task: TaskResult) -> Html:
+def _metrics(task: TaskResult) -> PageTable:
     """All metrics over items, and the means over groups."""
-    rows = []
+    rows: list[tuple[CellLike, ...]] = []
     for name, metric in task.metrics.items():
-        mean = None if task.macro is None else task.macro.metrics.get(name)
-        for what, figure in ((name, metric), (None, mean)):
-            if figure is None:
-                continue
-            assert isinstance(figure, Figure)
-            level = "" if task.macro is None else task.macro.level
+        figures: list[tuple[str, Figure]] = [(name, metric)]
+        if task.macro is not None and name in task.macro.metrics:
+            figures.append((f"{name} by {task.macro.level}", task.macro.metrics[name]))
+        for title, figure in figures:
             rows.append(
                 (
-                    name if what else f"{name} by {level}",
+                    title,
                     cell(figure.value, metric.highest),
                     ends_of(figure, metric.highest),
                     cell(figure.stderr, metric.highest),
@@ -196,11 +211,11 @@ def _metrics(task: TaskResult) -> Html:
                     Cell(direction(metric), kind="t quiet"),
                 )
             )
-    return table(("metric", "value", "95 % interval", "std. error", "chance", "n", ""), rows, label="metrics")
+    return PageTable("metrics", ("metric", *_ESTIMATE, "n", ""), rows)
 
 
-def _groups(task: TaskResult, level: str) -> Html:
-    """A level's groups, the best first, each with a dot on the scale that all share."""
+def _groups(task: TaskResult, level: str) -> GroupSection:
+    """A level's groups, the best first, on one scale."""
     groups, main = task.groups[level], task.metric
     if main not in {name for figures in groups.values() for name in figures}:
         main = next((name for figures in groups.values() for name in figures), task.metric)
@@ -214,74 +229,50 @@ def _groups(task: TaskResult, level: str) -> Html:
         return value is None, 0.0 if value is None else sign * value, group
 
     names = sorted(groups, key=order)[:MAX_GROUPS]
-    axis = scale(highest, [groups[name][main] for name in names if main in groups[name]])
-    rows: list[tuple[Node | Cell, ...]] = []
-    for name in names:
-        figure = groups[name].get(main, Figure(n=0, value=None))
-        marks = [] if figure.value is None else [Mark(figure.value, figure.interval)]
-        further = [groups[name].get(other) for other in others]
-        rows.append(
-            (
-                name,
-                Cell(lane(axis, marks, about(name, figure, highest), figure.chance), kind="lane"),
-                cell(figure.value, highest),
-                ends_of(figure, highest),
-                Cell(f"{figure.n:,}", figure.n),
-                *(
-                    cell(
-                        None if one is None else one.value,
-                        task.metrics[other].highest if other in task.metrics else None,
-                    )
-                    for other, one in zip(others, further, strict=True)
-                ),
-            )
+    figures = {name: groups[name].get(main, Figure(n=0, value=None)) for name in names}
+    rows: list[tuple[CellLike, ...]] = [
+        (
+            name,
+            cell(figure.value, highest),
+            ends_of(figure, highest),
+            Cell(f"{figure.n:,}", figure.n),
+            *(_further(task, groups[name].get(other), other) for other in others),
         )
-    left_out = len(groups) - len(names)
-    return join(
-        tag("h3", f"By {level}"),
-        table(
-            (level, Cell(head(axis), kind="lane"), main, "95 % interval", "items", *others),
-            rows,
-            sortable=True,
-            dense=True,
-            label=f"by {level}",
-        ),
-        tag("p", f"The {left_out:,} last ones are left out.", class_="quiet small") if left_out else None,
+        for name, figure in figures.items()
+    ]
+    panel = DotPanel(
+        f"{main}, {better} is better", tuple(figure_row(*row, highest) for row in figures.items()), highest
+    )
+    return GroupSection(
+        level,
+        picture(lambda: dot_whisker([panel], 500), f"{main} by {level}, as in the table"),
+        PageTable(f"by {level}", (level, main, "95 % interval", "items", *others), rows, sortable=True),
+        len(groups) - len(names),
     )
 
 
-def _distribution(task: TaskResult, entries: Mapping[str, StoredEntry]) -> Html | None:
+def _further(task: TaskResult, figure: Figure | None, metric: str) -> Cell:
+    highest = task.metrics[metric].highest if metric in task.metrics else None
+    return cell(None if figure is None else figure.value, highest)
+
+
+def _spread(task: TaskResult, entries: Mapping[str, StoredEntry]) -> tuple[str, Picture, str] | None:
     """How sure the choices were, or how a metric's values lie, where items have more than two of them."""
-    margins = [entry.margin for entry in entries.values() if entry.margin is not None]
+    margins = _finite(entry.margin for entry in entries.values())
     if len(margins) > 1:
-        return join(
-            tag("h3", "How clearly the right choice wins"),
-            tag(
-                "figure",
-                histogram(
-                    margins,
-                    f"{task.task}: margins of {len(margins)} items",
-                    left="another is likelier",
-                    right="the right one is likeliest",
-                    signed=True,
-                ),
-                tag(
-                    "figcaption",
-                    "ln p of the right choice less that of the likeliest other, in nats; an item counts once.",
-                    class_="small",
-                ),
-            ),
-        )
+        sides = {"left": "another is likelier", "right": "the right one is likeliest"}
+        draw = partial(histogram, margins, signed=True, **sides)
+        shown = picture(draw, f"{task.task}: margins of {len(margins)} items")
+        caption = "ln p of the right choice less that of the likeliest other, in nats; an item counts once."
+        return None if shown is None else ("How clearly the right choice wins", shown, caption)
     for name in task.metrics:
-        values = [item_value(entry.metrics.get(name)) for entry in entries.values()]
-        there = [value for value in values if value is not None]
-        if len(set(there)) > 2:
-            return join(
-                tag("h3", f"{name} of the items"),
-                tag(
-                    "figure",
-                    histogram(there, f"{task.task}: {name} of {len(there)} items"),
-                    tag("figcaption", f"{counted(len(there), 'item')}, each on its own.", class_="small"),
-                ),
-            )
+        values = _finite(item_value(entry.metrics.get(name)) for entry in entries.values())
+        if len(set(values)) > 2:
+            shown = picture(partial(histogram, values), f"{task.task}: {name} of {len(values)} items")
+            caption = f"{counted(len(values), 'item')}, each on its own."
+            return None if shown is None else (f"{name} of the items", shown, caption)
     return None
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]

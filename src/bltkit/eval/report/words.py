@@ -2,9 +2,8 @@
 
 import math
 
-from bltkit.eval.report.lanes import Axis, axis
 from bltkit.eval.report.stored_runs import Figure, MetricFigure, Results, TaskResult
-from bltkit.views.html import Cell, Html, Node, facts, tag
+from bltkit.views.pages import Cell, Facts
 
 NOTHING = "—"
 
@@ -85,21 +84,14 @@ def about(name: str, figure: Figure, highest: float | None) -> str:
     return f"{name}: {number(figure.value, highest)}{ends}{level}"
 
 
-def scale(highest: float | None, figures: list[Figure]) -> Axis:
-    """An axis for figures of one metric."""
-    ends = [end for one in figures if one.interval is not None for end in one.interval]
-    levels = [level for one in figures for level in (one.value, one.chance) if level is not None]
-    return axis([*ends, *levels], highest)
-
-
-def short(fingerprint: str) -> Html:
+def short(fingerprint: str) -> Cell:
     """The beginning of a hash; the whole of it where the mouse rests."""
-    return tag("code", fingerprint[:10], title=fingerprint)
+    return Cell(fingerprint[:10], code=fingerprint)
 
 
-def circumstances(results: Results) -> Html:
-    """What was evaluated, and how."""
-    pairs: dict[str, Node] = {
+def circumstances(results: Results) -> Facts:
+    """Model, settings and command of an evaluation."""
+    return {
         "kind": {"bltkit": "byte model", "token": "token model"}.get(results.model.kind, results.model.kind),
         "fingerprint": short(results.model.fingerprint),
         "strategy": results.model.strategy,
@@ -108,9 +100,8 @@ def circumstances(results: Results) -> Html:
         "limit": "none" if results.limit is None else f"first {results.limit:,} of a group",
         "seed": results.seed,
         "commit": None if results.commit is None else short(results.commit),
-        "command": None if not results.command else tag("pre", results.command[:2000]),
+        "command": None if not results.command else Cell(results.command[:2000], kind="pre"),
     }
-    return facts(pairs)
 
 
 def _places(highest: float | None) -> int:

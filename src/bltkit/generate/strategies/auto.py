@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from bltkit.generate.ledger import WeightReads
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.strategies.acceptance import CPU, GPU, LONGEST, WAYS, DraftPlan, Experience, RoundCosts, plan
 from bltkit.generate.strategies.blocks import Unmasking, fill_blocks
 from bltkit.generate.strategies.speculative import Speculative

@@ -17,10 +17,9 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from bltkit.generate.constraint import follow
-from bltkit.generate.id_text import Text
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.sampling import Certainty, choose, seen_along
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes, Text
 from bltkit.generate.strategies.strategy import Pending, Strategy
 from bltkit.model import Blt
 from bltkit.model.block_attention import BlockAttention
@@ -277,8 +276,7 @@ class _Filling:
         latents, _ = model.latent.extend(model.encoder.pool(states, segments), caches)
         self.passes += Passes(latent=1, kv_bytes=sum(cache.num_bytes for cache in caches))
         at = torch.tensor(rows, device=session.device)
-        pairs = zip(session.patch_kv, model.decoder.patch_keys_values(latents), strict=True)
-        return tuple(tuple(old.index_copy(0, at, new) for old, new in zip(*blocks, strict=True)) for blocks in pairs)
+        return session.patch_kv.replace(at, model.decoder.patch_keys_values(latents))
 
 
 def _open_bytes(session: Session, row: int) -> int:

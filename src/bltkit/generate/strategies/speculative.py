@@ -16,9 +16,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from bltkit.generate.constraint import Constraint
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.sampling import choose, seen_along
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.generate.strategies.strategy import Outcome, Pending, Proposal, Strategy
 from bltkit.vocab import EOS, VOCAB_SIZE
 

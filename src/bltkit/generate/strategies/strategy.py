@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from bltkit.config import Config
 from bltkit.generate.constraint import Constraint
-from bltkit.generate.pass_counts import Passes
 from bltkit.generate.sampling import Sampling
 from bltkit.generate.session import Session
+from bltkit.generate.session_state import Passes
 from bltkit.model import Blt
 
 

@@ -11,7 +11,7 @@ from bltkit.train.objectives.objective import BaseObjective, Losses, next_byte_n
 
 
 class NextByte(BaseObjective):
-    """Cross-entropy of the next byte (spec 8)."""
+    """Cross-entropy of the next byte (docs/model.md 9)."""
 
     kind: Literal["next-byte"] = "next-byte"
 

@@ -7,7 +7,7 @@ from bltkit.train.schedules.schedule import BaseSchedule
 
 
 class CosineSchedule(BaseSchedule):
-    """Half a cosine from the full rate down to the least share (BLT 4.7, spec 8)."""
+    """Half a cosine from the full rate down to the least share (BLT 4.7, docs/model.md 9)."""
 
     kind: Literal["cosine"] = "cosine"
 
