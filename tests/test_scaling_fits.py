@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bltkit.study.scaling.scaling_analysis import (
     Frame,
-    Noise,
+    SeedNoise,
     SizeGrid,
     best_sizes,
     cells_of,
@@ -152,7 +152,7 @@ def test_noise_is_pooled_over_cells_of_several_seeds() -> None:
 def test_draws_spread_as_means_over_seeds_do() -> None:
     own = both(points("one", seeds=4), points("other"))
     cells = cells_of(own)
-    drawn = resampled(cells, Noise(0.01, 1000), 2000)
+    drawn = resampled(cells, SeedNoise(0.01, 1000), 2000)
     assert drawn.shape == (2000, 2 * len(SIZES) * len(BUDGETS))
     spread = drawn.std(axis=0) / cells["bits_per_byte"].to_numpy()
     assert spread[: len(spread) // 2] == pytest.approx(0.005, rel=0.15)
@@ -199,7 +199,7 @@ def test_two_budgets_make_no_crossover() -> None:
     own = both(points("one", seeds=2), points("other"))
     own = own[own["budget"] > BUDGETS[0]]
     with pytest.raises(TooFew, match="2 budgets in common"):
-        crossover(own, "one", "other", Noise(0.01, 3))
+        crossover(own, "one", "other", SeedNoise(0.01, 3))
 
 
 def test_the_best_size_of_a_budget() -> None:
@@ -262,7 +262,7 @@ def measured() -> Frame:
 def test_the_committed_rows_give_the_published_crossover(measured: Frame) -> None:
     """Values of the implementation before pandas and scipy."""
     noise = noise_of(measured)
-    assert noise == Noise(pytest.approx(0.0025269036512634148, rel=1e-12), 4)
+    assert noise == SeedNoise(pytest.approx(0.0025269036512634148, rel=1e-12), 4)
     found = crossover(measured, "blt-entropy-4.5", "bpe-4096", noise)
     assert found.differences == pytest.approx([0.16586609406184727, 0.12497772110581673, 0.1059254226599573], rel=1e-11)
     assert found.difference_intervals[0] == pytest.approx((0.15104990144842462, 0.1831014755508269), rel=1e-9)

@@ -40,7 +40,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Noise:
+class SeedNoise:
     """Relative standard deviation of bits per byte over seeds, and its degrees of freedom."""
 
     relative: float
@@ -122,8 +122,8 @@ def cells_of(points: Frame) -> Frame:
     )  # fmt: skip
 
 
-def noise_of(points: Frame) -> Noise:
-    """Noise pooled over all cells of several seeds. Raises TooFew where no cell has two seeds, or all seeds agree.
+def noise_of(points: Frame) -> SeedNoise:
+    """SeedNoise pooled over all cells of several seeds. Raises TooFew where no cell has two seeds, or all seeds agree.
 
     The budgets of a family and size share a trunk, so together they add the degrees of freedom of one.
     """
@@ -136,10 +136,10 @@ def noise_of(points: Frame) -> Noise:
     variance = float((weights * units["var"]).sum() / weights.sum())
     if not variance:
         raise TooFew("the seeds of every family, size and budget agree exactly: they show no noise")
-    return Noise(math.sqrt(variance), int(weights.sum()))
+    return SeedNoise(math.sqrt(variance), int(weights.sum()))
 
 
-def resampled(cells: Frame, noise: Noise, count: int = DRAWS, seed: int = 0) -> Floats:
+def resampled(cells: Frame, noise: SeedNoise, count: int = DRAWS, seed: int = 0) -> Floats:
     """[count, cells] losses, each cell's resampled around its mean."""
     random = np.random.default_rng(seed)
     moved = noise.relative * random.standard_t(noise.freedom, (count, len(cells))) / np.sqrt(cells["seeds"].to_numpy())
@@ -190,7 +190,7 @@ def isoflops(points: Frame, family: str) -> dict[float, Isoflop | str]:
     return {budget: grid.isoflop(losses, budget) for budget in grid.places}
 
 
-def crossover(points: Frame, first: str, second: str, noise: Noise, *, draws: int = DRAWS) -> Crossover:
+def crossover(points: Frame, first: str, second: str, noise: SeedNoise, *, draws: int = DRAWS) -> Crossover:
     """Crossover of two families by a line through their differences over log FLOPs, of sizes and budgets of both.
 
     Raises TooFew for fewer than three budgets that both have.
@@ -237,7 +237,7 @@ def crossover(points: Frame, first: str, second: str, noise: Noise, *, draws: in
 
 
 def parametric(
-    points: Frame, family: str, noise: Noise | None, *, draws: int = 100
+    points: Frame, family: str, noise: SeedNoise | None, *, draws: int = 100
 ) -> tuple[Parametric, dict[str, Interval]]:
     """Fit of a family, and intervals of its numbers; none without noise. Raises TooFew.
 
@@ -277,7 +277,7 @@ def _byte_costs(points: Frame, family: str) -> tuple[Floats, Floats]:
 
 
 def best_sizes(
-    points: Frame, family: str, noise: Noise, *, draws: int = DRAWS
+    points: Frame, family: str, noise: SeedNoise, *, draws: int = DRAWS
 ) -> dict[float, tuple[Interval, Interval]]:
     """Intervals of the best size of each budget, and of its bytes of text per parameter, over draws with a parabola.
 

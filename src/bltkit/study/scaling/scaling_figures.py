@@ -1,7 +1,7 @@
 """Figures of the study `scaling`: isoFLOP curves, and loss over FLOPs, bytes and seconds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -64,7 +64,9 @@ def _loss_over(findings: Findings, along: str, name: str) -> Figure:
         PlotPanel(f"size {size}", _curves(findings.main[findings.main["size"] == size], findings.families, along))
         for size in findings.sizes
     ]
-    return _panels(drawn, f"Loss over {name}", "a mark is a run; lines: power laws through the means over seeds", name)
+    about = "a mark is a run; lines: power laws through the means over seeds"
+    ticks = {budget: in_flops(budget) for budget in findings.budgets} if along == "flops" else None
+    return _panels(drawn, f"Loss over {name}", about, name, ticks)
 
 
 def _inference(findings: Findings) -> Figure:
@@ -80,7 +82,9 @@ def _inference(findings: Findings) -> Figure:
     return _panels(drawn, "Patch and model grown together", about, "training FLOPs")
 
 
-def _panels(drawn: Sequence[PlotPanel], title: str, about: str, name: str) -> Figure:
+def _panels(
+    drawn: Sequence[PlotPanel], title: str, about: str, name: str, x_ticks: Mapping[float, str] | None = None
+) -> Figure:
     return panels(
         _rows(drawn),
         title,
@@ -90,6 +94,7 @@ def _panels(drawn: Sequence[PlotPanel], title: str, about: str, name: str) -> Fi
         x_scale="log",
         y_scale="log",
         share_y=True,
+        x_ticks=x_ticks,
     )
 
 

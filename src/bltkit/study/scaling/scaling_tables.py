@@ -14,7 +14,7 @@ from bltkit.study.scaling.scaling_analysis import (
     Crossover,
     Frame,
     Interval,
-    Noise,
+    SeedNoise,
     best_sizes,
     cells_of,
     cost_exponent,
@@ -67,7 +67,7 @@ class Findings:
         return tuple(sorted(set(self.points["budget"].astype(float))))
 
     @cached_property
-    def noise(self) -> Noise | str:
+    def noise(self) -> SeedNoise | str:
         """Seed noise."""
         try:
             return noise_of(self.points)
@@ -78,7 +78,7 @@ class Findings:
     def crossovers(self) -> tuple[Crossover | str, ...]:
         """Crossovers of the compared pairs; empty without noise."""
         results: list[Crossover | str] = []
-        if not isinstance(noise := self.noise, Noise):
+        if not isinstance(noise := self.noise, SeedNoise):
             return ()
         for first, second in compared(self.families):
             try:
@@ -125,7 +125,7 @@ def _paragraphs(findings: Findings) -> list[str]:
         "held-out documents, the same rows for all. A run is a trunk at the full rate and a decay of its own for each "
         "budget."
     ]
-    if isinstance(noise := findings.noise, Noise):
+    if isinstance(noise := findings.noise, SeedNoise):
         spread = f"{100 * noise.relative:.2f} % of bits per byte ({noise.freedom} degrees of freedom)"
         paragraphs.append(
             f"Seeds differ by {spread}, standard deviation. Intervals are of 95 % and know of no other noise."
@@ -198,7 +198,7 @@ def _isoflops(findings: Findings) -> Section:
     lines: list[tuple[str, ...]] = []
     for family in findings.families:
         noise = findings.noise
-        ranges = best_sizes(findings.points, family, noise) if isinstance(noise, Noise) else {}
+        ranges = best_sizes(findings.points, family, noise) if isinstance(noise, SeedNoise) else {}
         for budget, fit in isoflops(findings.points, family).items():
             if isinstance(fit, str):
                 lines.append((family, in_flops(budget), *[DASH] * 4, fit))
@@ -228,7 +228,7 @@ def _fits(findings: Findings) -> Section:
     for family in findings.families:
         try:
             fit, ranges = parametric(
-                findings.points, family, findings.noise if isinstance(findings.noise, Noise) else None
+                findings.points, family, findings.noise if isinstance(findings.noise, SeedNoise) else None
             )
         except TooFew as why:
             lines.append((family, *[DASH] * 7, str(why)))
