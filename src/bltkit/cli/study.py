@@ -26,7 +26,7 @@ STUDIES = {
     "entropy": "bltkit.study.entropy_quality.entropy_study:EntropyStudy",
     "evaluations": "bltkit.cli.evaluation:evaluations",
     "robustness": "bltkit.study.robustness.robustness_study:RobustnessStudy",
-    "scaling": "bltkit.cli.study_scaling:scaling",
+    "scaling": "bltkit.study.scaling.scaling_study:ScalingStudy",
     "efficiency": "bltkit.study.efficiency:EfficiencyStudy",
     "ablation": "bltkit.study.ablation:AblationStudy",
 }

@@ -159,7 +159,7 @@ def _draw_series(axes: Axes, series: PlotSeries) -> None:
         "color": colour,
         "marker": series.marker or "none",
         "markerfacecolor": PAPER if series.hollow else colour,
-        "markersize": 8 if series.marker == "*" else 5.5,
+        "markersize": 10 if series.marker == "*" else 5.5,  # a star of the same size is hard to see
         "markeredgecolor": colour if series.hollow else PAPER,
         "markeredgewidth": 1.0 if series.hollow else 0.5,
         "linestyle": series.line or "none",

@@ -1,11 +1,11 @@
-"""What all runs of the study share, made once: the entropy model, and a threshold for each mean patch size.
+"""Entropy model that all trainings of the study share, and a calibrated threshold for each mean patch size.
 
-Both come from training documents alone. Who comes second waits for the first, and finds the file.
+Both are computed once, from training documents alone. Of several processes one computes them, and the others wait.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ from bltkit.files import read_json_object
 from bltkit.model import EntropyModel
 from bltkit.patching import ThresholdRule
 from bltkit.patching.calibrate import calibrate
-from bltkit.study.scaling.plan import ScalingPlan, ScorerTraining, Unit, digest, entropy_patches
-from bltkit.train import Result, TrainConfig
+from bltkit.study.scaling.scaling_plan import ScalingPlan, ScorerTraining, digest
+from bltkit.study.study import StudyRun
+from bltkit.train import TrainConfig
 from bltkit.vocab import encode
 
 PREPARED = "prepared.json"
@@ -31,15 +32,16 @@ _BASIS = {
     *("calibration_bytes", "precision", "threads"),
 }
 _PIECE = 1000
-"""Bytes of a stretch that is calibrated on: as a row would show them."""
+"""Bytes of a stretch of text to calibrate on, about as long as a row."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """scorer: a MODEL; None where no family reads entropies. fingerprint: of its weights. rules: by patch size.
+    """Contents of prepared.json.
 
-    reached: mean bytes per patch on the sample. bits_per_byte, train_flops: of the scorer's own training, where the
-    study did it; these FLOPs are told beside the study and count towards no budget.
+    scorer: a MODEL; None where no family reads entropies. fingerprint: hash of its weights. rules: rule by patch size.
+    reached: mean bytes per patch on the sample. bits_per_byte, train_flops: results of the scorer's own training, if
+    the study trained it; these FLOPs are reported apart and count towards no budget.
     """
 
     scorer: str | None
@@ -51,40 +53,36 @@ class Prepared:
     basis: str = ""
 
     def rule(self, patch_bytes: float | None) -> str | None:
-        """The rule of a patch size; None where that needs none."""
+        """The rule of a patch size; None without one."""
         return None if patch_bytes is None else self.rules.get(f"{patch_bytes:g}")
 
 
-def prepare(
-    plan: ScalingPlan, units: Sequence[Unit], out: Path, train: Callable[..., Result], say: Callable[[str], None]
-) -> Prepared:
-    """What `out` holds for some units of the plan, made where it is missing.
+def prepare(plan: ScalingPlan, patches: Sequence[float], run: StudyRun) -> Prepared:
+    """Entropy model and thresholds of patch sizes, from the study's directory or computed where they are missing.
 
-    Raises ValueError where `out` holds that of another text or entropy model.
+    Raises ValueError where the directory holds those of another text or entropy model.
     """
-    patches = entropy_patches(units)
+    out = run.out
     basis = digest(plan.model_dump(mode="json", include=_BASIS))
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".prepare.lock"):
-        known = _read(out / PREPARED)
-        if known is not None and known.basis != basis:
+        prepared = _read(out / PREPARED) or Prepared(None, None, {}, {}, basis=basis)
+        if prepared.basis != basis:
             raise ValueError(
-                f"--out {out} was begun with another text or entropy model ({PREPARED}); take another directory"
+                f"--out {out} was begun with another text or entropy model ({PREPARED}); use a new --out, or "
+                "restore the original plan"
             )
-        if not patches:
-            return known or Prepared(None, None, {}, {}, basis=basis)
-        missing = [patch for patch in patches if known is None or f"{patch:g}" not in known.rules]
-        if known is not None and not missing:
-            return known
-        if known is None or known.scorer is None:
-            known = _scorer(plan, out, train, say, basis)
-        known = _calibrated(plan, known, missing, out)
-        write_atomic(out / PREPARED, (json.dumps(asdict(known), indent=1) + "\n").encode())
-        return known
+        missing = [patch for patch in patches if prepared.rule(patch) is None]
+        if missing:
+            if prepared.scorer is None:
+                prepared = _with_scorer(plan, run, basis)
+            prepared = _calibrated(plan, prepared, missing, out)
+            write_atomic(out / PREPARED, (json.dumps(asdict(prepared), indent=1) + "\n").encode())
+        return prepared
 
 
 def scorer_config(plan: ScalingPlan, out: Path) -> TrainConfig:
-    """The training of the study's own entropy model."""
+    """Training config of the study's own entropy model."""
     assert isinstance(plan.scorer, ScorerTraining)
     fields: dict[str, Any] = {
         "model": plan.scorer.model(),
@@ -99,42 +97,40 @@ def scorer_config(plan: ScalingPlan, out: Path) -> TrainConfig:
             "validation_batches": plan.validation_batches,
         },
     }
-    found: TrainConfig = parse(TrainConfig, fields, "the entropy model")
-    return found
+    config: TrainConfig = parse(TrainConfig, fields, "the entropy model")
+    return config
 
 
-def _scorer(
-    plan: ScalingPlan, out: Path, train: Callable[..., Result], say: Callable[[str], None], basis: str
-) -> Prepared:
+def _with_scorer(plan: ScalingPlan, run: StudyRun, basis: str) -> Prepared:
     bits = flops = None
     name = plan.scorer
     if isinstance(name, ScorerTraining):
-        say(f"training the entropy model, {name.steps} steps")
-        result = train(scorer_config(plan, out), out / SCORER, resume=True, say=_quiet)
+        run.say(f"training the entropy model, {name.steps} steps")
+        result = run.train(scorer_config(plan, run.out), run.out / SCORER, resume=True, say=lambda line: None)
         if result.interrupted:
             raise KeyboardInterrupt
-        name, bits, flops = str(out / SCORER), result.bits_per_byte, result.train_flops
+        name, bits, flops = str(run.out / SCORER), result.bits_per_byte, result.train_flops
     scorer = load_bundle(resolve_model(name)).scorer
     if not isinstance(scorer, EntropyModel):
         raise ValueError(f"scorer = {name!r} holds no entropy model")
     return Prepared(name, scorer_hash(scorer), {}, {}, bits, flops, basis)
 
 
-def _calibrated(plan: ScalingPlan, known: Prepared, patches: list[float], out: Path) -> Prepared:
-    assert known.scorer is not None
-    scorer = cast(EntropyModel, load_bundle(resolve_model(known.scorer)).scorer)
+def _calibrated(plan: ScalingPlan, prepared: Prepared, patches: list[float], out: Path) -> Prepared:
+    assert prepared.scorer is not None
+    scorer = cast(EntropyModel, load_bundle(resolve_model(prepared.scorer)).scorer)
     corpus = Corpus.from_sources(list(plan.sources), plan.validation_fraction, directory=out / CORPUS)
     ids = [encode(piece) for piece in sample(corpus, plan.calibration_bytes)]
     scores = [scorer.scores(row[None])[0] for row in ids]
-    rules, reached = dict(known.rules), dict(known.reached)
+    rules, reached = dict(prepared.rules), dict(prepared.reached)
     for patch in patches:
         rule, mean = calibrate(ThresholdRule(threshold=1.0), scores, ids, patch)
         rules[f"{patch:g}"], reached[f"{patch:g}"] = str(rule), mean
-    return Prepared(**(asdict(known) | {"rules": rules, "reached": reached}))
+    return replace(prepared, rules=rules, reached=reached)
 
 
 def sample(corpus: Corpus, num_bytes: int) -> Iterator[bytes]:
-    """Stretches of training documents, evenly spaced over all their bytes; all of them where there is no more."""
+    """Stretches of training documents, evenly spaced over all their bytes, about `num_bytes` in all."""
     pieces = [
         (int(document), begin)
         for document in corpus.train
@@ -152,8 +148,4 @@ def _read(path: Path) -> Prepared | None:
     try:
         return Prepared(**read_json_object(path))
     except TypeError:
-        raise ValueError(f"{path}: not what a study prepares; remove it, or take another directory") from None
-
-
-def _quiet(line: str) -> None:
-    """A run that begins anew is nothing to tell here."""
+        raise ValueError(f"{path}: not the file of a study; remove it, or use a new --out") from None

@@ -1,7 +1,7 @@
-"""What a run's model is shown: the bytes and patches (or tokens) of the steps ahead, and held-out text by source.
+"""Text of a run: bytes and patches (or tokens) of the steps ahead, and bits per byte of held-out text by source.
 
-Beside training, and from the same values: corpus, loader and patcher are made of the run's own config, so that what is
-counted here is what the run will count. Nothing is trained.
+Corpus, loader and patcher are built from the run's own config, so the counts here are those of its training. Nothing is
+trained.
 """
 
 import math
@@ -41,26 +41,26 @@ class Seen:
 
 @dataclass(frozen=True)
 class Heldout:
-    """Of held-out text."""
+    """Bits per byte of held-out text, and its length."""
 
     bits_per_byte: float
     num_bytes: int
 
 
 def seen_by(checkpoint: Path) -> Seen:
-    """What a run has seen that wrote this checkpoint."""
+    """Text that a run has seen by a checkpoint."""
     position = read_position(checkpoint)
     return Seen(position.step, position.text_bytes, position.num_patches)
 
 
 def seconds_of(checkpoint: Path) -> float:
-    """That a run has trained for by then, its trunk's part among them."""
+    """Seconds of training by a checkpoint, its trunk's included."""
     return read_position(checkpoint).seconds
 
 
 def steps_ahead(config: TrainConfig, checkpoint: Path) -> Iterator[Seen]:
-    """What the run will have seen after each step behind the checkpoint, for ever: exactly what training will count."""
-    with _place(config) as (world, patcher):
+    """Text seen after each step that follows a checkpoint, endlessly, counted as training counts it."""
+    with _world(config) as (world, patcher):
         position = read_position(checkpoint)
         prepare = _prepare(config, checkpoint)
         loader = Loader(_corpus(config), config.data.row_bytes, config.data.batch_rows, config.trainer.seed)
@@ -80,33 +80,34 @@ def steps_ahead(config: TrainConfig, checkpoint: Path) -> Iterator[Seen]:
 def heldout(config: TrainConfig, checkpoint: Path) -> dict[str, Heldout]:
     """Bits per byte of each source's held-out documents under a finished run's model, by the source's label.
 
-    Of `trainer.validation_batches` each, the same for every model. Sources that hold nothing back are left out.
+    Each is measured on `trainer.validation_batches` batches, the same for every model. Sources without held-out
+    documents are left out; ValueError where all of them are.
     """
     trainer = config.trainer.replace(init=str(checkpoint), branch=None)
-    with _place(config) as (world, patcher):
+    with _world(config) as (world, patcher):
         prepare = _prepare(config, checkpoint)
         learner = Learner(config.replace(trainer=trainer), world, patcher)
-        found: dict[str, Heldout] = {}
+        by_label: dict[str, Heldout] = {}
         corpus = _corpus(config)
         for number, source in enumerate(config.data.sources):
             batches = validation_batches(
                 corpus.held_out_of(number), config.data.row_bytes, config.data.batch_rows, trainer.validation_batches
             )
-            one = learner.evaluate(batches if prepare is None else map(prepare, batches))
-            label = source.label if source.label not in found else f"{source.label} ({number})"
-            if one.num_bytes:
-                found[label] = Heldout(one.nats / math.log(2) / one.num_bytes, one.num_bytes)
-        if not found:
+            totals = learner.evaluate(batches if prepare is None else map(prepare, batches))
+            label = source.label if source.label not in by_label else f"{source.label} ({number})"
+            if totals.num_bytes:
+                by_label[label] = Heldout(totals.nats / math.log(2) / totals.num_bytes, totals.num_bytes)
+        if not by_label:
             raise ValueError(
                 f"validation_fraction = {config.data.validation_fraction}: no document is held back, so nothing can be "
                 "measured; raise it, or name more documents"
             )
-        return found
+        return by_label
 
 
 @contextmanager
-def _place(config: TrainConfig) -> Iterator[tuple[World, Patcher]]:
-    """Where the run computes, and its patcher there."""
+def _world(config: TrainConfig) -> Iterator[tuple[World, Patcher]]:
+    """Device and numerics of the run, and its patcher there."""
     trainer = config.trainer
     with (
         world_of(trainer.device, trainer.shard) as world,
@@ -117,15 +118,12 @@ def _place(config: TrainConfig) -> Iterator[tuple[World, Patcher]]:
 
 def _corpus(config: TrainConfig) -> Corpus:
     data = config.data
-    return Corpus.from_sources(list(data.sources), data.validation_fraction, directory=_cache(config))
-
-
-def _cache(config: TrainConfig) -> Path | None:
-    return None if config.data.cache is None else Path(config.data.cache)
+    cache = None if data.cache is None else Path(data.cache)
+    return Corpus.from_sources(list(data.sources), data.validation_fraction, directory=cache)
 
 
 def _prepare(config: TrainConfig, checkpoint: Path) -> Prepare | None:
-    """What makes a token model's batches of those of bytes, by the vocabulary that its checkpoint holds."""
+    """Function from byte batches to a token model's, by the vocabulary of its checkpoint; None for byte models."""
     vocabulary = known_vocabulary(config, checkpoint)
     return None if vocabulary is None else partial(TokenBatch.of, vocabulary=vocabulary)
 
