@@ -70,28 +70,26 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FieldOption:
-    """The option that fills a field of a plan. repeated: a list of values; pairs: each of the form NAME=VALUE."""
+    """The option that fills a field of a plan. pairs: each value is of the form NAME=VALUE."""
 
     field: str
+    info: Any
     flags: tuple[str, ...]
-    kind: Any
-    repeated: bool
     pairs: bool
-    metavar: str | None
-    examples: Sequence[Any]
-    required: bool
-    report: bool
     help: str
     annotation: Any
 
     @property
-    def usage(self) -> str:
-        """The option as messages name it."""
-        return f"{self.flags[0]} {self.metavar or ('NAME=SOURCE' if self.pairs else self.field.upper())}"
+    def report(self) -> bool:
+        """May it stand beside --report."""
+        return bool(_extra(self.info).get("report"))
 
-    def value(self, given: Any) -> Any:
-        """The field's value, of what typer has read. Raises ValueError for a pair that is none."""
-        return _pairs(self.flags[0], given) if self.pairs else given
+    @property
+    def usage(self) -> str:
+        """The option as a message asks for it."""
+        metavar = _extra(self.info).get("metavar", "NAME=SOURCE" if self.pairs else self.field.upper())
+        example = f", as in {self.flags[0]} {self.info.examples[0]}" if self.info.examples else ""
+        return f"{self.flags[0]} {metavar}{example}"
 
 
 def field_options(study: "type[Study]") -> list[FieldOption]:
@@ -100,44 +98,35 @@ def field_options(study: "type[Study]") -> list[FieldOption]:
     return [option for name in names if (option := _field_option(study, name)) is not None]
 
 
+def _extra(info: Any) -> Mapping[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
 def _field_option(study: "type[Study]", name: str) -> FieldOption | None:
     from bltkit.config import field_doc
 
-    field = study.model_fields[name]
-    extra: Mapping[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind, repeated, pairs = _shape(field.annotation)
+    info = study.model_fields[name]
+    extra, (kind, repeated, pairs) = _extra(info), _shape(info.annotation)
     if kind is None and "option" not in extra:
         return None
-    kind = str if kind is None else kind
     flags = (extra.get("option", f"--{name.replace('_', '-')}"), *extra.get("aliases", ()))
-    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
     shown = ", ".join(map(str, default)) if isinstance(default, tuple | dict) else default
     doc = field_doc(study, name)
     if shown not in (None, "", False) and "default" not in doc:
         doc = f"{doc.removesuffix('.')}; default: {shown}." if doc else f"Default: {shown}."
+    settings: dict[str, Any] = {"help": doc, "metavar": extra.get("metavar")}
+    if "lists" in extra:
+        settings |= {"callback": lists(extra["lists"]), "is_eager": True}
+    elif name == "threads":
+        settings |= {"callback": threads_option}
+    place = typer.Argument(**settings) if extra.get("positional") else typer.Option(*flags, **settings)
     if kind is bool:
         annotation: Any = Annotated[bool, typer.Option(flags[0], help=doc)]
     else:
-        settings: dict[str, Any] = {"help": doc, "metavar": extra.get("metavar")}
-        if "lists" in extra:
-            settings |= {"callback": lists(extra["lists"]), "is_eager": True}
-        elif name == "threads":
-            settings |= {"callback": threads_option}
-        place = typer.Argument(**settings) if extra.get("positional") else typer.Option(*flags, **settings)
-        annotation = Annotated[(list[kind] if repeated else kind) | None, place]  # type: ignore[valid-type]
-    return FieldOption(
-        name,
-        flags,
-        kind,
-        repeated,
-        pairs,
-        extra.get("metavar"),
-        field.examples or (),
-        field.is_required(),
-        bool(extra.get("report")),
-        doc,
-        annotation,
-    )
+        value: Any = str if kind is None else kind
+        annotation = Annotated[(list[value] if repeated else value) | None, place]
+    return FieldOption(name, info, flags, pairs, doc, annotation)
 
 
 def _shape(annotation: Any) -> tuple[Any, bool, bool]:
@@ -245,7 +234,10 @@ def _says(values: Values, key: str) -> bool:
 def _given(options: Sequence[FieldOption], values: Values) -> dict[str, Any]:
     """Fields that the command line fills."""
     present = [option for option in options if _says(values, option.field)]
-    return {option.field: option.value(values[option.field]) for option in present}
+    return {
+        option.field: _pairs(option.flags[0], values[option.field]) if option.pairs else values[option.field]
+        for option in present
+    }
 
 
 def _only_report(options: Sequence[FieldOption], values: Values) -> None:
@@ -270,9 +262,8 @@ def _plan(name: str, study: "type[Study]", options: Sequence[FieldOption], value
         fields = load_toml(chosen)
     fields = apply_overrides(fields, values.get("set_") or []) | _given(options, values)
     for option in options:
-        if option.required and option.field not in fields:
-            example = f", as in {option.flags[0]} {option.examples[0]}" if option.examples else ""
-            raise ValueError(f"study {name!r} needs {option.usage}{example}")
+        if option.info.is_required() and option.field not in fields:
+            raise ValueError(f"study {name!r} needs {option.usage}")
     plan: Study = parse(study, fields, f"study {name}")
     return plan
 

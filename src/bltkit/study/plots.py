@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from bltkit.views.figures import (
     COLOURS,
-    HAIRLINE,
     INK,
     MARGIN,
     MUTED,
@@ -286,6 +285,3 @@ def _write_legend(figure: Figure, entries: Sequence[PlotSeries], y: float) -> No
 
 def _wrapped(text: str, width: float) -> list[str]:
     return textwrap.wrap(displayable(text), int((width - 2 * MARGIN) / 5.6))
-
-
-__all__ = ["COLOURS", "HAIRLINE", "INK", "MUTED", "Figure", "PlotPanel", "PlotSeries", "panels"]

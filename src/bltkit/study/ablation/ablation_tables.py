@@ -8,9 +8,10 @@ spread of one variant says little.
 import pandas as pd
 
 from bltkit.study.ablation.catalog import ABLATIONS
-from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
 from bltkit.study.report import Section
 from bltkit.study.stats import seed_noise, t_half
+from bltkit.views.figures import Figure
 
 
 def section(rows: pd.DataFrame) -> Section:

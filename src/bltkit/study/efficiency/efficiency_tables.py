@@ -14,9 +14,10 @@ import pandas as pd
 
 from bltkit.eval.statistics import percentile_interval
 from bltkit.study.efficiency.phases import PHASES
-from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
 from bltkit.study.report import ReportTable, Section
 from bltkit.study.stats import fit_line
+from bltkit.views.figures import Figure
 
 MARKERS = {"prefill": "o", "decode": "s", "train": "^"}
 SAMPLES = 400

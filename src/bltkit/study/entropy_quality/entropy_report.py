@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
 from bltkit.study.report import ReportTable, Section, number, percent, with_interval
+from bltkit.views.figures import Figure
 
 JUDGES = {"blt": "BLT", "context-mixing": "mixing"}
 """Name of a judge of information in tables."""

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from bltkit.study.fast_decoding.decoding_settings import AR
-from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
 from bltkit.study.report import Section, number, percent, with_interval
+from bltkit.views.figures import Figure
 
 MARKERS = {"ar": "o", "speculative": "^", "diffusion": "s", "verified": "D", "auto": "*"}
 _SHORT = {"draft": "k", "alpha": "α", "gamma": "γ", "steps": "n", "align_border": "border"}

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bltkit.study.plots import Figure, PlotPanel, PlotSeries, panels
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
 from bltkit.study.scaling.scaling_analysis import LOSS, PARAMS, Frame, cells_of, isoflops, points_of
 from bltkit.study.scaling.scaling_fits import Isoflop
 from bltkit.study.scaling.scaling_tables import Findings, in_flops
 from bltkit.study.stats import fit_power
-from bltkit.views.figures import MARKERS
+from bltkit.views.figures import MARKERS, Figure
 
 ACROSS = 3
 """Maximum number of panels side by side."""
