@@ -166,7 +166,7 @@ LISTS = {
     "generate --strategy": STRATEGIES,
     "eval --strategy": STRATEGIES,
     "flops --strategy": STRATEGIES,
-    "bench --strategy": STRATEGIES,
+    "bench decode --strategy": STRATEGIES,
     "study fast-decoding --setting": STRATEGIES,
     "eval --noise": NOISES,
     "study robustness --noise": NOISES,

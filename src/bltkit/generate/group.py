@@ -345,11 +345,10 @@ def _take(row: ActiveSequence, result: RoundResult, strategy: Strategy) -> tuple
         if stop.found:
             finish = "stop"
             break
-        if constraint is not None:
-            constraint = constraint.after(item.id)
-            if constraint.finished(row.request.max_bytes - made):
-                finish = "eos"
-                break
+        constraint = None if constraint is None else constraint.after(item.id)
+        if constraint is not None and constraint.finished(row.request.max_bytes - made):
+            finish = "eos"
+            break
         if made == row.request.max_bytes:
             finish = "length"
             break
