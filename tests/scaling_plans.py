@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bltkit.checkpoint.checksums import POSITION
 from bltkit.config import parse
-from bltkit.study.scaling import ScalingPlan, ScalingTools
-from bltkit.study.scaling.batches import Heldout, Seen
+from bltkit.study.driver import run_study
+from bltkit.study.scaling import scaling_batches
+from bltkit.study.scaling.scaling_batches import Heldout, Seen
+from bltkit.study.scaling.scaling_study import ScalingStudy
 from bltkit.train import Result, TrainConfig
 from bltkit.train.run_directory import RunDirectory
 
+STAMP = {"commit": "c", "machine": {"cpu": "test"}, "command": "blt study scaling"}
 LOCAL = {"width": 16, "heads": 1, "ffn_width": 24, "window": 16, "ngram_sizes": [3], "ngram_buckets": 61}
 
 
@@ -21,7 +26,7 @@ def size(name: str, width: int) -> dict[str, Any]:
     return {"name": name, "width": width, "layers": 1, "heads": 1, "ffn_width": 2 * width, "local": LOCAL, "lr": 1e-2}
 
 
-def plan(**changes: Any) -> ScalingPlan:
+def plan(**changes: Any) -> ScalingStudy:
     """Two families that need no entropy model, two sizes, three budgets."""
     fields: dict[str, Any] = {
         "families": ["blt-stride-6", "blt-space"],
@@ -34,7 +39,7 @@ def plan(**changes: Any) -> ScalingPlan:
         "warmup_steps": 2,
         "decay_shape": "linear",
     }
-    found: ScalingPlan = parse(ScalingPlan, fields | changes, "test")
+    found: ScalingStudy = parse(ScalingStudy, fields | changes, "test")
     return found
 
 
@@ -54,11 +59,18 @@ class Counting:
     now: float = 0.0
     """Seconds on its clock, of which a step takes one."""
 
-    def tools(self) -> ScalingTools:
-        """In place of the real ones."""
-        return ScalingTools(
-            self.train, self.seen_by, self.ahead, self.heldout, lambda checkpoint: 1.0, lambda: self.now
-        )
+    def measure(self, study: ScalingStudy, out: Path, **options: Any) -> list[dict[str, Any]]:
+        """All rows of a study, run with this trainer."""
+        counted = {
+            "seen_by": self.seen_by,
+            "steps_ahead": self.ahead,
+            "heldout": self.heldout,
+            "seconds_of": lambda checkpoint: 1.0,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, function in counted.items():
+                patch.setattr(scaling_batches, name, function)
+            return run_study(study, out, STAMP, train=self.train, clock=lambda: self.now, **options).rows()
 
     def train(self, config: TrainConfig, out: Path, *, resume: bool, say: Any) -> Result:
         """Leaves a checkpoint, as a run does."""

@@ -15,17 +15,15 @@ from bltkit.cost.formulas.operations import mean_visible_keys
 from bltkit.cost.ledger import ledger, token_ledger
 from bltkit.model import blt_preset, entropy_preset
 from bltkit.model.config import StackConfig, TokenShape
-from bltkit.study.efficiency import (
+from bltkit.study.efficiency.predicted_cost import (
     ByteCost,
     System,
+    decoding_cost,
     equal_token_shape,
+    reading_cost,
+    training_cost,
 )
-from bltkit.study.efficiency.measure import runners_of
-from bltkit.study.efficiency.predicted_cost import decoding_cost, reading_cost, training_cost
-from bltkit.study.efficiency.systems import Runner, _ReadingWalk, _TokenWalk
-from tests.test_cli import blt
-
-__all__ = ["blt"]
+from bltkit.study.efficiency.systems import ReadingWalk, Runner, TokenWalk, runners_of
 
 CPU = torch.device("cpu")
 RATES = MachineRates(copy_gb_per_second=20.0, product_gb_per_second={"fp32": 10.0}, matmul_gflops=50.0)
@@ -73,7 +71,7 @@ def scores(stack: StackConfig, first: int, end: int) -> float:
 def test_decoding_bytes_costs_what_its_products_count(unit: int) -> None:
     """Products as torch counts them in the very run that is timed; scores by a loop, since torch counts none here."""
     config = blt_preset("tiny")
-    context, num_bytes = 145, 48  # behind the window of 128
+    context, num_bytes = 145, 48  # past the window of 128
     side, cost = runner(System("patches", config, unit)).side("decode", context, num_bytes)
     assert side.prepare is not None
     side.prepare()
@@ -91,7 +89,7 @@ def test_decoding_bytes_costs_what_its_products_count(unit: int) -> None:
 def test_as_many_patches_close_as_are_charged(unit: float) -> None:
     system = System("patches", blt_preset("tiny"), unit)
     side, cost = runner(system).side("decode", 41, 36)
-    walk: _ReadingWalk = side.run.__self__  # type: ignore[attr-defined]
+    walk: ReadingWalk = side.run.__self__  # type: ignore[attr-defined]
     before = walk.session.latents[0].positions[0]
     assert side.prepare is not None
     for _ in range(2):  # every run begins at the same place
@@ -118,7 +116,7 @@ def test_an_entropy_model_adds_its_own_cost_and_nothing_else(phase: Any) -> None
     scored = replace(plain, name="scored", scorer=entropy_preset("tiny"))
     (side, cost), (other, more) = (runner(one).side(phase, 40, 24) for one in (plain, scored))
     own = scored.ledger(40).modules["entropy"]
-    at_end = 4 * 3 * 128 * (52.5 - mean_visible_keys(40, 256))  # behind the context more keys are seen
+    at_end = 4 * 3 * 128 * (52.5 - mean_visible_keys(40, 256))  # after the context more keys are seen
     assert more.flops - cost.flops == pytest.approx(own.flops_exact + (at_end if phase == "decode" else 0))
     assert more.read_bytes > cost.read_bytes and more.update_bytes == cost.update_bytes
     for one in (side, other):
@@ -129,9 +127,9 @@ def test_an_entropy_model_adds_its_own_cost_and_nothing_else(phase: Any) -> None
 
 def test_tokens_are_chosen_as_without_a_cache() -> None:
     found = runner(System("tokens", TOKENS, 4.0))
-    model = found._llama.double()
-    ids = found._tokens(40)
-    walk = _TokenWalk(model, ids, 5)
+    model = found.learner.model.double()
+    ids = found.ids(40)
+    walk = TokenWalk(model, ids, 5)
     walk.prepare()
     walk.run()
     whole = ids
@@ -146,11 +144,11 @@ def test_training_learns_the_row() -> None:
     """What is timed is a training step: the loss falls."""
     found = runner(System("tokens", TOKENS, 4.0))
     side, _ = found.side("train", 64, 8)
-    ids = found._tokens(64)
+    ids = found.ids(64)
 
     def loss() -> float:
         with torch.no_grad():
-            return float(torch.nn.functional.cross_entropy(found._llama(ids)[0, :-1], ids[0, 1:]))
+            return float(torch.nn.functional.cross_entropy(found.learner.model(ids)[0, :-1], ids[0, 1:]))
 
     before = loss()
     for _ in range(5):

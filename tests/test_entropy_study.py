@@ -19,11 +19,12 @@ from bltkit.eval.score import byte_scores, windows
 from bltkit.files.json_lines import read_lines
 from bltkit.model import Blt, BoundaryConfig, BoundaryModel, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
-from bltkit.study.entropy_quality import table, write_report
-from bltkit.study.entropy_quality.report import RULES, tables
+from bltkit.study.entropy_quality.entropy_report import RULES
+from bltkit.study.entropy_quality.entropy_study import EntropyStudy
 from bltkit.study.entropy_quality.scores import byte_figures
 from bltkit.study.entropy_quality.texts import DEFAULTS, excerpt, read_texts
-from bltkit.study.row_file import ROWS
+from bltkit.study.report import to_markdown
+from bltkit.study.store import ROWS, ResultStore
 from bltkit.vocab import encode
 from tests import tiny
 from tests.tiny_training import STACK, Workplace
@@ -94,7 +95,6 @@ def test_bytes_drawn_from_predictions_cost_their_entropy(place: Path) -> None:
 
 
 def test_a_study_measures_once_and_reports_from_its_rows(place: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     texts = ("--text", f"prose={place / 'text.txt'}", "--text", f"noise={place / 'noise.bin'}")
     status, printed = study(place, tmp_path, *texts[:2])
     assert status == 0 and "prose" in printed
@@ -105,10 +105,13 @@ def test_a_study_measures_once_and_reports_from_its_rows(place: Path, tmp_path: 
     assert [row["text"] for row in rows] == ["prose", "noise"] and rows == read_lines(tmp_path / ROWS)
     assert {path.name for path in tmp_path.iterdir()} == {
         ROWS,
+        f".{ROWS}.lock",
         "table.md",
         "report.html",
         "calibration.png",
+        "calibration.svg",
         "evenness.png",
+        "evenness.svg",
     }
     assert study(place, tmp_path, *texts, "--seed", "4")[0] == 2, "rows of the same names, measured otherwise"
     page = (tmp_path / "report.html").read_bytes()
@@ -116,7 +119,8 @@ def test_a_study_measures_once_and_reports_from_its_rows(place: Path, tmp_path: 
     with redirect_stdout(io.StringIO()):
         assert cli.main(["study", "entropy", "--out", str(tmp_path), "--report"]) == 0
         assert cli.main(["study", "entropy", "--out", str(tmp_path), "--report", "--seed", "1"]) == 2
-    assert (tmp_path / "report.html").read_bytes() == page and b"<svg" in page and b"src=" not in page
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert page.count(b"data:image/svg+xml") == page.count(b"<img") == 2 and b"<link" not in page
 
     prose, noise = rows
     assert prose["scripts"].keys() >= {"Latin", "Cyrillic"} and noise["scripts"] == {}
@@ -135,7 +139,8 @@ def test_an_entropy_model_alone_is_judged_by_the_mixing_model(place: Path, tmp_p
     assert status == 0 and "blt" not in row["bits_per_byte"]
     assert set(row["rules"]["own"]["judges"]) == {"context-mixing"}
     assert 790 < row["bytes"] <= 803 and 50 < row["primed_bytes"] <= 60
-    assert all(len(line) == len(one.head) for one in tables([row]) for line in one.lines)
+    lines = to_markdown(EntropyStudy(), EntropyStudy().sections(ResultStore(tmp_path, "entropy").frame())).splitlines()
+    assert "| prose " in "\n".join(lines) and "BLT: Gini" not in "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +162,23 @@ def test_mistakes_are_one_line(
     assert words in said and "\n" not in said
 
 
-def test_without_rows_there_is_no_report(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rows"):
-        table([])
-    with pytest.raises(ValueError, match="no rows"):
-        write_report([], tmp_path)
+COMMITTED = """
+| prose | 65,536 | 65,536 | 2.210 | 2.401 | 1.948 | 2.103 | 2.410 |
+| code | 0.818 [0.809, 0.828] | 0.645 [0.634, 0.660] | 0.882 [0.871, 0.891] | 0.869 [0.861, 0.877] | 0.663 [0.649, 0.677] |
+| wiki | 2.687 | 3.233 | +0.546 | 0.546 (0.035) | 1.259 |
+| udhr | Khmer | 2,245 | 1.24 | 0.43 | 20.2 | 1.9 | 95.6 % |
+"""  # noqa: E501
+
+
+def test_the_committed_rows_say_what_version_0_1_0_printed(tmp_path: Path) -> None:
+    (tmp_path / ROWS).write_bytes(Path("docs/entropy-quality.jsonl").read_bytes())
+    study, frame = EntropyStudy(), ResultStore(tmp_path, "entropy").frame()
+    text = to_markdown(study, study.sections(frame))
+    lines, expected = ([[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+                       for text in (text, COMMITTED.strip()))  # fmt: skip
+    assert all(line in lines for line in expected)
+    pictures = study.figures(frame)
+    assert {name: len(figure.axes) for name, figure in pictures.items()} == {"calibration": 9, "evenness": 9}
 
 
 def test_default_texts_are_there_and_of_their_type() -> None:

@@ -12,19 +12,21 @@ from hypothesis import strategies as st
 
 from bltkit.eval.scripts import script
 from bltkit.study.entropy_quality.borders import (
+    after_spaces,
     agreement,
-    behind_spaces,
     border_figures,
+    evenness,
     fixed_borders,
     highest_borders,
     mean_figures,
+    per_patch,
     random_borders,
     token_borders,
     word_borders,
 )
 from bltkit.study.entropy_quality.characters import by_script, characters, scripts
-from bltkit.study.entropy_quality.entropy_metrics import calibration, evenness, per_patch
-from bltkit.study.entropy_quality.ranks import spearman, spearman_interval
+from bltkit.study.entropy_quality.scores import calibration
+from bltkit.study.stats import spearman, spearman_interval
 from bltkit.tokens import ByteTokenizer, train_bpe
 
 RANDOM = np.random.default_rng(0)
@@ -70,7 +72,7 @@ def test_without_two_blocks_or_two_values_there_is_no_interval() -> None:
     rising = np.arange(9.0)
     assert spearman_interval(rising, rising, block=9, resamples=5).interval is None
     assert spearman_interval(rising, rising * 0, block=2, resamples=5).value is None
-    with pytest.raises(ValueError, match="partner"):
+    with pytest.raises(ValueError, match="ranked in pairs"):
         spearman([1, 2], [1])
 
 
@@ -78,12 +80,12 @@ def test_a_planted_entropy_is_perfect_and_a_shuffled_one_worthless() -> None:
     surprisals = RANDOM.exponential(2, 20_000)
     perfect = calibration(surprisals, {"own": surprisals}, "own", 20)
     assert spearman(surprisals, surprisals) == pytest.approx(1)
-    assert perfect.error < 1e-12 and perfect.slope == pytest.approx(1) and abs(perfect.gap) < 1e-12
+    assert perfect["ece"] < 1e-12 and perfect["slope"] == pytest.approx(1) and abs(perfect["gap"]) < 1e-12
     shuffled = RANDOM.permutation(surprisals)
     correlation = spearman(shuffled, surprisals)
     found = calibration(shuffled, {"own": surprisals}, "own", 20)
     assert correlation is not None and abs(correlation) < 0.03
-    assert found.slope == pytest.approx(0, abs=0.05) and found.error > 1 and abs(found.gap) < 1e-9
+    assert found["slope"] == pytest.approx(0, abs=0.05) and found["ece"] > 1 and abs(found["gap"]) < 1e-9
 
 
 def test_error_of_a_calibrated_model_is_what_chance_makes_of_it() -> None:
@@ -91,11 +93,11 @@ def test_error_of_a_calibrated_model_is_what_chance_makes_of_it() -> None:
     for _ in range(30):
         entropies = RANDOM.uniform(0, 5, 2000)
         found = calibration(entropies, {"own": entropies + RANDOM.normal(0, 1, 2000)}, "own", 10)
-        errors.append(found.error)
-        noises.append(found.noise)
+        errors.append(found["ece"])
+        noises.append(found["ece_noise"])
     assert np.mean(errors) == pytest.approx(np.mean(noises), rel=0.15)
     surer = calibration(entropies, {"own": entropies * 2 + 1}, "own", 10)
-    assert surer.slope == pytest.approx(2) and surer.gap == pytest.approx(entropies.mean() + 1) == surer.error
+    assert surer["slope"] == pytest.approx(2) and surer["gap"] == pytest.approx(entropies.mean() + 1) == surer["ece"]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6))
@@ -103,27 +105,27 @@ def test_bins_hold_all_bytes_and_never_part_equal_entropies(levels: list[int], b
     entropies = np.array(levels, float)
     surprisals = {"own": entropies**2, "other": -entropies}
     found = calibration(entropies, surprisals, "own", bins)
-    assert sum(one.count for one in found.bins) == len(levels) and len(found.bins) <= bins
+    assert sum(part["n"] for part in found["bins"]) == len(levels) and len(found["bins"]) <= bins
     for name, values in surprisals.items():
-        total = sum(one.count * one.surprisals[name] for one in found.bins)
+        total = sum(part["n"] * part["surprisal"][name] for part in found["bins"])
         assert total == pytest.approx(values.sum())
     below = 0
-    for one in found.bins:  # a bin is a stretch of the sorted entropies, between two different ones
-        part = sorted(levels)[below : below + one.count]
-        assert one.entropy == pytest.approx(np.mean(part))
-        below += one.count
+    for one in found["bins"]:  # a bin is a stretch of the sorted entropies, between two different ones
+        part = sorted(levels)[below : below + one["n"]]
+        assert one["entropy"] == pytest.approx(np.mean(part))
+        below += one["n"]
         assert below == len(levels) or sorted(levels)[below] > part[-1]
 
 
 def test_evenness_of_known_amounts() -> None:
     assert evenness(np.full(7, 3.0)) == evenness(np.array([3.0]))
-    assert evenness(np.full(7, 3.0)).gini == pytest.approx(0) == evenness(np.full(7, 3.0)).cv
+    assert evenness(np.full(7, 3.0)) == {"mean": 3, "cv": pytest.approx(0), "gini": pytest.approx(0)}
     one = evenness(np.array([0, 0, 0, 8.0]))
-    assert (one.mean, one.gini) == (2, 0.75) and one.cv == pytest.approx(math.sqrt(3))
-    assert evenness(np.zeros(3)).gini is None
+    assert one == {"mean": 2, "cv": pytest.approx(math.sqrt(3)), "gini": 0.75}
+    assert evenness(np.zeros(3))["gini"] is None
     amounts = RANDOM.exponential(1, 50)
     slow = np.abs(amounts[:, None] - amounts[None]).sum() / (2 * 50 * amounts.sum())
-    assert evenness(amounts).gini == pytest.approx(slow)
+    assert evenness(amounts)["gini"] == pytest.approx(slow)
 
 
 @given(st.integers(1, 60), st.data())
@@ -200,12 +202,12 @@ def test_agreement_counts_and_chance_is_what_random_borders_reach() -> None:
     both = sum(bool(found[at] and wanted[at]) for at in range(1, 4000))
     one = agreement(found, wanted)
     precision, recall = both / found[1:].sum(), both / wanted[1:].sum()
-    assert (one.precision, one.recall) == (pytest.approx(precision), pytest.approx(recall))
-    assert one.f1 == pytest.approx(2 * precision * recall / (precision + recall))
-    by_chance = [agreement(random_borders(4000, int(found.sum()), seed), wanted).f1 for seed in range(200)]
-    assert one.chance == pytest.approx(np.mean(np.array(by_chance, float)), rel=0.02)
-    assert agreement(wanted, wanted).f1 == 1
-    assert agreement(fixed_borders(5, 1), wanted[:5]).f1 is None
+    assert (one["precision"], one["recall"]) == (pytest.approx(precision), pytest.approx(recall))
+    assert one["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    by_chance = [agreement(random_borders(4000, int(found.sum()), seed), wanted)["f1"] for seed in range(200)]
+    assert one["chance"] == pytest.approx(np.mean(np.array(by_chance, float)), rel=0.02)
+    assert agreement(wanted, wanted)["f1"] == 1
+    assert agreement(fixed_borders(5, 1), wanted[:5])["f1"] is None
 
 
 def test_borders_of_words_and_tokens() -> None:
@@ -214,7 +216,7 @@ def test_borders_of_words_and_tokens() -> None:
     tokenizer = ByteTokenizer.from_json(train_bpe([b"the tent the tent the tent"], 265))
     tokens = [tokenizer.pieces[token] for token in tokenizer.encode(data)]
     assert split(data, token_borders(data, tokenizer)) == tokens and b" tent" in tokens
-    moved = split(data, behind_spaces(token_borders(data, tokenizer), data))
+    moved = split(data, after_spaces(token_borders(data, tokenizer), data))
     assert b"tent" in moved and b"".join(moved) == data and len(moved) <= len(tokens)
 
 

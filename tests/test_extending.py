@@ -222,7 +222,7 @@ COMMANDS = """
 [["eval", "--tasks", "list"], "palindrome"]
 [["eval", "--tasks", "palindrome", "--noise", "leet:0.5", "--limit", "2"], "palindrome"]
 [["train", "run.toml", "--out", "out", "patching.rule=vowel"], ""]
-[["study", "hello", "--out", "hello"], "| space | "]
+[["study", "hello", "--out", "hello"], "| space "]
 """
 RUN = """
 [model]

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import struct
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -22,9 +21,12 @@ from bltkit.generate import Passes, Session, Stats
 from bltkit.model import Blt, EntropyConfig, EntropyModel
 from bltkit.patching import parse_rule
 from bltkit.study.fast_decoding.decoding_settings import GRIDS, setting_of, settings_of
+from bltkit.study.fast_decoding.fast_decoding_report import MARKERS, figures
+from bltkit.study.fast_decoding.fast_decoding_study import FastDecodingStudy
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import is_utf8
-from bltkit.study.fast_decoding.report import ledgers, quality, table
+from bltkit.study.report import to_markdown
+from bltkit.study.store import ResultStore
 from tests import tiny
 from tests.test_cli import Blt_, blt
 from tests.tiny_training import STACK, Workplace, documents
@@ -163,13 +165,13 @@ def test_nothing_is_measured_again(done: Path, place: Path, monkeypatch: pytest.
         raise AssertionError("measured again")
 
     before = {path.name: path.read_bytes() for path in done.iterdir()}
-    monkeypatch.setattr("bltkit.study.fast_decoding.measure._continue", refuse)
+    monkeypatch.setattr("bltkit.study.fast_decoding.decoding_turns.decode", refuse)
     found = blt(*line(place, done, "--seeds", "2")).json()
     assert found["rows"] == read_lines(done / "rows.jsonl")
     after = {path.name: path.read_bytes() for path in done.iterdir()}
     assert after == before
     said = blt(*line(place, done, "--seeds", "1"))
-    assert said.status == 2 and "with seeds = 2, now it is 1; choose another --out" in said.err.splitlines()[-1]
+    assert said.status == 2 and "with seeds = 2, and the plan says 1; use a new --out" in said.err.splitlines()[-1]
 
 
 def test_a_study_goes_on_where_it_was_broken_off(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,13 +188,13 @@ def test_a_study_goes_on_where_it_was_broken_off(place: Path, tmp_path: Path, mo
             raise KeyboardInterrupt
         return quick(session)
 
-    monkeypatch.setattr("bltkit.study.fast_decoding.measure._continue", broken)
+    monkeypatch.setattr("bltkit.study.fast_decoding.decoding_turns.decode", broken)
     assert cli.main(whole) == 130
     kept = (tmp_path / "out" / "turns.jsonl").read_bytes()
     assert kept.endswith(b"\n") and kept.count(b"\n") == 2
     with (tmp_path / "out" / "turns.jsonl").open("ab") as file:
         file.write(b'{"model": "pl')  # as a killed process leaves it
-    monkeypatch.setattr("bltkit.study.fast_decoding.measure._continue", quick)
+    monkeypatch.setattr("bltkit.study.fast_decoding.decoding_turns.decode", quick)
     with redirect_stdout(io.StringIO()):
         assert cli.main(whole) == 0
     turns = (tmp_path / "out" / "turns.jsonl").read_bytes()
@@ -211,48 +213,60 @@ def test_a_study_goes_on_where_it_was_broken_off(place: Path, tmp_path: Path, mo
 
 
 def test_a_report_needs_the_rows_alone(done: Path, tmp_path: Path, blt: Blt_) -> None:
-    pytest.importorskip("matplotlib")
     (tmp_path / "rows.jsonl").write_bytes((done / "rows.jsonl").read_bytes())
-    ran = blt("study", "fast-decoding", "--out", tmp_path, "--report")
-    assert ran.status == 0 and ran.out.decode() == (tmp_path / "table.md").read_text()
-    assert (tmp_path / "table.md").read_bytes() == (done / "table.md").read_bytes()
-    found = blt("study", "fast-decoding", "--out", tmp_path, "--report", "--json").json()
-    assert found["figures"] == [str(tmp_path / name) for name in ("quality.png", "ledgers.png")]
-    for figure in found["figures"]:
-        data = Path(figure).read_bytes()
-        assert data.startswith(b"\x89PNG\r\n\x1a\n") and min(struct.unpack(">II", data[16:24])) > 500
+    report = blt("study", "fast-decoding", "--out", tmp_path, "--report", "--json").json()
+    names = ["quality.png", "quality.svg", "ledgers.png", "ledgers.svg"]
+    assert report["figures"] == [str(tmp_path / name) for name in names]
+    for name in (*names, "table.md"):
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes() and (tmp_path / name).stat().st_size > 500
+
+
+def cells(text: str) -> list[list[str]]:
+    """Cells of every line of a Markdown text."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def drawn(axes: Any) -> list[float]:
+    """Places of all points, from left to right."""
+    return sorted(x for line in axes.lines if line.get_marker() in MARKERS.values() for x in line.get_xdata())
 
 
 def test_the_table_and_the_pictures(done: Path) -> None:
-    rows = read_lines(done / "rows.jsonl")
-    rows += [row | {"text": "prose", "valid_python": None, "python_judged": 0} for row in rows]
-    lines = table(rows).splitlines()
-    settings_shown = [row for row in rows if row["kind"] == "setting"]
-    assert sum(one.startswith("## ") for one in lines) == 1 + 8
-    for row in settings_shown:
-        name = row["setting"].replace(",", ", ")
-        assert any(one.startswith(f"| {name} | {row['bytes_per_second']:.1f} | ") for one in lines)
-    widths = {one.count("|") for one in lines if one.startswith("| ")}
-    assert len(widths) == 2  # held-out and settings: each table is rectangular
-    picture = quality(rows)
-    assert [[panel.title for panel in row] for row in picture.panels] == [
-        ["code, greedy", "prose, greedy"],
-        ["code, temperature 0.8", "prose, temperature 0.8"],
-    ]
-    points = [point for row in picture.panels for panel in row for point in panel.points]
-    assert len(points) == len(settings_shown)
-    ratios = sorted(row["against_ar"] for row in settings_shown)
-    assert sorted(point.x for point in points) == ratios
-    saved = [point for row in ledgers(rows).panels for panel in row for point in panel.points]
-    assert len(saved) == 2 * sum(row["setting"] != "ar" for row in settings_shown)
-    assert {name for name, _ in picture.colours} == {"plain", "d4"}
-    with pytest.raises(ValueError, match="no rows of `blt study fast-decoding`"):
-        table([])
+    rows = rows_of(done, kind="setting")
+    frame = ResultStore(done, "fast-decoding").frame()
+    lines = cells(to_markdown(FastDecodingStudy.smoke(), FastDecodingStudy.smoke().sections(frame)))
+    assert sum(line[0].startswith("## ") for line in lines) == 1 + 4
+    for row in rows:
+        assert any(line[:2] == [row["setting"], f"{row['bytes_per_second']:.1f}"] for line in lines)
+    assert len({len(line) for line in lines if len(line) > 1}) == 2  # held-out and settings: tables are rectangular
+    pictures = figures(frame)
+    quality, ledgers = pictures["quality"].axes, pictures["ledgers"].axes
+    assert [axes.get_title(loc="left") for axes in quality] == ["code, greedy", "code, temperature 0.8"]
+    assert sorted(x for axes in quality for x in drawn(axes)) == sorted(row["against_ar"] for row in rows)
+    assert sum(len(drawn(axes)) for axes in ledgers) == 2 * sum(row["setting"] != "ar" for row in rows)
+
+
+COMMITTED = """
+| tiny-d | 8 | block-diffusion weight 0.5, t block, starts anywhere | 2000 | 2.2491 [2.1929, 2.3035], +2.4 % of tiny | 1.8023 [1.7055, 1.8974], +2.9 % of tiny |
+| tiny | – | next-byte | 2800 | 2.1971 [2.1374, 2.2559] | 1.7514 [1.6582, 1.8418] |
+| speculative:draft=8 | 612.7 | 1.91 [1.79, 2.04] | 1.01, 1.01, 0.11, 0.12 | 8.48 | 97.6 % [96.6, 98.6] | 0.253 (34 %) | 0.585 + 0.0679 (49 %) | 48 % | 100.0 % | 83.6 % [79.2, 87.7] | 100.0 % | – | 1.002 [0.967, 1.026] | 1.00 |
+| diffusion:alpha=0.7, align_border=true | 556.1 | 1.73 [1.61, 1.86] | 0.98, 0.16, 0.14, 0.16 | 6.33 | – | 0.264 (31 %) | 0.529 + 0.0576 (55 %) | 42 % | 13.9 % [11.7, 17.0] | 43.4 % [35.0, 51.6] | 100.0 % | – | 2.355 [2.275, 2.430] | 2.35 [2.27, 2.43] |
+"""  # noqa: E501
+
+
+def test_the_committed_rows_say_what_version_0_1_0_printed(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(Path("docs/fast-decoding.jsonl").read_bytes())
+    study, frame = FastDecodingStudy.smoke(), ResultStore(tmp_path, "fast-decoding").frame()
+    lines = cells(to_markdown(study, study.sections(frame)))
+    assert all(line in lines for line in cells(COMMITTED.strip()))
+    assert sum(line[0].startswith("## ") for line in lines) == 41 and sum(len(line) == 15 for line in lines) == 604
+    about = "AMD EPYC, 1 thread · 32 prompts of 200 bytes, 128 bytes made; torch 2.13.0+cpu, commit a5b6bd51"
+    assert lines[2][0].startswith(about)
 
 
 BAD = [
     (("fast-decodin", "--out", "{out}"), "no study 'fast-decodin'; did you mean 'fast-decoding'?"),
-    (("fast-decoding", "--out", "{out}"), "needs --model NAME=MODEL"),
+    (("fast-decoding", "--out", "{out}"), "needs --model NAME=MODEL, as in --model plain=bltkit:tiny"),
     (("fast-decoding", "--out", "{out}", "--model", "a={place}/plain"), "needs --text NAME=FILE"),
     (("fast-decoding", "--out", "{out}", "--report"), "there is no rows.jsonl in it"),
     (("fast-decoding", "--out", "{out}", "--report", "--grid", "full"), "--grid is for measuring"),
@@ -285,14 +299,6 @@ def test_a_mistake_is_one_line(
     assert ran.status == 2 and not ran.out
     assert message in ran.err.splitlines()[-1]
     assert not out.exists()
-
-
-def test_without_matplotlib_the_table_is_written(done: Path, tmp_path: Path, blt: Blt_, monkeypatch: Any) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    (tmp_path / "rows.jsonl").write_bytes((done / "rows.jsonl").read_bytes())
-    ran = blt("study", "fast-decoding", "--out", tmp_path, "--report", "--json")
-    assert ran.json()["figures"] == [] and "pip install 'bltkit[plot]'" in ran.err
-    assert (tmp_path / "table.md").exists()
 
 
 def test_the_verb_explains_itself(blt: Blt_) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from bltkit.eval.intervals import paired_shares, paired_shares_over_groups, wilson, wilson_over_groups
 from bltkit.eval.statistics import NO_ITEMS, Estimate, estimate, estimate_difference, mean_of
 from bltkit.eval.tasks.task import Metric
-from bltkit.study.resampling import QuotientEstimate as Quotient
-from bltkit.study.resampling import Resampling
+from bltkit.study.stats import QuotientEstimate as Quotient
+from bltkit.study.stats import Resampling
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ MAX_EMBEDDED_BYTES = 25_000_000
 RECURRING = {
     "__init__.py": "every package has one",
     "config.py": "the configs of a package, beside bltkit/config.py, which reads all of them",
-    "measure.py": "in a study's folder: how one unit is measured",
-    "report.py": "in a study's folder: what the rows say",
+    "study.py": "the verb, and the contract of a study",
+    "driver.py": "the loop around a study, and the one around a program in the sandbox",
+    "store.py": "rows of a study, and text on disk",
+    "plots.py": "figures of studies, and those of evaluations",
 }
 """File names that may occur several times, and why; at most ten."""
 VAGUE_NAMES = re.compile(r"(utils?|common|helpers?|misc|base_.*)\.py")

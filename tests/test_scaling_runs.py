@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +16,51 @@ from hypothesis import strategies as st
 from bltkit.config import parse
 from bltkit.cost.formulas.operations import forward_flops, scorer_flops
 from bltkit.files.json_lines import read_lines
-from bltkit.study.row_file import ROWS
-from bltkit.study.scaling import ScalingPlan, cost_of, measure_rates, points_of, read_plan, run, table, write_report
-from bltkit.study.scaling.batches import Seen
+from bltkit.study.driver import selected_units
+from bltkit.study.report import to_html, to_markdown
+from bltkit.study.scaling.entropy_thresholds import Prepared, prepare
 from bltkit.study.scaling.family_configs import BltFamily, grown, parse_family
-from bltkit.study.scaling.prepare import prepare
-from bltkit.study.scaling.rows import config_hash
-from bltkit.study.scaling.runs import nearest_step, unit_config
+from bltkit.study.scaling.plan_cost import cost_of
+from bltkit.study.scaling.scaling_analysis import points_of
+from bltkit.study.scaling.scaling_batches import Seen
+from bltkit.study.scaling.scaling_runs import TrunkRun, config_hash, nearest_step
+from bltkit.study.scaling.scaling_study import ScalingStudy
+from bltkit.study.store import ROWS
+from bltkit.study.study import StudyRun
 from bltkit.train import TrainConfig
-from tests.html_pages import Page
-from tests.scaling_plans import Counting, plan, size
+from tests.scaling_plans import STAMP, Counting, plan, size
 from tests.test_cli import Blt_, blt
 
 __all__ = ["blt"]
 
-AROUND = {"commit": "c", "machine": {"cpu": "test"}, "command": "blt study scaling"}
+pd = pytest.importorskip("pandas")
 
 
-def measured(own: ScalingPlan, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
-    return run(own, out, AROUND, tools=(counting or Counting()).tools(), **options)
+def measured(own: ScalingStudy, out: Path, counting: Counting | None = None, **options: Any) -> list[dict[str, Any]]:
+    return (counting or Counting()).measure(own, out, **options)
+
+
+def preset(name: str) -> ScalingStudy:
+    study: ScalingStudy = parse(ScalingStudy, ScalingStudy.presets[name](), name)
+    return study
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The report's Markdown, with cells that are not padded."""
+    study = ScalingStudy.model_construct()
+    return re.sub(" +", " ", to_markdown(study, study.sections(pd.DataFrame(rows))))
+
+
+def points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return points_of(pd.DataFrame(rows)).to_dict("records")  # type: ignore[no-any-return]
 
 
 def test_the_cpu_plan_is_what_the_issue_asks_for() -> None:
-    own = read_plan("cpu")
+    own = preset("cpu")
     assert len(own.sizes) >= 3 and len(own.budgets) >= 3
     wanted = {"blt-entropy-4.5", "blt-entropy-6", "blt-entropy-8", "blt-space", "blt-stride-6", "bpe-4096"}
     assert wanted <= set(own.families)
-    keys = {unit.key for unit in own.units()}
+    keys = {trunk.key for trunk in own.trunks()}
     for family in ("blt-entropy-4.5", "bpe-4096"):
         assert {f"{family}:s:{seed}" for seed in range(3)} | {
             f"{family}:{name}:0" for name in ("xs", "s", "m", "l")
@@ -53,20 +73,20 @@ def test_the_cpu_plan_is_what_the_issue_asks_for() -> None:
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "cluster"])
 def test_what_a_plan_costs_adds_up(name: str) -> None:
-    own = read_plan(name)
+    own = preset(name)
     found = cost_of(own)
-    for unit, one in zip(own.units(), found.units, strict=True):
+    for unit, one in zip(own.trunks(), found.units, strict=True):
         assert [one.flops_per_byte * num_bytes for num_bytes in one.num_bytes] == pytest.approx(list(own.budgets))
         trained = own.budgets[-1] + own.decay_share * sum(own.budgets[:-1])
         assert trained < one.spent < 1.2 * trained or unit.family.name.startswith("bpe")
         assert one.hours == pytest.approx(one.spent / own.rate_of(unit) / 3600)
     assert found.flops == pytest.approx(sum(one.spent for one in found.units) + found.scorer_flops)
     assert cost_of(own, rate=1e10).hours == pytest.approx(found.flops / 1e10 / 3600)
-    assert all(unit.key in found.summary() for unit in own.units())
+    assert all(trunk.key in found.summary() for trunk in own.trunks())
 
 
 def test_costs_of_a_byte_are_those_of_the_ledger() -> None:
-    own = read_plan("cpu")
+    own = preset("cpu")
     family, small = parse_family("blt-entropy-4.5"), own.sizes[0]
     assert isinstance(family, BltFamily)
     scorer = parse(TrainConfig, _entropy(), "test").model
@@ -78,7 +98,7 @@ def test_costs_of_a_byte_are_those_of_the_ledger() -> None:
 
 def test_token_models_cost_what_their_own_count_says() -> None:
     """Once the trainer has them."""
-    own = read_plan("cpu")
+    own = preset("cpu")
     family, small = parse_family("bpe-4096"), own.sizes[0]
     try:
         config: TrainConfig = parse(TrainConfig, family.sections(small, None, None) | _steps(), "test")
@@ -99,7 +119,7 @@ def _entropy() -> dict[str, Any]:
 
 @pytest.mark.parametrize("patch", [6.0, 8.0, 12.0])
 def test_a_model_that_grows_with_its_patch_costs_the_same_at_inference(patch: float) -> None:
-    for one in read_plan("gpu").sizes:
+    for one in preset("gpu").sizes:
         base, family = parse_family("blt-entropy-4.5"), parse_family(f"blt-entropy-{patch:g}")
         larger = grown(one, family, 4.5, 4096)
         before, after = base.cost(one, 4.5, 4096, None).exact, family.cost(larger, patch, 4096, None).exact
@@ -130,12 +150,13 @@ def test_a_plan_that_cannot_be_is_refused(changes: dict[str, Any], message: str)
 
 def test_units_are_chosen_by_name() -> None:
     own = plan()
-    assert len(own.units()) == 2 * 2 + 2
-    assert [unit.key for unit in own.chosen(["blt-space:*:0"])] == ["blt-space:a:0", "blt-space:b:0"]
-    assert own.chosen([]) == own.units() == own.chosen(["*:*:*"])
-    for wrong in ("blt-space:a:7", "blt-space", "blt-spaces:a:0"):
+    assert len(own.trunks()) == 2 * 2 + 2 and len(own.units()) == 3 * 6
+    names = [unit.name for unit in selected_units(own, ["blt-space:*:0"])]
+    assert names == [f"blt-space:{size}:0:{budget}" for size in "ab" for budget in ("2e08", "4e08", "8e08")]
+    assert selected_units(own, ["*:*:*"]) == selected_units(own) == list(own.units())
+    for wrong in ("blt-space:a:7", "blt-spaces:a:0"):
         with pytest.raises(ValueError, match=f"--only '{wrong}'"):
-            own.chosen([wrong])
+            selected_units(own, [wrong])
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=200), st.integers(1, 50_000))
@@ -215,14 +236,14 @@ def test_units_of_another_process_are_left_to_it(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     with FileLock(place / ".lock"):
         rows = measured(own, tmp_path, say=said.append)
-    assert len(rows) == 5 * 3 and "blt-space:a:0: another process is at it" in said
+    assert len(rows) == 5 * 3 and "blt-space:a:0:2e08: already running in another process; skipping" in said
     assert len(measured(own, tmp_path)) == 6 * 3
 
 
 def test_a_study_stops_when_its_time_is_over(tmp_path: Path) -> None:
     own, said, counting = plan(), list[str](), Counting()
     first = measured(own, tmp_path, counting, minutes=5, say=said.append)
-    assert 0 < len(first) < 18 and "the time is over; the same command goes on at" in said[-1]
+    assert 0 < len(first) < 18 and "time limit reached; rerun the command to resume at" in said[-1]
     rounds = 1
     while len(measured(own, tmp_path, counting, minutes=5)) < 18:
         rounds += 1
@@ -232,12 +253,12 @@ def test_a_study_stops_when_its_time_is_over(tmp_path: Path) -> None:
 
 def test_another_plan_does_not_mix_with_the_rows_that_are_there(tmp_path: Path) -> None:
     measured(plan(), tmp_path, only=["blt-space:a:0"])
-    with pytest.raises(ValueError, match="blt-space:a:0 that were made otherwise"):
+    with pytest.raises(ValueError, match="holds rows of blt-space:a:0:2e08 with basis"):
         measured(plan(warmup_steps=3), tmp_path)
     with pytest.raises(ValueError, match="begun with another text"):
         prepared = plan(families=["blt-entropy-4.5"], scorer={"steps": 1})
         (tmp_path / "prepared.json").write_text('{"scorer": null, "fingerprint": null, "rules": {}, "reached": {}}')
-        prepare(prepared, prepared.units(), tmp_path, lambda: None, lambda line: None)  # type: ignore[arg-type]
+        prepare(prepared, [4.5], StudyRun(tmp_path, [], list, {}))
     with pytest.raises(ValueError, match="are 1 steps, too few for 2 steps of warm-up"):
         measured(plan(budgets=[5e6]), tmp_path / "small")
     with pytest.raises(ValueError, match=r"trains on 8 processes.*--dry-run"):
@@ -246,50 +267,56 @@ def test_another_plan_does_not_mix_with_the_rows_that_are_there(tmp_path: Path) 
 
 def test_the_hash_of_a_config_is_of_what_decides_its_numbers(tmp_path: Path) -> None:
     own = plan()
-    unit = own.units()[0]
-    prepared = prepare(own, [unit], tmp_path, lambda: None, lambda line: None)  # type: ignore[arg-type]
-    one = unit_config(own, unit, prepared, tmp_path, 10, 2).model_dump(mode="json")
-    other = unit_config(own, unit, prepared, tmp_path / "elsewhere", 10, 2).model_dump(mode="json")
+    prepared = Prepared(None, None, {}, {})
+    here, elsewhere = (
+        TrunkRun(own, own.trunks()[0], prepared, StudyRun(out, [], list, {})) for out in (tmp_path, tmp_path / "other")
+    )
+    one = here.config(10, 2).model_dump(mode="json")
+    other = elsewhere.config(10, 2).model_dump(mode="json")
     assert one != other and config_hash(one, None) == config_hash(other, None)
-    later = unit_config(own, unit, prepared, tmp_path, 11, 3).model_dump(mode="json")
+    later = here.config(11, 3).model_dump(mode="json")
     assert config_hash(one, None) != config_hash(later, None) != config_hash(later, "f")
-    trunk = unit_config(own, unit, prepared, tmp_path, 8)
+    trunk = here.config(8)
     assert all(trunk.optim.rate(step, 8) == 1 for step in range(2, 30))
 
 
 def test_the_report_says_what_the_rows_hold(tmp_path: Path) -> None:
     own = plan(sizes=[size("a", 16), size("b", 32), size("c", 48)], fixed_inference={"sizes": ["a"], "rule": "stride"})
     rows = measured(own, tmp_path)
-    written = write_report(rows, tmp_path, pictures=False)
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    text = table(rows)
-    assert written == (tmp_path / "report.html",) and (tmp_path / "table.md").read_text(encoding="utf-8") == text
+    frame, text = pd.DataFrame(rows), table(rows)
+    figures = own.figures(frame)
+    assert list(figures) == ["isoflop", "flops", "bytes", "inference"]
+    page = to_html(own, own.sections(frame), figures, own.facts(frame))
     for heading in ("What was measured", "The best size of a budget", "Crossovers", "Patch and model grown together"):
-        assert f"## {heading}" in text and heading in page.text
-    assert "blt-space and blt-stride-6: at 8e+08 FLOPs" in page.text and len(page.named("svg")) >= 4
-    some = next(row for row in points_of(rows) if row.seed == 1)
-    assert f"| {some.family} | {some.size} | 2e08 |" in text
+        assert f"## {heading}" in text and heading in page
+    assert "blt-space and blt-stride-6: at 8e+08 FLOPs" in page and page.count("<img ") == 4
+    some = next(row for row in points(rows) if row["seed"] == 1)
+    assert f"| {some['family']} | {some['size']} | 2e08 |" in text
     alone = table(rows[:1])
     assert "No intervals: no family, size and budget has two seeds" in alone
-    with pytest.raises(ValueError, match="no rows of `blt study scaling`"):
-        table([])
 
 
 def test_rates_are_measured_in_turn_and_give_the_seconds(tmp_path: Path) -> None:
     """A median over rounds for each family and size; the report's seconds are bytes by these."""
     own, counting = plan(), Counting()
     rows = measured(own, tmp_path, counting)
-    assert all(math.isnan(point.seconds) for point in points_of(rows)) and " seconds |" not in table(rows)
+    assert all(math.isnan(point["rated_seconds"]) for point in points(rows)) and " seconds |" not in table(rows)
     before = len(counting.trained)
-    rates = measure_rates(own, tmp_path, AROUND, rounds=3, tools=counting.tools())
+    measured(own.replace(rates=True, rounds=3), tmp_path, counting)
     order = [Path(directory).name for directory, _, _ in counting.trained[before:]]
     assert len(order) == 3 * 4 and order[:4] == order[4:8] == order[8:] and len(set(order)) == 4
-    assert {(row["family"], row["size"]) for row in rates} == {(f, s) for f in own.families for s in "ab"}
     whole = read_lines(tmp_path / ROWS)
+    rates = [row for row in whole if row["what"] == "scaling-rate"]
     known = {(row["family"], row["size"]): row["seconds_per_byte"] for row in rates}
-    for point in points_of(whole):
-        assert point.seconds == pytest.approx(point.num_bytes * known[point.family, point.size])
-    assert " seconds |" in table(whole) and run(own, tmp_path, AROUND, tools=counting.tools()) == rows
+    assert known.keys() == {(f, s) for f in own.families for s in "ab"}
+    for row in rates[-4:]:
+        assert len(row["all"]) == 3 and row["seconds_per_byte"] == statistics.median(row["all"])
+        assert {name: row[name] for name in STAMP} == STAMP and row["threads"] == own.threads
+    for point in points(whole):
+        rate = known[point["family"], point["size"]]
+        assert point["rated_seconds"] == pytest.approx(point["bytes_seen"] * rate)
+    assert " seconds |" in table(whole) and measured(own, tmp_path, counting) == whole
+    assert measured(own.replace(rates=True, rounds=3), tmp_path, counting) == whole, "a round is measured once"
     assert not (tmp_path / "rates").exists()
 
 
@@ -299,9 +326,9 @@ def test_the_command_tells_what_a_plan_costs(blt: Blt_) -> None:
     shown = blt("study", "scaling", "--dry-run", "--rate", "50").out.decode()
     assert "blt-entropy-8:m@8:0" in shown and "hours on one process" in shown
     for arguments, message in (
-        (["--plan", "gpus"], "--plan 'gpus' is neither a .toml file nor a preset; did you mean 'gpu'"),
+        (["--plan", "gpus"], "--plan 'gpus' is neither a TOML file nor one of smoke, cpu, gpu, cluster"),
         ([], "needs --out DIR"),
-        (["--rate", "5"], "--rate is for --dry-run"),
+        (["--rate", "5", "--out", "x"], "--rate is for --dry-run"),
         (["--dry-run", "--set", "seed=1"], "unknown key 'seed'; did you mean 'seeds'"),
         (["--out", "x", "--report", "--minutes", "1"], "--minutes is for measuring"),
         (["--out", "x", "--report"], "there is no rows.jsonl"),

@@ -1,7 +1,6 @@
 """What studies measure text with, and how they draw: each against the slow and obvious way to say it."""
 
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from bltkit.files.json_lines import append_lines, read_lines
 from bltkit.generate import Session
 from bltkit.study.fast_decoding.passages import passages_of
 from bltkit.study.fast_decoding.quality import agreement, is_utf8, may_be_python, nats_of, stays_python
-from bltkit.study.resampling import Resampling
-from bltkit.study.scatter import Panel, Point, Scatter, draw_scatter
-from bltkit.views.scene import Curve, Dot, Label
+from bltkit.study.plots import PlotPanel, PlotSeries, panels
+from bltkit.study.stats import Resampling
+from bltkit.views.figures import COLOURS, MUTED
 from bltkit.vocab import NEVER_EMITTED, encode
 from tests import tiny
 
@@ -179,54 +178,49 @@ def test_lines_are_complete_or_not_there(tmp_path: Path) -> None:
         read_lines(path)
 
 
-PLACES = st.lists(st.tuples(st.floats(0.01, 100), st.floats(-3, 8)), min_size=1, max_size=12)
+PLACES = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 8)), min_size=1, max_size=12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=10, deadline=None)
 @given(PLACES, st.sampled_from(["log", "linear", "percent"]))
-def test_points_and_names_stand_inside_and_apart(places: list[tuple[float, float]], scale: Any) -> None:
-    points = tuple(Point(x, y, "#123456", "circle", f"p {at}") for at, (x, y) in enumerate(places))
-    panel = Panel("Title", points, ((places[0][1], "#654321"),), diagonal=True)
-    picture = Scatter("A", "b", "x", "y", ((panel, panel), (panel,)), (("m", "#123456"),), (("ar", "circle"),), scale)
-    scene = draw_scatter(picture)
-    dots = [shape for shape in scene.shapes if isinstance(shape, Dot) and shape.fill == "#123456"]
-    assert len(dots) == 3 * len(points)
-    assert all(0 < dot.x < scene.width and 80 < dot.y < scene.height for dot in dots)
-    names = [shape for shape in scene.shapes if isinstance(shape, Label) and shape.text.startswith("p ")]
-    assert all(
-        abs(one.y - other.y) >= 8 or abs(one.x - other.x) >= 10
-        for one, other in pairwise(sorted(names, key=lambda name: (name.y, name.x)))
-    )
+def test_points_stand_inside_their_axes(places: list[tuple[float, float]], scale: Any) -> None:
+    xs, ys = zip(*places, strict=True)
+    series = PlotSeries("a", xs, ys, intervals=[(y / 2, y) for y in ys], names=["p"] * len(xs))
+    panel = PlotPanel("t", [series, PlotSeries("fit", (0.001, 1e4), (ys[0], 9.0), 1, "", "--")], diagonal=True)
+    figure = panels([[panel, panel], [panel]], "Title", about="About " * 40, x_scale=scale, notes=["note"])
+    assert len(figure.axes) == 3 and figure.get_label().startswith("Title. About")
+    for axes in figure.axes:
+        corner, opposite = axes.get_position().get_points()
+        assert (corner > 0).all() and (opposite < 1).all()
+        for x, y in places:
+            place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+            assert (place > -1e-9).all() and (place < 1 + 1e-9).all()
+    names = [text.get_text() for text in figure.texts]
+    assert names[0] == "Title" and names[-3:] == ["a", "fit", "note"]
 
 
-def test_markers_differ_and_an_empty_panel_says_so() -> None:
-    kinds: Any = ("circle", "square", "diamond", "up", "down", "star")
-    points = tuple(Point(1 + at, 1, "#123456", kind) for at, kind in enumerate(kinds))
-    legend = tuple((kind, kind) for kind in kinds)
-    scene = draw_scatter(Scatter("A", "b", "x", "y", ((Panel("t", points), Panel("u", ())),), (), legend))
-    outlines = {tuple((round(x - shape.points[0][0], 2), round(y - shape.points[0][1], 2)) for x, y in shape.points)
-                for shape in scene.shapes if isinstance(shape, Curve) and shape.fill == "#123456"}  # fmt: skip
-    assert len(outlines) == 5
-    assert any(isinstance(shape, Label) and shape.text == "nothing was measured" for shape in scene.shapes)
-    with pytest.raises(ValueError, match="no points"):
-        draw_scatter(Scatter("A", "b", "x", "y", ((Panel("t", ()),),), (), ()))
+def test_a_legend_names_colours_and_markers_and_panels_cannot_be_none() -> None:
+    kinds = [PlotSeries(f"of {marker}", (1.0,), (1.0,), at, marker) for at, marker in enumerate("osD")]
+    figure = panels([[PlotPanel("t", kinds)]], "T", markers={"one": "o", "other": "^"})
+    legend = [(line.get_marker(), line.get_color()) for line in figure.artists]
+    assert legend == [*(("s", colour) for colour in COLOURS[:3]), ("o", MUTED), ("^", MUTED)]
+    assert [line.get_marker() for line in figure.axes[0].lines] == ["o", "s", "D"]
+    with pytest.raises(ValueError, match="no panels"):
+        panels([], "T")
 
 
+@settings(max_examples=10, deadline=None)
 @given(st.floats(1.5, 3.0), st.floats(1.02, 1.6))
 def test_a_narrow_logarithmic_axis_still_has_ticks(low: float, ratio: float) -> None:
-    points = (Point(1e6, low, "#123456"), Point(2e6, low * ratio, "#123456"))
-    panel = Panel("t", points)
-    scene = draw_scatter(Scatter("A", "b", "x", "y", ((panel,),), (), (), "log", "log"))
-    left = min(shape.x for shape in scene.shapes if isinstance(shape, Dot))
-    ticks = [shape for shape in scene.shapes if isinstance(shape, Label) and shape.anchor == "end" and shape.x < left]
-    assert 3 <= len(ticks) <= 8
+    panel = PlotPanel("t", [PlotSeries("a", (1e6, 2e6), (low, low * ratio))])
+    (axes,) = panels([[panel]], "T", x_scale="log", y_scale="log").axes
+    bottom, top = axes.get_ylim()
+    assert 2 <= sum(bottom <= tick <= top for tick in axes.get_yticks()) <= 12
 
 
 def test_panels_that_share_a_scale_compare() -> None:
     """The same value stands at the same height in all of them, and at another where they do not share."""
-    low = Panel("low", (Point(1, 1.0, "#111111"), Point(2, 2.0, "#111111")))
-    high = Panel("high", (Point(1, 2.0, "#222222"), Point(2, 9.0, "#222222")))
+    rows = [[PlotPanel("low", [PlotSeries("", (1, 2), (1, 2))]), PlotPanel("high", [PlotSeries("", (1, 2), (2, 9))])]]
     for shared in (True, False):
-        scene = draw_scatter(Scatter("A", "b", "x", "y", ((low, high),), (), (), shared_y=shared))
-        twos = [dot.y for dot in scene.shapes if isinstance(dot, Dot)][1:3]
-        assert (twos[0] == pytest.approx(twos[1])) is shared
+        low, high = (axes.get_ylim() for axes in panels(rows, "T", share_y=shared).axes)
+        assert (low == high) is shared

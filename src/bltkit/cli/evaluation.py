@@ -1,4 +1,4 @@
-"""The verb `eval`: benchmarks, byte-exact, of our models and of token models."""
+"""The verb `eval`: benchmarks, byte-exact, of our models and of token models; `blt study evaluations` compares runs."""
 
 import shlex
 import sys
@@ -175,3 +175,39 @@ def print_table(lines: list[list[str]]) -> None:
             for cell, width, head in zip(line, widths, HEADS, strict=True)
         ]
         print_text("  ".join(cells).rstrip())
+
+
+def evaluations(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Directories of `blt eval --out`; the others are compared with the first.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The page, such as runs.html; default for a single one: its report.html.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML page: of one evaluation, or of several with their differences to the first."""
+    from bltkit.eval.report import write_comparison, write_page
+
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out {out}: a page's name ends in .html")
+    if len(directories) == 1:
+        place = write_page(directories[0], out)
+        if as_json:
+            print_json({"page": str(place)})
+    else:
+        if out is None:
+            raise ValueError("a comparison needs a place for its page, such as --out runs.html")
+        comparison = write_comparison(directories, out)
+        place = out
+        if as_json:
+            print_json({"page": str(place)} | comparison.to_json())
+        else:
+            print_text(comparison.summary(), end="")
+    say(f"wrote {place}")

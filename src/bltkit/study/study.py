@@ -1,101 +1,170 @@
-"""What a study is (seam 8): a frozen plan, the units that it measures, and a report of their rows.
+"""Contract of a study: a frozen plan, its units, how one unit is measured, and what the rows say.
 
-`run_study` is the one loop around it: a row is on disk as soon as its unit is measured, so the same command resumes
-after an interruption. `blt study NAME` gives every study the same options. The older studies of this folder have
-commands and loops of their own.
+A study subclasses `Study` and is registered by one line in `STUDIES` (cli/study.py). `driver.run_study` is the loop
+around it, `store.ResultStore` keeps its rows, `report.write_report` lays out its sections and figures, and
+`blt study NAME` makes options of its fields. This module imports neither torch nor the extra `study`, and a study's
+class should import them inside its methods: `blt study --help` imports every class.
 """
 
+import math
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from bltkit.config import Config
-from bltkit.files.lock import writer_lock
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bltkit.study.report import Section
+    from bltkit.train import Result
+    from bltkit.views.figures import Figure
 
 Row = dict[str, Any]
-RESERVED = ("what", "unit", "plan")
-"""Keys of every row: the study's name, the unit, and the plan as plain values."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a study that is measured in one go.
+
+    name: unique in the plan; `--only` takes patterns of it. lock: units that share one are measured by one process at a
+    time, others side by side; "" stands for the whole directory. settings: values that the stored rows of this unit
+    must have; a dotted key reads a nested value.
+    """
+
+    name: str
+    lock: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TimeLimit(Exception):
+    """The time limit is reached; stored rows and saved trainings stay."""
+
+
+def _train(*arguments: Any, **options: Any) -> "Result":
+    from bltkit.train import train
+
+    return train(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What the driver hands to a study.
+
+    units: those that `--only` selects. rows: all stored rows of the study, kept current. stamp: commit, machine,
+    command and threads, which the driver adds to each row. progress: takes the share of the unit that is done.
+    deadline: reading of `clock` after which nothing further begins. train: `bltkit.train.train`, in tests something
+    quick.
+    """
+
+    out: Path
+    units: Sequence[Unit]
+    rows: Callable[[], Sequence[Row]]
+    stamp: Mapping[str, Any]
+    say: Callable[[str], None] = lambda line: None
+    progress: Callable[[float], None] = lambda share: None
+    clock: Callable[[], float] = time.monotonic
+    deadline: float = math.inf
+    train: "Callable[..., Result]" = _train
+
+    def check_time(self) -> None:
+        """Raise TimeLimit after the deadline, which ends the study; the driver checks before each unit."""
+        if self.clock() >= self.deadline:
+            raise TimeLimit
+
+
+class CostEstimate(Protocol):
+    """Cost of a study before it runs, which `--dry-run` shows."""
+
+    def summary(self) -> str:
+        """For people."""
+        ...
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Plain values."""
+        ...
 
 
 class Study(Config):
-    """Base of a study; its fields are the plan, which `--plan F.toml` and `--set KEY=VALUE` fill."""
+    """Base of a study. Its fields are the plan, and the options of `blt study NAME`.
+
+    A field's description is the option's help. `json_schema_extra` may hold
+        option    name of the option, where it is not the field's
+        aliases   further names of the option
+        metavar   form of the value in help and messages, such as NAME=MODEL
+        positional  True: an argument without a name
+        report    True: may stand beside --report, since sections or figures depend on it
+        lists     rules, strategies, tasks or noises: the value `list` prints them
+    Fields of type dict[str, str] read NAME=SOURCE, tuples are repeatable, and fields of other types have no option.
+    """
+
+    what: ClassVar[str]
+    """Value of the key `what` in the rows."""
+    title: ClassVar[str] = ""
+    """Heading of the report; by default `what`."""
+    presets: ClassVar[Mapping[str, Callable[[], Mapping[str, Any]]]] = {}
+    """Named plans beside `smoke`: functions that return the plan's fields."""
+    default_plan: ClassVar[str] = ""
+    """Preset without --plan; "" stands for the fields' defaults."""
+    option_fields: ClassVar[Collection[str] | None] = None
+    """Fields that have options; None stands for all."""
+    default_out: ClassVar[str] = ""
+    """Directory without --out; "" makes --out required."""
 
     @classmethod
-    def example(cls) -> Self:
-        """A plan of seconds, for the contract tests; by default the default plan."""
+    def smoke(cls) -> Self:
+        """A plan of less than three minutes that needs nothing beside an install; by default the default plan."""
         return cls()
 
     @abstractmethod
-    def units(self) -> Sequence[str]:
-        """Names of what is measured, one row each, in order. A function of the plan alone."""
+    def units(self) -> Sequence[Unit]:
+        """Units in the order of measurement, a function of the plan alone. Raises ValueError for a bad plan."""
+
+    def prepare(self, run: StudyRun) -> None:
+        """Check and load what the units need, before any of them. Raises ValueError; nothing is written by then."""
+
+    def unit_of(self, row: Row) -> str:
+        """Name of the unit that a stored row belongs to.
+
+        By default the row's key `unit`; then each row also holds the plan, and a directory holds rows of one plan.
+        """
+        return str(row["unit"])
+
+    def is_done(self, unit: Unit, rows: Sequence[Row]) -> bool:
+        """Is a unit measured. rows: the stored rows of this unit; by default one row is enough."""
+        return bool(rows)
 
     @abstractmethod
-    def run(self, unit: str) -> Mapping[str, Any]:
-        """Measure one unit: plain JSON values by name."""
+    def run(self, unit: Unit, run: StudyRun) -> Iterator[Row]:
+        """Measure one unit: rows of plain JSON values without `what` and stamp, each stored when it is yielded.
+
+        A row's own key replaces the stamp's of that name.
+        """
+
+    def estimate(self, units: Sequence[Unit]) -> CostEstimate | None:
+        """Cost of units for --dry-run; by default None, and --dry-run lists the units."""
+        return None
 
     @abstractmethod
-    def report(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """The result as Markdown text, of any rows that were measured under one plan, at least one."""
+    def sections(self, frame: "pd.DataFrame") -> "Sequence[Section]":
+        """Sections of the report, from rows alone.
 
-    def figures(self, rows: Sequence[Mapping[str, Any]], out: Path) -> Sequence[Path]:
-        """Write pictures into `out` and return their paths; by default there are none."""
-        return ()
+        frame: the stored rows, at least one. Where rows hold no plan, `self` has default fields and those that stand
+        beside --report.
+        """
 
+    def figures(self, frame: "pd.DataFrame") -> "Mapping[str, Figure]":
+        """Figures of the report by their files' stems; by default none."""
+        return {}
 
-def missing_units(study: Study, name: str, out: Path) -> list[str]:
-    """The units that have no row in `out` yet, in order.
+    def summary(self, frame: "pd.DataFrame") -> Mapping[str, Any]:
+        """Further keys of --json, such as fits; by default none."""
+        return {}
 
-    Raises ValueError where a unit is named twice or `out` holds rows of this study under another plan.
-    """
-    from bltkit.study.row_file import RowFile  # imports torch, which a list of studies does not wait for
-
-    units = list(study.units())
-    if len(set(units)) < len(units):
-        twice = next(unit for unit in units if units.count(unit) > 1)
-        raise ValueError(f"study {name!r}: the unit {twice!r} is named twice; each needs its own name")
-    rows = RowFile(out, name).read() if out.is_dir() else []
-    plan = study.model_dump(mode="json")
-    for row in rows:
-        for field in row["plan"] | plan:
-            then, now = row["plan"].get(field), plan.get(field)
-            if then != now:
-                raise ValueError(
-                    f"{out} holds rows of study {name!r} with {field} = {then!r}, and the plan says {now!r}; "
-                    "use a new --out, or restore the original plan"
-                )
-    return [unit for unit in units if unit not in {row["unit"] for row in rows}]
-
-
-def run_study(
-    study: Study,
-    name: str,
-    out: Path,
-    circumstances: Mapping[str, Any],
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Row]:
-    """Measure the units that `out` lacks; returns all rows of the study there, in the order of their measurement.
-
-    circumstances: keys that every new row holds besides, such as commit and machine. Raises ValueError as
-    `missing_units`, and for a row that is no JSON.
-    """
-    from bltkit.study.row_file import RowFile
-
-    out.mkdir(parents=True, exist_ok=True)
-    rows = RowFile(out, name)
-    with writer_lock(out):
-        missing, total = missing_units(study, name, out), len(study.units())
-        for number, unit in enumerate(missing, total - len(missing)):
-            progress(number, total)
-            values = dict(study.run(unit))
-            taken = [key for key in (*RESERVED, *circumstances) if key in values]
-            if taken:
-                raise ValueError(f"study {name!r}, unit {unit!r}: the key {taken[0]!r} is the row's own; rename it")
-            plan = study.model_dump(mode="json")
-            try:
-                rows.add({"what": name, "unit": unit, "plan": plan, **values, **circumstances})
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"study {name!r}, unit {unit!r}: its row is no JSON ({error})") from None
-        progress(total, total)
-    return rows.read()
+    def facts(self, frame: "pd.DataFrame") -> Mapping[str, Any]:
+        """Provenance on the page: by default commit and command of the last row."""
+        last = frame.iloc[-1]
+        return {key: last[key] for key in ("commit", "command") if isinstance(last.get(key), str)}

@@ -36,7 +36,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Section:
+class ConfigSection:
     """A table of the TOML file. kind: of a table that comes in several kinds; else None."""
 
     name: str
@@ -50,9 +50,9 @@ class Section:
         return f"[{self.name}]" + ("" if self.kind is None else f' kind = "{self.kind}"')
 
 
-def sections() -> list[Section]:
+def sections() -> list[ConfigSection]:
     """All tables of a training config, in the order of `TrainConfig`; nested ones follow the one that holds them."""
-    sections: list[Section] = []
+    sections: list[ConfigSection] = []
     for name, field in TrainConfig.model_fields.items():
         kinds = _classes_of(field)
         for kind in kinds:
@@ -60,9 +60,9 @@ def sections() -> list[Section]:
     return sections
 
 
-def _sections(name: str, kind: type[Config], several: bool) -> Iterator[Section]:
+def _sections(name: str, kind: type[Config], several: bool) -> Iterator[ConfigSection]:
     schema = kind.model_json_schema(mode="validation")
-    keys, inner = [], list[Section]()
+    keys, inner = [], list[ConfigSection]()
     for field, info in kind.model_fields.items():
         classes = _classes_of(info)
         if field != "kind" or not several:
@@ -81,7 +81,7 @@ def _sections(name: str, kind: type[Config], several: bool) -> Iterator[Section]
             keys.insert(
                 0, Key("preset", "text", "default: none", f"A named shape, of which keys are changed: {named}.")
             )
-    yield Section(name, tag, " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split()), tuple(keys))
+    yield ConfigSection(name, tag, " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split()), tuple(keys))
     yield from inner
 
 

@@ -1,6 +1,6 @@
-"""The ablations there are: a question, and variants of one small training that answer it. A new one is an entry here.
+"""Catalogue of ablations: a question, and variants of one small training that answer it. A new one is an entry here.
 
-A variant says what it changes of the common config (`trainings.py`): sections and fields by dotted names. Rules are
+A variant names its changes to the common config (`trainings.py`): sections and fields by dotted names. Rules are
 named by kind; those with a threshold are calibrated on the entropy model, so that all cut at the same rate.
 """
 
@@ -17,7 +17,7 @@ ENTROPY = "threshold"
 
 @dataclass(frozen=True)
 class Variant:
-    """One training. The first of an ablation is what the others are compared with."""
+    """One training. Variants are compared with the first of their group."""
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -27,9 +27,8 @@ class Variant:
     scorer: Mapping[str, Any] = field(default_factory=lambda: SCORER)
     """[model] section of the entropy model."""
     learned: bool = False
-    """Borders of the objective `learned-boundary`, at the same rate."""
+    """Boundaries learned by the objective `learned-boundary`, at the same rate."""
     group: str = ""
-    """Variants are compared with the first of their group."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class Ablation:
     question: str
     variants: tuple[Variant, ...]
     rate_of_words: bool = False
-    """Cut everything at the rate of the rule `space`, which cannot be told one."""
+    """Cut everything at the rate of the rule `space`, which has no parameter."""
     same_flops: bool = False
     """Train every variant of a group with as many operations as its first takes for its steps."""
     rates: tuple[float, ...] = (1.0,)
     """Learning rates, as multiples of the common one. With several, the first seed of a variant tries all of them, and
-    the best on held-out text is what the other seeds train at."""
+    the other seeds train at the best on held-out text."""
     needs_texts: bool = False
-    """By --text, since what every Python has does not answer it."""
+    """Texts of several kinds, by --text: the standard library alone does not answer the question."""
 
 
 def ablation_named(name: str) -> Ablation:
@@ -70,13 +69,13 @@ def _scorer(**changes: Any) -> dict[str, Any]:
 
 
 def _local() -> tuple[Variant, ...]:
-    found = []
+    variants = []
     for params in (0.8e6, 1.6e6, 3.2e6):
         group = f"{params / 1e6:g}M"
         for width, encoder, decoder in ((64, 1, 2), (64, 1, 1), (64, 1, 4), (64, 2, 4), (32, 1, 2), (96, 1, 2)):
             model = grown(params, width, encoder, decoder)
-            found.append(Variant(f"{group}: width {width}, {encoder}+{decoder}", {"model": model}, group=group))
-    return tuple(found)
+            variants.append(Variant(f"{group}: width {width}, {encoder}+{decoder}", {"model": model}, group=group))
+    return tuple(variants)
 
 
 _LEVERS: dict[str, dict[str, Any]] = {
@@ -167,5 +166,5 @@ def _all() -> tuple[Ablation, ...]:
     )
 
 
-ABLATIONS: Mapping[str, Ablation] = {one.name: one for one in _all()}
+ABLATIONS: Mapping[str, Ablation] = {ablation.name: ablation for ablation in _all()}
 """By name."""

@@ -1,10 +1,13 @@
-"""What a finished run's model makes of held-out text, text by text."""
+"""Held-out bits per byte of a finished run's model, text by text."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bltkit.data import Corpus, TokenBatch, validation_batches
@@ -20,21 +23,12 @@ from bltkit.train.token_vocabulary import known_vocabulary
 from bltkit.vocab import OFFSET
 
 
-@dataclass(frozen=True)
-class HeldoutText:
-    """Of one text's held-out documents; unit_bytes: of a patch or token."""
-
-    bits_per_byte: float
-    num_bytes: int
-    unit_bytes: float | None
-
-
 def heldout(
     config: TrainConfig, checkpoint: Path, texts: Sequence[str], rule: PatchingRule | None = None
-) -> dict[str, HeldoutText]:
-    """Of each of the config's sources, under the names of `texts`; of all together under ''.
+) -> dict[str, dict[str, Any]]:
+    """`bits_per_byte`, `num_bytes` and `unit_bytes` (mean patch or token) of each of the config's sources.
 
-    rule: in place of the one that the run was trained with.
+    Their names are `texts`; all together stand under ''. rule: in place of the one that the run was trained with.
     """
     trainer, data = config.trainer.replace(init=str(checkpoint)), config.data
     with world_of("cpu", None) as world, numerics(trainer.threads, False, world.device), torch.no_grad():
@@ -44,37 +38,34 @@ def heldout(
         learner = Learner(config.replace(trainer=trainer), world, patcher)
         learner.model.eval()
         vocabulary = known_vocabulary(config.replace(trainer=trainer), None)
-        found, sums = {}, [0.0, 0, 0, 0]
-        corpus = Corpus.from_sources(list(data.sources), data.validation_fraction, directory=_cache(config))
+        cache = None if data.cache is None else Path(data.cache)
+        corpus = Corpus.from_sources(list(data.sources), data.validation_fraction, directory=cache)
+        sums = {}
         for number, name in enumerate(texts):
-            own = [0.0, 0, 0, 0]
-            for batch in validation_batches(
+            batches = validation_batches(
                 corpus.held_out_of(number), data.row_bytes, data.batch_rows, trainer.validation_batches
-            ):
+            )
+            sums[name] = np.zeros(4)
+            for batch in batches:
                 losses, units = learner.loss(
                     batch if vocabulary is None else TokenBatch.of(batch, vocabulary=vocabulary)
                 )
-                seen = int((batch.ids >= OFFSET).sum())
-                own = [
-                    a + b for a, b in zip(own, (losses.text.item(), batch.text_bytes, seen, int(units)), strict=True)
-                ]
-            if own[1]:
-                found[name] = _heldout(own)
-            sums = [a + b for a, b in zip(sums, own, strict=True)]
-        return found | {"": _heldout(sums)}
+                sums[name] += losses.text.item(), batch.text_bytes, int((batch.ids >= OFFSET).sum()), int(units)
+        result = {name: _figures(values) for name, values in sums.items() if values[1]}
+        return result | {"": _figures(np.sum(list(sums.values()), axis=0))}
 
 
 def seconds_of(run: Path) -> float:
-    """That a finished run has trained, whatever broke it off in between."""
+    """Seconds that a finished run has trained, interruptions left out."""
     checkpoint = RunDirectory(run).latest()
     assert checkpoint is not None
     return read_position(checkpoint).seconds
 
 
-def _heldout(sums: Sequence[float]) -> HeldoutText:
-    nats, num_bytes, seen, units = sums
-    return HeldoutText(nats / math.log(2) / num_bytes, int(num_bytes), seen / units if units else None)
-
-
-def _cache(config: TrainConfig) -> Path | None:
-    return None if config.data.cache is None else Path(config.data.cache)
+def _figures(sums: npt.NDArray[np.float64]) -> dict[str, Any]:
+    nats, num_bytes, seen, units = sums.tolist()
+    return {
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "num_bytes": int(num_bytes),
+        "unit_bytes": seen / units if units else None,
+    }

@@ -29,8 +29,9 @@ _TABLES = 512_768
 
 
 def grown(params: float, width: int, encoder_layers: int, decoder_layers: int) -> dict[str, Any]:
-    """A BLT of so many parameters (tables left out, and the same for all) with these local modules: the global
-    transformer, three layers, takes what they leave.
+    """A BLT of `params` parameters (tables apart, and the same for all) with these local modules.
+
+    The global transformer, three layers, takes the remainder.
 
     Raises ValueError where they leave too little.
     """
@@ -44,12 +45,12 @@ def grown(params: float, width: int, encoder_layers: int, decoder_layers: int) -
             "ngrams": {"sizes": [3, 4, 5, 6], "buckets": round(_TABLES / (4 * width))},
         }
 
-    found: list[tuple[float, dict[str, Any]]] = []
+    shapes: list[tuple[float, dict[str, Any]]] = []
     for wide in range(8 * _HEADS, 1024, 8 * _HEADS):
         least = blt_params(parse(BltConfig, fields(wide, 8), "shape"))
         ffn = 8 + 8 * round((params - least) / (3 * 3 * wide) / 8)
         if ffn >= wide:
-            found.append((abs(ffn / wide - 3), fields(wide, ffn)))
-    if not found:
+            shapes.append((abs(ffn / wide - 3), fields(wide, ffn)))
+    if not shapes:
         raise ValueError(f"local modules of width {width} leave nothing of {params:,.0f} parameters; take more of them")
-    return min(found, key=lambda one: one[0])[1]
+    return min(shapes, key=lambda shape: shape[0])[1]

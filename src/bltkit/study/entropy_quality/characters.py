@@ -1,10 +1,10 @@
-"""Characters and scripts of a text, as far as it is UTF-8: what borders cut, and how much of each script is in a patch.
+"""Characters and scripts of a text, as far as it is UTF-8: those that borders cut, and patches by script.
 
 Spaces, digits and signs have no script of their own and count with the letter before them, so that a script's patches
 hold its words and the spaces between.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bltkit.eval.scripts import NONE, script
-from bltkit.study.entropy_quality.entropy_metrics import Flags, Numbers
 
+Flags = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Characters:
 
     @property
     def stray_share(self) -> float:
-        """Of the bytes."""
+        """Share of the bytes that are part of no character."""
         return float(self.stray.sum() / self.sizes.sum())
 
     @property
@@ -46,7 +47,7 @@ class Characters:
 
 
 def characters(data: bytes) -> Characters:
-    """Of any bytes."""
+    """Characters of any bytes."""
     text = data.decode("utf-8", "surrogateescape")
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     stray = (codes >= 0xDC80) & (codes <= 0xDCFF)
@@ -54,54 +55,43 @@ def characters(data: bytes) -> Characters:
     return Characters(np.cumsum(sizes) - sizes, sizes, stray, codes)
 
 
-def scripts(found: Characters) -> tuple[str, ...]:
-    """Of each character: its own, else that of the last one before that has any, else of the first that has."""
-    own = [None if stray else script(chr(code)) for code, stray in zip(found.codes, found.stray, strict=True)]
-    current = next((name for name in own if name is not None), NONE)
-    names = []
-    for name in own:
-        current = name or current
-        names.append(current)
-    return tuple(names)
+def scripts(text: Characters) -> tuple[str, ...]:
+    """Script of each character; without one of its own, that of the last character before it that has one, else of the
+    first character that has one.
+    """
+    names = [None if stray else script(chr(code)) for code, stray in zip(text.codes, text.stray, strict=True)]
+    current = next((name for name in names if name is not None), NONE)
+    return tuple(current := name or current for name in names)
 
 
-def by_script(found: Characters, borders: Flags, bits: Mapping[str, Numbers], least: int) -> dict[str, dict[str, Any]]:
-    """What patches make of each script with at least `least` bytes in the text, the largest first.
+def by_script(text: Characters, borders: Flags, bits: Mapping[str, Numbers], least: int) -> dict[str, dict[str, Any]]:
+    """Figures of the patches in each script with at least `least` bytes in the text, the largest first.
 
     bits: of each byte by each judge. Each entry: `bytes`, `characters`, `borders` (patches that open in the script),
     `bytes_per_patch`, `characters_per_patch`, `bits_per_patch` by judge, `cut_share` of its characters of several
     bytes; None where there is nothing to divide by.
     """
-    return dict(sorted(_by_script(found, borders, bits, least), key=lambda item: -int(item[1]["bytes"])))
+    import pandas as pd
+
+    names = np.array(scripts(text))
+    by_byte = pd.DataFrame({"borders": borders, **bits}).groupby(np.repeat(names, text.sizes)).sum()
+    columns = {"bytes": text.sizes, "characters": 1, "wide": text.wide, "cut": text.wide & text.cut(borders)}
+    sums = pd.DataFrame(columns).groupby(names).sum().join(by_byte)
+    sums = sums[sums["bytes"] >= least].sort_values("bytes", ascending=False, kind="stable")
+    return {
+        str(name): {
+            "bytes": int(row["bytes"]),
+            "characters": int(row["characters"]),
+            "borders": int(row["borders"]),
+            "bytes_per_patch": quotient(row["bytes"], row["borders"]),
+            "characters_per_patch": quotient(row["characters"], row["borders"]),
+            "bits_per_patch": {judge: quotient(row[judge], row["borders"]) for judge in bits},
+            "cut_share": quotient(row["cut"], row["wide"]),
+        }
+        for name, row in sums.iterrows()
+    }
 
 
-def _by_script(
-    found: Characters, borders: Flags, bits: Mapping[str, Numbers], least: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = np.array(scripts(found))
-    of_byte = np.repeat(names, found.sizes)
-    cut = found.cut(borders)
-    for name in np.unique(names):
-        own, own_bytes = names == name, of_byte == name
-        size, opened = int(own_bytes.sum()), int((own_bytes & borders).sum())
-        if size < least:
-            continue
-        wide = own & found.wide
-        yield (
-            str(name),
-            {
-                "bytes": size,
-                "characters": int(own.sum()),
-                "borders": opened,
-                "bytes_per_patch": _quotient(size, opened),
-                "characters_per_patch": _quotient(int(own.sum()), opened),
-                "bits_per_patch": {
-                    judge: _quotient(float(values[own_bytes].sum()), opened) for judge, values in bits.items()
-                },
-                "cut_share": _quotient(int((wide & cut).sum()), int(wide.sum())),
-            },
-        )
-
-
-def _quotient(above: float, below: float) -> float | None:
-    return above / below if below else None
+def quotient(above: float, below: float) -> float | None:
+    """above / below; None where `below` is 0."""
+    return float(above / below) if below else None

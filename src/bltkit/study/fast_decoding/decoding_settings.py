@@ -1,6 +1,6 @@
-"""Ways of decoding that a study compares: each is a strategy with its fields, written `kind:field=value,...`.
+"""Settings of decoding that the study compares: each is a strategy with its fields, written `kind:field=value,...`.
 
-The written form is the setting's name, in rows, tables and on the command line alike.
+The written form is the setting's name in rows, in tables and on the command line.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bltkit.generate import Strategy, parse_strategy
 from bltkit.model import Blt
 
 AR = "ar"
-"""What all others are measured against."""
+"""The setting that all others are compared with."""
 
 _SMALL = (
     AR,
@@ -41,19 +41,19 @@ _MORE = (
     "verified:gamma=2.0",
 )
 GRIDS = {AR: (AR,), "small": _SMALL, "full": _SMALL + _MORE}
-"""By name; "ar" is for settings of one's own. `first=masked,latent=open` is the paper's own rule (Fast BLT, algorithm
-1): the block stands behind the prefix, all of it masked, and reads the latent of a patch cut short."""
+"""Settings by the grid's name; "ar" is for further settings alone. `first=masked,latent=open` is the paper's own rule
+(Fast BLT, algorithm 1): the block follows the prefix, all of it masked, and reads the latent of a patch cut short."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A way of decoding under its written name."""
+    """A strategy under its written name."""
 
     name: str
     strategy: Strategy
 
     def fault(self, model: Blt) -> str | None:
-        """Why the model cannot do it; None where it can."""
+        """Reason why the model cannot decode so; None where it can."""
         try:
             self.strategy.check(model)
         except ValueError as error:
@@ -73,23 +73,23 @@ def setting_of(name: str) -> Setting:
     unknown strategy or field, or a value out of range.
     """
     strategy = parse_strategy(name, "setting")
-    given = [
+    written = [
         f"{field}={_written(getattr(strategy, field))}"
         for field in type(strategy).model_fields
         if field in strategy.model_fields_set
     ]
-    return Setting(":".join(filter(None, (strategy.kind, ",".join(given)))), strategy)
+    return Setting(":".join(filter(None, (strategy.kind, ",".join(written)))), strategy)
 
 
 def settings_of(grid: str, further: Sequence[str] = ()) -> tuple[Setting, ...]:
-    """The settings of a grid and further ones, each once, `ar` in front.
+    """The settings of a grid and further ones, each once, `ar` first.
 
     Raises ValueError for an unknown grid or setting.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid = {grid!r}{nearest(grid, list(GRIDS))}")
-    found = [setting_of(name) for name in (AR, *GRIDS[grid], *further)]
-    return tuple({setting.name: setting for setting in found}.values())
+    settings = [setting_of(name) for name in (AR, *GRIDS[grid], *further)]
+    return tuple({setting.name: setting for setting in settings}.values())
 
 
 def _written(value: object) -> str:

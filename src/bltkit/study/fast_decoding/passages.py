@@ -1,19 +1,19 @@
-"""Prompts out of a text, and how the text itself goes on behind each: what decoding is measured on.
+"""Passages of a text: prompts, each within one document, and how the document itself continues after each of them.
 
-A prompt lies within one document. Prompts are spread evenly over all documents laid end to end, none overlaps
-another, and where exactly each begins follows from the seed alone.
+Prompts are spread evenly over all documents laid end to end, none overlaps another, and where each begins follows from
+the seed alone. In code a prompt begins at a line from which on it is Python.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from bltkit.bench.prompt_texts import character_end, prompt_begin, spread_places
 from bltkit.data import Document, read_documents
-from bltkit.study.fast_decoding.quality import may_be_python, whole_lines
+from bltkit.study.fast_decoding.quality import begins_python
 
 CODE = "code"
 """Texts of a name that begins so are Python."""
@@ -26,24 +26,24 @@ class Passage:
     document: str
     prompt: bytes
     rest: bytes
-    """Up to where the next prompt's place begins; may be empty."""
+    """Up to where the next prompt begins; may be empty."""
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Of one text."""
+    """Passages of one text."""
 
     name: str
     passages: tuple[Passage, ...]
 
     @property
     def is_code(self) -> bool:
-        """Is it Python."""
+        """Is the text Python."""
         return self.name.startswith(CODE)
 
     @property
     def digest(self) -> str:
-        """Of prompts and rests."""
+        """Hash of prompts and rests."""
         state = sha256()
         for passage in self.passages:
             for piece in (passage.prompt, passage.rest):
@@ -75,54 +75,27 @@ def passages_of(
     """`count` passages, as evenly spread as the documents allow.
 
     prompt_bytes: of a prompt; up to 3 fewer where a character would be cut.
-    room: bytes that a document must have behind a prompt, or in front of it: within so many a prompt is moved to where
-        a line begins, in code to the first such place whose own lines are Python.
-    rest_bytes: of a rest at most.
+    room: bytes that a document holds around a prompt, which moves by at most as many to the beginning of a line.
+    rest_bytes: maximum number of bytes of a rest.
 
-    Raises ValueError where the documents that are long enough have no room for so many.
+    Raises ValueError where the documents that are long enough have no room for as many.
     """
-    size = prompt_bytes + room
-    slots = [(at, begin) for at, one in enumerate(documents) for begin in range(0, len(one.data) - size + 1, size)]
-    if len(slots) < count:
-        longest = max(len(one.data) for one in documents)
+    texts = [document.data for document in documents]
+    sizes = [len(text) for text in texts]
+    places = spread_places(sizes, count, prompt_bytes + room, np.random.default_rng(seed))
+    if not places:
+        slots = sum(size // (prompt_bytes + room) for size in sizes)
         raise ValueError(
-            f"text {name!r} has room for {len(slots)} prompts of {prompt_bytes} bytes with {room} bytes behind, not "
-            f"for {count}; its longest document has {longest} bytes: "
+            f"text {name!r} has room for {slots} prompts of {prompt_bytes} bytes with {room} bytes after each, not "
+            f"for {count}; its longest document has {max(sizes)} bytes: "
             "give more text, or ask for fewer or shorter prompts"
         )
-    random = np.random.default_rng(seed)
-    edges = [number * len(slots) // count for number in range(count + 1)]
-    chosen = [slots[int(random.integers(low, high))] for low, high in pairwise(edges)]
-    begins = [
-        (at, _begin(documents[at].data, begin, prompt_bytes, room, name.startswith(CODE))) for at, begin in chosen
-    ]
-    found = []
-    for number, (at, begin) in enumerate(begins):
-        data = documents[at].data
-        end = _at_character(data, begin + prompt_bytes)
-        follows = begins[number + 1][1] if number + 1 < count and begins[number + 1][0] == at else len(data)
-        stop = _at_character(data, min(follows, end + rest_bytes))
-        found.append(Passage(documents[at].name, data[begin:end], data[end : max(end, stop)]))
-    return Passages(name, tuple(found))
-
-
-def _begin(data: bytes, place: int, prompt_bytes: int, room: int, code: bool) -> int:
-    """Where the prompt of a place begins: `room` bytes behind its beginning at most."""
-    lines = [at for at in range(place, place + room + 1) if at == 0 or data[at - 1] == 0x0A]
-    lines = [at for at in lines if data[at] not in b"\r\n"] or lines
-    if code:
-        for at in lines:
-            own = whole_lines(data[at : at + prompt_bytes])
-            if own.strip() and may_be_python(own):
-                return at
-    if lines:
-        return lines[0]
-    return next((at for at in range(place, place + min(4, room + 1)) if data[at] & 0xC0 != 0x80), place)
-
-
-def _at_character(data: bytes, at: int) -> int:
-    """The last place from `at` backwards where a character begins; `at` where there is none near."""
-    for back in range(4):
-        if at - back >= len(data) or data[at - back] & 0xC0 != 0x80:
-            return at - back
-    return at
+    fits = begins_python if name.startswith(CODE) else lambda prompt: True
+    begins = [(at, prompt_begin(texts[at], place, prompt_bytes, room, fits)) for at, place in places]
+    passages = []
+    for (at, begin), (next_at, next_begin) in zip(begins, [*begins[1:], (-1, 0)], strict=True):
+        text = texts[at]
+        end = character_end(text, begin + prompt_bytes)
+        stop = character_end(text, min(next_begin if next_at == at else len(text), end + rest_bytes))
+        passages.append(Passage(documents[at].name, text[begin:end], text[end : max(end, stop)]))
+    return Passages(name, tuple(passages))

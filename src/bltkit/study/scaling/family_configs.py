@@ -1,8 +1,7 @@
 """Families of models in the study `scaling`: a name and a size become a training config and its operations per byte.
 
-The seam between the study and what it compares. A family is a value; everything else in the study asks it for the
-sections `[model]` and `[patching]` and for costs, given how many bytes a patch or a token holds ("unit bytes"), which
-is measured as the run goes.
+A family gives the sections `[model]` and `[patching]`, and costs at a number of bytes per unit (patch or token), which
+is measured during the run.
 """
 
 import re
@@ -39,7 +38,7 @@ class Local(Config):
 
 
 class ScalingSize(Config):
-    """A size of the study: the global transformer that all families have, and what belongs to one of them."""
+    """A size of the study: the global transformer that all families have, and the local models of BLTs."""
 
     name: str = Field(pattern=r"^[a-z0-9]+(@[0-9.]+)?$")
     width: PositiveInt
@@ -49,31 +48,31 @@ class ScalingSize(Config):
     local: Local = Local()
     lr: float = Field(default=2e-3, gt=0)
     rate: float | None = Field(default=None, gt=0)
-    """Training FLOPs a second that were measured for it: for estimates only; the plan's by default."""
+    """Measured training FLOP/s: for estimates only; the plan's by default."""
     token_rate: float | None = Field(default=None, gt=0)
-    """The same of token models, whose few large products run faster; `rate` by default."""
+    """Rate of token models, whose few large products run faster; `rate` by default."""
 
     def stack(self) -> dict[str, Any]:
-        """The global transformer's fields, which are those of a token model's layers too."""
+        """Fields of the global transformer, and of a token model's layers."""
         return {"width": self.width, "layers": self.layers, "heads": self.heads, "ffn_width": self.ffn_width}
 
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Operations of one forward pass per byte of text. paper: without the scorer, as published."""
+    """Operations of a forward pass per byte of text. paper: without the scorer, as published."""
 
     exact: float
     paper: float
     scorer: float
-    """Of the model that finds the patches; it runs forward once for every byte that is trained on."""
+    """Entropy model: one forward pass over every byte of training."""
 
     def training(self, num_bytes: float, include_scorer: bool = True) -> float:
-        """Operations of training on so much text."""
+        """Operations of training on `num_bytes` bytes of text."""
         return num_bytes * (TRAINING * self.exact + (self.scorer if include_scorer else 0.0))
 
 
 class Family(Config):
-    """What is compared. `name` is how the command line and the rows call it."""
+    """Models that are compared. `name` stands in command lines and rows."""
 
     name: str
 
@@ -81,7 +80,7 @@ class Family(Config):
 
     @property
     def needs_scorer(self) -> bool:
-        """Does training read entropies."""
+        """Whether training reads entropies."""
         return False
 
     @property
@@ -91,21 +90,21 @@ class Family(Config):
 
     @abstractmethod
     def sections(self, size: ScalingSize, rule: str | None, scorer: str | None) -> dict[str, Any]:
-        """`[model]` and, where it has one, `[patching]` of a training config. rule, scorer: what `prepare` found."""
+        """`[model]` and, where it has one, `[patching]` of a training config. rule, scorer: those of `Prepared`."""
 
     @abstractmethod
     def cost(
         self, size: ScalingSize, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None
     ) -> ForwardCost:
-        """What a byte costs at this size."""
+        """Cost of a byte at this size."""
 
 
 class BltFamily(Family):
-    """BLTs that are cut by one rule at one mean patch size."""
+    """BLTs with one patching rule at one mean patch size."""
 
     rule: Rule
     patch_bytes: float | None = None
-    """None for words, whose size the text decides."""
+    """None for words, whose size depends on the text."""
 
     @property
     def needs_scorer(self) -> bool:
@@ -124,7 +123,7 @@ class BltFamily(Family):
         return {"model": self.model(size).model_dump(mode="json", exclude_none=True), "patching": patching}
 
     def model(self, size: ScalingSize) -> BltConfig:
-        """The shape."""
+        """Config of the model."""
         local = size.local
         side = {"width": local.width, "heads": local.heads, "ffn_width": local.ffn_width, "window": local.window}
         fields = {
@@ -134,8 +133,8 @@ class BltFamily(Family):
             "cross_attn_k": local.cross_attn_k,
             "ngrams": {"sizes": local.ngram_sizes, "buckets": local.ngram_buckets},
         }
-        found: BltConfig = parse(BltConfig, fields, f"size {size.name!r}")
-        return found
+        config: BltConfig = parse(BltConfig, fields, f"size {size.name!r}")
+        return config
 
     def cost(
         self, size: ScalingSize, unit_bytes: float, row_bytes: int, scorer: EntropyConfig | CnnConfig | None
@@ -183,16 +182,16 @@ def parse_family(name: str) -> Family:
 
     Raises ValueError for any other name, and for a patch or vocabulary too small.
     """
-    if (found := _BLT.fullmatch(name)) is not None:
-        rule, patch_bytes = found[1] or found[3], found[2] and float(found[2])
+    if (match := _BLT.fullmatch(name)) is not None:
+        rule, patch_bytes = match[1] or match[3], match[2] and float(match[2])
         if patch_bytes and patch_bytes < 1:
             raise ValueError(f"family {name!r}: a patch holds at least 1 byte")
         family: Family = parse(BltFamily, {"name": name, "rule": rule, "patch_bytes": patch_bytes}, f"family {name!r}")
         return family
-    if (found := _BPE.fullmatch(name)) is not None:
-        if int(found[1]) < 260:
+    if (match := _BPE.fullmatch(name)) is not None:
+        if int(match[1]) < 260:
             raise ValueError(f"family {name!r}: a vocabulary holds the 256 bytes, special tokens and some merges")
-        return BpeFamily(name=name, vocab_size=int(found[1]))
+        return BpeFamily(name=name, vocab_size=int(match[1]))
     raise ValueError(f"family {name!r}{nearest(name, _KNOWN)}; PATCH and VOCABULARY may be any number")
 
 
@@ -219,7 +218,7 @@ def grown(size: ScalingSize, family: Family, base_patch: float, row_bytes: int) 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if more(middle) > 0 else (middle, high)
-    return min(at(low), at(high), key=lambda one: abs(more(one.width // step)))
+    return min(at(low), at(high), key=lambda size: abs(more(size.width // step)))
 
 
 _LOOKED_UP = ("embed.", "decoder.bytes.")
@@ -227,6 +226,6 @@ _LOOKED_UP = ("embed.", "decoder.bytes.")
 
 
 def parameters(sizes: Mapping[str, int]) -> tuple[int, int]:
-    """Of named weights: all, and those that are multiplied with, that is without tables that are only looked up."""
+    """Numbers of parameters of named weights: all, and those without tables that are only looked up."""
     whole = sum(sizes.values())
     return whole, whole - sum(count for name, count in sizes.items() if name.startswith(_LOOKED_UP))

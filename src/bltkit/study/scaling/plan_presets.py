@@ -1,5 +1,7 @@
-"""Plans of the study `scaling` by name, as plain values: `cpu` is run overnight, of the larger ones `--dry-run` tells
-the cost. Rates are training FLOPs a second: on the CPU those measured for `docs/studies.md`, elsewhere assumed."""
+"""Plans of the study `scaling` by name, as plain values: `cpu` runs overnight; `--dry-run` estimates the larger ones.
+
+Rates are training FLOP/s: on the CPU those measured for `docs/studies.md`, elsewhere assumed.
+"""
 
 from typing import Any
 
@@ -18,9 +20,8 @@ def _size(
     width, encoder, decoder, heads, ffn = local
     side = {"width": width, "encoder_layers": encoder, "decoder_layers": decoder, "heads": heads, "ffn_width": ffn}
     fields = dict(zip(("width", "layers", "heads", "ffn_width"), stack, strict=True))
-    local_more = {key: value for key, value in more.items() if key != "token_rate"}
-    found = {"name": name, **fields, "local": side | local_more, "lr": lr, "rate": rate}
-    return found | {key: value for key, value in more.items() if key == "token_rate"}
+    rates = {"rate": rate} | {key: more.pop(key) for key in ("token_rate",) if key in more}
+    return {"name": name, **fields, "local": side | more, "lr": lr, **rates}
 
 
 PLANS: dict[str, dict[str, Any]] = {
@@ -92,3 +93,22 @@ PLANS: dict[str, dict[str, Any]] = {
     },
 }
 """Every preset."""
+
+SMOKE: dict[str, Any] = {
+    "name": "smoke",
+    "families": ("blt-entropy-4.5", "blt-stride-6"),
+    "sizes": [
+        _size("a", (16, 1, 1, 32), (16, 1, 1, 1, 24), 1e-2, 1e9, window=16, ngram_sizes=[3], ngram_buckets=61),
+        _size("b", (32, 1, 1, 64), (16, 1, 1, 1, 24), 1e-2, 1e9, window=16, ngram_sizes=[3], ngram_buckets=61),
+    ],
+    "budgets": [1.6e8, 3.2e8],
+    "seeds": 1,
+    "scorer": {"width": 16, "layers": 1, "ffn_width": 24, "window": 16, "steps": 20},
+    "calibration_bytes": 2000,
+    "validation_fraction": 0.2,
+    "row_bytes": 64,
+    "batch_rows": 2,
+    "validation_batches": 2,
+    "warmup_steps": 2,
+}
+"""A plan of seconds, to see every station work."""
