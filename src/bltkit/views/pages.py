@@ -59,10 +59,6 @@ class PageTable:
     sortable: bool = False
 
 
-Table = PageTable
-"""The name by which studies import it."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """SVG image of a page, with its text for readers who cannot see it."""

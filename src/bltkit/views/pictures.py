@@ -16,7 +16,10 @@ from bltkit.views.compare import Comparison
 from bltkit.views.facts import count, describe, draws_threshold, facts, statistics
 from bltkit.views.figures import (
     COLOURS,
+    HAIRLINE,
+    INK,
     MARGIN,
+    MUTED,
     Figure,
     add_axes,
     check_suffix,
@@ -28,10 +31,6 @@ from bltkit.views.figures import (
     write,
     write_figure,
 )
-from bltkit.views.figures import HAIRLINE as HAIRLINE
-from bltkit.views.figures import INK as INK
-from bltkit.views.figures import MUTED as MUTED
-from bltkit.views.figures import PAPER as PAPER
 from bltkit.views.glyphs import GlyphCell, cells, split, text_lines
 from bltkit.views.patch_page import patch_page
 
