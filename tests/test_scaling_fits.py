@@ -259,6 +259,16 @@ def measured() -> Frame:
     return points_of(pd.DataFrame([json.loads(line) for line in lines]))
 
 
+def test_a_draw_with_two_minima_gets_the_lower_one(measured: Frame) -> None:
+    """Draw 75 of the bootstrap has a minimum at 0.668, which starts near the fit of the means lead to, above this."""
+    cells = cells_of(measured[measured["family"] == "blt-entropy-4.5"])
+    losses = resampled(cells, noise_of(measured), 100)[75]
+    axes = cells["params_multiplied"], cells["bytes_seen"]
+    means = fit_parametric(*axes, cells["bits_per_byte"])
+    assert means.alpha == pytest.approx(0.6472842512054168, rel=1e-4)
+    assert fit_parametric(*axes, losses, near=means).alpha == pytest.approx(1.4394, rel=1e-3)
+
+
 def test_the_committed_rows_give_the_published_crossover(measured: Frame) -> None:
     """Values of the implementation before pandas and scipy."""
     noise = noise_of(measured)

@@ -79,7 +79,8 @@ def fit_parametric(
     huber: float = HUBER,
     near: Parametric | None = None,
 ) -> Parametric:
-    """Fit the five numbers. near: a fit of almost the same points, to start from in place of the grid.
+    """Fit the five numbers. near: a fit of almost the same points, to start from beside a
+    part of the grid.
 
     Raises TooFew for fewer than six points, three sizes or three amounts of text, and ValueError for losses that are
     not above 0.
@@ -116,7 +117,8 @@ def fit_parametric(
         starts = _starts(loss)
     else:
         a, b = np.log(near.a) - near.alpha * middle_x, np.log(near.b) - near.beta * middle_y
-        starts = [(np.log(near.e), a, b, near.alpha, near.beta)]
+        # Also far from it: where one size decides, a second minimum with a large exponent may be the lower one.
+        starts = [(np.log(near.e), a, b, near.alpha, near.beta), *_starts(loss)[::2]]
     inner = np.array(_LOWER) + 1e-9, np.array(_UPPER) - 1e-9  # a start has to lie within the bounds
     solutions = [
         least_squares(
@@ -174,7 +176,7 @@ def fit_isoflop(budget: float, params: npt.ArrayLike, losses: npt.ArrayLike) -> 
 def _starts(loss: Floats) -> list[tuple[float, ...]]:
     """log E, log A, log B, a and b, where A and B are the terms' values in the middle of the points."""
     starts: list[tuple[float, ...]] = []
-    for floor, alpha, beta in product((0.2, 0.5, 0.8, 0.95), (0.3, 0.8), (0.3, 0.8)):
+    for floor, alpha, beta in product((0.5, 0.9), (0.5, 1.5), (0.3, 0.8)):
         e = floor * loss.min()
         half = np.log(max(float(loss.mean()) - e, 1e-3 * float(loss.mean())) / 2)
         starts.append((np.log(e), half, half, alpha, beta))
