@@ -8,6 +8,7 @@ isoflop     a parabola in log N through the best size of one budget and its neig
 Points that do not determine a fit are refused with a reason.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -80,7 +81,7 @@ def fit_parametric(
     near: Parametric | None = None,
 ) -> Parametric:
     """Fit the five numbers. near: a fit of almost the same points, to start from beside a
-    part of the grid.
+    few other places; from it alone where it is not determined.
 
     Raises TooFew for fewer than six points, three sizes or three amounts of text, and ValueError for losses that are
     not above 0.
@@ -114,11 +115,13 @@ def fit_parametric(
         return np.column_stack([share, -share[:, 1] * x, -share[:, 2] * y])
 
     if near is None:
-        starts = _starts(loss)
+        starts = _starts(loss, (0.2, 0.5, 0.8, 0.95), (0.3, 0.8, 1.5))
     else:
         a, b = np.log(near.a) - near.alpha * middle_x, np.log(near.b) - near.beta * middle_y
-        # Also far from it: where one size decides, a second minimum with a large exponent may be the lower one.
-        starts = [(np.log(near.e), a, b, near.alpha, near.beta), *_starts(loss)[::2]]
+        starts = [(np.log(near.e), a, b, near.alpha, near.beta)]
+        if near.determined:
+            # Where one size decides, a second minimum with a large exponent may be the lower one.
+            starts += _starts(loss, (0.8,), (0.5, 1.5))
     inner = np.array(_LOWER) + 1e-9, np.array(_UPPER) - 1e-9  # a start has to lie within the bounds
     solutions = [
         least_squares(
@@ -173,10 +176,10 @@ def fit_isoflop(budget: float, params: npt.ArrayLike, losses: npt.ArrayLike) -> 
     return Isoflop(budget, best, float(level - slope**2 / (4 * curvature)), float(curvature), inside)
 
 
-def _starts(loss: Floats) -> list[tuple[float, ...]]:
+def _starts(loss: Floats, floors: Sequence[float], alphas: Sequence[float]) -> list[tuple[float, ...]]:
     """log E, log A, log B, a and b, where A and B are the terms' values in the middle of the points."""
     starts: list[tuple[float, ...]] = []
-    for floor, alpha, beta in product((0.5, 0.9), (0.5, 1.5), (0.3, 0.8)):
+    for floor, alpha, beta in product(floors, alphas, (0.3, 0.8)):
         e = floor * loss.min()
         half = np.log(max(float(loss.mean()) - e, 1e-3 * float(loss.mean())) / 2)
         starts.append((np.log(e), half, half, alpha, beta))
