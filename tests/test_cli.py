@@ -449,8 +449,8 @@ def test_a_dash_as_file_is_stdin(blt: Blt_, models: Path) -> None:
 
 
 def test_a_training_takes_the_usual_options(blt: Blt_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sections = {}
-    monkeypatch.setattr("bltkit.train.train", lambda config, *_, **__: sections.update(section=config.trainer))
+    options: dict[str, Any] = {}
+    monkeypatch.setattr("bltkit.train.train", lambda *_, **named: options.update(named))
     with pytest.raises(AttributeError):  # there is no result to show
         blt(
             "train",
@@ -462,7 +462,7 @@ def test_a_training_takes_the_usual_options(blt: Blt_, tmp_path: Path, monkeypat
             "--threads",
             "1",
         )
-    assert (sections["section"].device, sections["section"].threads) == ("cpu", 1)
+    assert (options["device"], options["threads"]) == ("cpu", 1)
 
 
 def test_an_interrupted_command_is_quiet(blt: Blt_, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
