@@ -164,6 +164,8 @@ def test_a_number_of_threads_has_a_bound(
 def test_devices_have_one_default(verb: tuple[str, ...], param: Any) -> None:
     if verb[0] in CONFIGURED:
         assert param.default is None and "trainer.device" in param.help
+    elif verb[0] == "study":  # its default is in the plan
+        assert param.default is None and "cuda:N or mps" in param.help and "default: " in param.help
     elif verb[0] not in PLANNED_DEVICE:
         assert param.default == "auto" and "cuda:N or mps" in param.help
 

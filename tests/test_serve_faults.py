@@ -388,7 +388,7 @@ def test_14_nothing_is_ignored_silently(server: Served, lm: Library) -> None:
     for field, value in {
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "required",
-        "response_format": {"type": "json_object"},
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}},
         "modalities": ["audio"],
         "audio": {"voice": "x", "format": "wav"},
         "functions": [{}],

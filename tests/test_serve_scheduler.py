@@ -512,6 +512,9 @@ class Poison:
     def after(self, chosen: int) -> "Poison":
         return Poison(self.left - 1)
 
+    def finished(self, remaining: int) -> bool:
+        return False
+
 
 @pytest.mark.parametrize("left", [0, 3])
 def test_fault_of_one_request_is_its_own(left: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from bltkit.files import parse_json
 from bltkit.generate.shortest_match import shortest_match
 from bltkit.vocab import EOS, OFFSET, VOCAB_SIZE
 
@@ -134,7 +135,7 @@ def _hints(grammar: Grammar) -> tuple[bytes, ...]:
         match = shortest_match(grammar.text)
         return () if match is None else (match.encode("utf-8", "replace"),)
     patterns = set()
-    for schema in _subschemas(json.loads(grammar.text)):
+    for schema in _subschemas(parse_json(grammar.text, "json_schema")):
         patterns |= {schema["pattern"]} if "pattern" in schema else set()
         patterns |= set(schema.get("patternProperties", ()))
     matches = {match for pattern in patterns if (match := shortest_match(pattern)) is not None}

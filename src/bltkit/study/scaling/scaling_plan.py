@@ -111,7 +111,7 @@ class ScalingPlan(Study):
     threads: PositiveInt = 1
     """Threads of a training."""
     device: str = "cpu"
-    """Device of a training."""
+    """Device of a training: auto, cpu, cuda, cuda:N or mps."""
     processes: PositiveInt = 1
     """Processes of a training. The study runs plans of one process, and estimates the cost of others."""
     rate: PositiveFloat = 2e10
