@@ -130,8 +130,8 @@ class TrunkRun:
         branch = self._branch(budget)
         whole = self.config(branch.steps, branch.steps - branch.begin)
         directory = self.directory / _name(budget)
-        # A branch with a checkpoint of its own no longer needs the trunk.
-        trunk = self.directory / "trunk" if RunDirectory(directory).latest() else self._trunk(branch.begin)
+        # A branch with a checkpoint of its own no longer needs the trunk, but resumes under the same config only.
+        trunk = self._trunk_step(branch.begin) if RunDirectory(directory).latest() else self._trunk(branch.begin)
         result = self._train(whole.replace(trainer=whole.trainer.replace(branch=str(trunk))), directory)
         checkpoint = _latest(directory)
         seen = batches.seen_by(checkpoint)
@@ -220,11 +220,13 @@ class TrunkRun:
         write_atomic(path, json.dumps(points | {_name(budget): asdict(branch)}, indent=1).encode())
         return branch
 
+    def _trunk_step(self, step: int) -> Path:
+        return self.directory / "trunk" / f"step-{step:08d}"
+
     def _trunk(self, step: int) -> Path:
         """The trunk's checkpoint of a step, trained where it is missing."""
-        directory = self.directory / "trunk"
+        directory, checkpoint = self.directory / "trunk", self._trunk_step(step)
         run = RunDirectory(directory)
-        checkpoint = directory / f"step-{step:08d}"
         if checkpoint not in run.steps():
             latest = run.latest()
             if latest is not None and batches.seen_by(latest).step > step:
