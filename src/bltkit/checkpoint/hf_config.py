@@ -58,7 +58,7 @@ def read_config(data: Mapping[str, Any], path: Path) -> Described:
     """The models of a config.json with model_type "blt"; documents are unknown to them.
 
     Encoder cross-attention in all of several layers is read as cross-attention after the last one: this format's
-    model pools anew after every layer, so it computes exactly that (docs/model.md 6). max_patch_length becomes the
+    model pools again after every layer, so it computes exactly that (docs/model.md 6). max_patch_length becomes the
     rule's maximum, without the format's slip at the last position (docs/model.md 4.3).
 
     Raises ValueError with one line for what no model of ours is.

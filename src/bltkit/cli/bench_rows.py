@@ -103,7 +103,7 @@ def server_speeds(
 def report_speeds(
     measurements: "Iterable[BenchRow | WeightsRow | ServingRow]", out: Path | None, plot: Path | None, as_json: bool
 ) -> None:
-    """Rows as they come: where a run is broken off, the file has what was measured."""
+    """Rows as they come: after an interruption the file holds what was measured."""
     from bltkit.bench import append_rows
 
     if out is not None:

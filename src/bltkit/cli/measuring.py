@@ -288,6 +288,6 @@ def _dtype(name: PeerDtype | None) -> Any:
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
-    given = next((name for name, value in options.items() if value is not None), None)
-    if given is not None:
-        raise ValueError(f"{given} {why}")
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} {why}")

@@ -110,9 +110,9 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         raise GrammarError(f"json_schema: {at}: {error.message}", reason) from None
     except RecursionError:
         raise GrammarError("json_schema: it is nested too deeply", "it is nested too deeply") from None
-    known = _ANNOTATIONS | set(jsonschema.Draft202012Validator.VALIDATORS)
+    keywords = _ANNOTATIONS | set(jsonschema.Draft202012Validator.VALIDATORS)
     for subschema in _subschemas(schema):
-        for keyword in subschema.keys() - known:
+        for keyword in subschema.keys() - keywords:
             reason = "it has a keyword that JSON Schema 2020-12 does not know"
             raise GrammarError(f"json_schema: unknown keyword {keyword!r}; remove it", reason)
 

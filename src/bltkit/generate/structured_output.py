@@ -176,7 +176,7 @@ def _completes(matcher: "LLMatcher", completion: bytes, first: Sequence[int] = (
 def _completion(matcher: "LLMatcher", hints: Sequence[bytes], longest: int = MAX_COMPLETION) -> bytes | None:
     """Bytes that complete the text; None where none were found.
 
-    The bytes that end values come first; where that goes on and on, texts of `hints` are tried wherever they fit.
+    The bytes that end values come first; where they lead to no end, texts of `hints` are tried wherever they fit.
     """
     for limit, fitting in ((_SHORT, ()), (_LONG, hints), (longest, hints)):
         completion = _descent(matcher, fitting, min(limit + sum(map(len, fitting)), longest))

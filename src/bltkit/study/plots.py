@@ -248,9 +248,11 @@ def _log_label(value: float, position: int | None) -> str:
 
 
 def _entries(rows: Sequence[Sequence[PlotPanel]], markers: Mapping[str, str]) -> list[PlotSeries]:
-    series = {one.name: one for row in rows for panel in row for one in panel.series if one.name}
+    series = {entry.name: entry for row in rows for panel in row for entry in panel.series if entry.name}
     if markers:  # colours say whose a point is, markers of which kind
-        series = {name: replace(one, marker="s" if one.marker else "", hollow=False) for name, one in series.items()}
+        series = {
+            name: replace(entry, marker="s" if entry.marker else "", hollow=False) for name, entry in series.items()
+        }
     shapes = [PlotSeries(name, (), (), MUTED, marker) for name, marker in markers.items()]
     return [*series.values(), *shapes] if len(series) + len(shapes) > 1 else []
 

@@ -134,13 +134,13 @@ class _Trainer:
         if start.checkpoint is not None:
             position = self._restore(start.checkpoint)
         first = position.step
-        whole, own = self.checkpoints.sizes()
+        total_bytes, process_bytes = self.checkpoints.sizes()
         with self.world.together():
             if main:
                 self.run_directory.clean()  # what a full disk was left with takes room
         with self.world.together():
             if first < config.max_steps:
-                check_room(out, whole, own)
+                check_room(out, total_bytes, process_bytes)
         with self.world.together():
             if main:
                 self._lay_out(first)
@@ -149,7 +149,7 @@ class _Trainer:
             self.say(f"transformers will not load this run's checkpoints: {reason} has no place in its format")
         with stop_requests() as self.stop, reporter:
             try:
-                with self._explained(whole):
+                with self._explained(total_bytes):
                     position = self._steps(position, reporter)
             finally:
                 self.loader.close()

@@ -30,4 +30,4 @@ for (const table of document.querySelectorAll('table.sortable')) {
     });
   });
 }
-addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(one => { one.open = true; }));
+addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(details => { details.open = true; }));

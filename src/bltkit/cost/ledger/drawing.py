@@ -118,10 +118,10 @@ def bars(costs: UnitCosts) -> list[tuple[float, str, Mapping[str, float]]]:
     """
     pairs: list[tuple[float, str, Mapping[str, float]]] = []
     for size in SIZES:
-        one = costs.ledgers[size]
-        modules = [name for name in NAMES if name in one.modules]
-        exact = {name: one.modules[name].flops_exact / 1e6 for name in modules}
-        paper = {name: (one.modules[name].flops_paper or 0.0) / 1e6 for name in modules if name != "entropy"}
+        ledger = costs.ledgers[size]
+        modules = [name for name in NAMES if name in ledger.modules]
+        exact = {name: ledger.modules[name].flops_exact / 1e6 for name in modules}
+        paper = {name: (ledger.modules[name].flops_paper or 0.0) / 1e6 for name in modules if name != "entropy"}
         pairs += [(size, "exact", exact), (size, "paper", paper)]
     return pairs
 
@@ -157,13 +157,13 @@ def _draw_bars(axes: Axes, costs: UnitCosts) -> None:
 def curves(costs: UnitCosts) -> LinePlot:
     """Cost against the size of patches or tokens: in all, of the global transformer, and of everything else."""
     points = {size: costs.ledgers[size] for size in CURVE_SIZES}
-    seldom = {size: sum(_flops(one, name) for name in ("latent", *_TOKEN)) for size, one in points.items()}
-    total = {size: one.total_with_entropy.flops_exact for size, one in points.items()}
+    seldom = {size: sum(_flops(ledger, name) for name in ("latent", *_TOKEN)) for size, ledger in points.items()}
+    total = {size: ledger.total_with_entropy.flops_exact for size, ledger in points.items()}
     lines = {"all, exact": (total, COLOURS[6], False)}
     if costs.unit == "patch":
         rest = {size: total[size] - seldom[size] for size in points}
         lines |= {"global transformer": (seldom, COLOURS[0], False), "everything else": (rest, COLOURS[1], False)}
-    paper = {size: one.total.flops_paper or 0.0 for size, one in points.items()}
+    paper = {size: ledger.total.flops_paper or 0.0 for size, ledger in points.items()}
     lines["all, the paper's formula"] = (paper, COLOURS[2], True)
     return LinePlot(
         title=f"The inverse of bytes per {costs.unit}",
@@ -188,9 +188,9 @@ def _page(costs: UnitCosts) -> str:
     modules = [name for name in NAMES if name in next(iter(costs.ledgers.values())).modules]
     rows = []
     for size in SIZES:
-        one = costs.ledgers[size]
-        shares = one.shares()
-        exact, paper = one.total_with_entropy.flops_exact / 1e6, (one.total.flops_paper or 0.0) / 1e6
+        ledger = costs.ledgers[size]
+        shares = ledger.shares()
+        exact, paper = ledger.total_with_entropy.flops_exact / 1e6, (ledger.total.flops_paper or 0.0) / 1e6
         rows.append([f"{size:g}", f"{exact:.2f}", f"{paper:.2f}", *(f"{shares[name]:.1%}" for name in modules)])
     heads = (f"bytes per {costs.unit}", "MFLOP per byte", "the paper's", *(NAMES[name] for name in modules))
     title = f"What a byte costs: {costs.name}"

@@ -88,9 +88,9 @@ class ByteModel:
         settings += [f"weights={form}" for form in _forms(bundle) if form != "fp32"]
         settings += [] if parse_backend(backend) == "eager" else [f"backend={backend}"]
         mark = fingerprint(directory, more=settings)
-        found = cls(bundle, name, mark, context, strategy, batch_bytes, backend=backend)
-        found.start()
-        return found
+        subject = cls(bundle, name, mark, context, strategy, batch_bytes, backend=backend)
+        subject.start()
+        return subject
 
     @property
     def window(self) -> ContextWindow:

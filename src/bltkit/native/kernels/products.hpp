@@ -51,7 +51,22 @@ void tile(const typename W::element* w, int64_t inputs, const T* x, int64_t stri
     std::memcpy(sums, sum, sizeof sum);
 }
 
-// int8 weights, 16-bit inputs with one scale a position: the sums are exact, in 32 bits.
+#if defined(__AVX512BW__)
+// Adds the products of pairs of 16-bit weights, two of each output, with the two inputs at `x`.
+inline void add_pair(__m512i (&sum)[VECTORS], const __m512i (&weight)[VECTORS], const int16_t* x) {
+    int32_t pair;
+    std::memcpy(&pair, x, 4);
+    const __m512i both = _mm512_set1_epi32(pair);
+    for (int v = 0; v < VECTORS; v++)
+#if defined(__AVX512VNNI__)
+        sum[v] = _mm512_dpwssd_epi32(sum[v], weight[v], both);
+#else
+        sum[v] = _mm512_add_epi32(sum[v], _mm512_madd_epi16(weight[v], both));
+#endif
+}
+#endif
+
+// int8 weights, 16-bit inputs with one scale per position: the sums are exact, in 32 bits.
 template <int N>
 void tile_int8(const int8_t* w, int64_t pairs, const int16_t* x, int64_t stride, int32_t* sums) {
 #if defined(__AVX512BW__)
@@ -63,15 +78,7 @@ void tile_int8(const int8_t* w, int64_t pairs, const int16_t* x, int64_t stride,
         for (int v = 0; v < VECTORS; v++)
             weight[v] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 2 * LANES * v)));
         for (int c = 0; c < N; c++) {
-            int32_t pair;
-            std::memcpy(&pair, x + c * stride + 2 * k, 4);
-            const __m512i both = _mm512_set1_epi32(pair);
-            for (int v = 0; v < VECTORS; v++)
-#if defined(__AVX512VNNI__)
-                sum[c][v] = _mm512_dpwssd_epi32(sum[c][v], weight[v], both);
-#else
-                sum[c][v] = _mm512_add_epi32(sum[c][v], _mm512_madd_epi16(weight[v], both));
-#endif
+            add_pair(sum[c], weight, x + c * stride + 2 * k);
         }
     }
     std::memcpy(sums, sum, sizeof sum);
@@ -104,15 +111,7 @@ void group_int4(const uint32_t* w, const int16_t* x, int64_t stride, int32_t* su
             for (int v = 0; v < VECTORS; v++)
                 weight[v] = _mm512_and_si512(_mm512_srli_epi32(words[v], 4 * j), nibbles);
             for (int c = 0; c < N; c++) {
-                int32_t pair;
-                std::memcpy(&pair, x + c * stride + k + 2 * j, 4);
-                const __m512i both = _mm512_set1_epi32(pair);
-                for (int v = 0; v < VECTORS; v++)
-#if defined(__AVX512VNNI__)
-                    sum[c][v] = _mm512_dpwssd_epi32(sum[c][v], weight[v], both);
-#else
-                    sum[c][v] = _mm512_add_epi32(sum[c][v], _mm512_madd_epi16(weight[v], both));
-#endif
+                add_pair(sum[c], weight, x + c * stride + k + 2 * j);
             }
         }
     }

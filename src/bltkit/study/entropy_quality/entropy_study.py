@@ -182,8 +182,8 @@ def text_row(study: EntropyStudy, text: "StudyText", progress: Callable[[float],
         name: spearman_interval(*pair, block=study.block, resamples=study.resamples, seed=study.seed)
         for name, pair in pairs.items()
     }
-    found = characters(text.data)
-    is_text = found.stray_share <= MAX_STRAY
+    decoded = characters(text.data)
+    is_text = decoded.stray_share <= MAX_STRAY
     return {
         "model": study.model,
         "text": text.name,
@@ -198,10 +198,10 @@ def text_row(study: EntropyStudy, text: "StudyText", progress: Callable[[float],
             name: {"value": estimate.value, "interval": estimate.interval} for name, estimate in estimates.items()
         },
         "calibration": calibration(figures.entropies, surprisals, OWN, study.bins),
-        "stray_share": found.stray_share,
-        "scripts": by_script(found, figures.opens, judges, study.least_script_bytes) if is_text else {},
+        "stray_share": decoded.stray_share,
+        "scripts": by_script(decoded, figures.opens, judges, study.least_script_bytes) if is_text else {},
         "tokenizer": study.words[1],
-        **_border_sets(study, figures, text.data, judges, found if is_text else None),
+        **_border_sets(study, figures, text.data, judges, decoded if is_text else None),
     }
 
 

@@ -96,16 +96,16 @@ def calibration(entropies: Numbers, surprisals: Mapping[str, Numbers], own: str,
     edges = np.unique(np.quantile(entropies, np.linspace(0, 1, bins + 1)[1:-1]))
     grouped = pd.DataFrame({"entropy": entropies, **surprisals}).groupby(np.searchsorted(edges, entropies, side="left"))
     means, count = grouped.mean(), grouped.size().to_numpy()
-    found = surprisals[own]
-    spread = pd.Series(found - entropies).groupby(grouped.ngroup().to_numpy()).var(ddof=0).to_numpy()
+    own_bits = surprisals[own]
+    spread = pd.Series(own_bits - entropies).groupby(grouped.ngroup().to_numpy()).var(ddof=0).to_numpy()
     away = entropies - entropies.mean()
     varies = float((away**2).sum())
     return {
         "ece": float(np.average(np.abs(means[own] - means["entropy"]), weights=count)),
         # Mean of |x| for a normal x with the standard error of a bin's mean.
         "ece_noise": float(np.average(np.sqrt(2 / np.pi * spread / count), weights=count)),
-        "gap": float(found.mean() - entropies.mean()),
-        "slope": float((away * found).sum() / varies) if varies > 1e-12 * len(away) else None,
+        "gap": float(own_bits.mean() - entropies.mean()),
+        "slope": float((away * own_bits).sum() / varies) if varies > 1e-12 * len(away) else None,
         "bins": [
             {
                 "n": int(size),

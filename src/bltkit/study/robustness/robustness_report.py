@@ -128,8 +128,10 @@ def _findings(points: pd.DataFrame) -> list[str]:
 
 def _kept(points: pd.DataFrame) -> pd.DataFrame:
     """Noises with their own intensity down, tasks across: the share that each model keeps."""
-    own = points[points.own.astype(bool) & points.noise.notna()]
-    cells = own.assign(kept=_shares(own)).pivot_table("kept", ["noise", "model"], "task", aggfunc="first", sort=False)
+    named = points[points.own.astype(bool) & points.noise.notna()]
+    cells = named.assign(kept=_shares(named)).pivot_table(
+        "kept", ["noise", "model"], "task", aggfunc="first", sort=False
+    )
     cells = cells.reindex(columns=points.task.unique()).fillna(_DASH).reset_index()
     return cells.rename(columns={"noise": "kept above chance under"})
 

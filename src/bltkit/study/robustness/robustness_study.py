@@ -89,14 +89,17 @@ class RobustnessStudy(Study):
             pairs = isinstance(noise, Paired)
             if pairs:
                 clean.append(Condition(str(noise), 0.0, True, Settings(self.limit, None, noise, self.seed)))
-            own = noise.intensity if isinstance(noise, Damage) else 1.0
-            for intensity in (own, *(() if pairs else self.intensities)):
+            usual = noise.intensity if isinstance(noise, Damage) else 1.0
+            for intensity in (usual, *(() if pairs else self.intensities)):
                 key = (_curve_name(noise), intensity)
-                if intensity and (key not in noisy or intensity == own):
+                if intensity and (key not in noisy or intensity == usual):
                     settings = Settings(self.limit, noise.at(intensity), None, self.seed)
-                    noisy[key] = Condition(*key, intensity == own, settings)
+                    noisy[key] = Condition(*key, intensity == usual, settings)
         curves = list(dict.fromkeys(map(_curve_name, noises)))
-        return (*clean, *sorted(noisy.values(), key=lambda one: (curves.index(one.curve or ""), one.intensity)))
+        return (
+            *clean,
+            *sorted(noisy.values(), key=lambda noised: (curves.index(noised.curve or ""), noised.intensity)),
+        )
 
     @cached_property
     def parts(self) -> "Mapping[str, tuple[str, Task, Condition]]":

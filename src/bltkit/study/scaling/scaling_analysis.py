@@ -158,8 +158,9 @@ class SizeGrid:
     def of(cls, cells: Frame, family: str) -> "SizeGrid":
         """Grid of a family's cells; its indices are those of `cells`."""
         budgets = cells["budget"].to_numpy()
-        own = (cells["family"] == family).to_numpy()
-        places = {float(one): np.flatnonzero(own & (budgets == one)) for one in sorted(set(budgets[own]))}
+        in_family = (cells["family"] == family).to_numpy()
+        family_budgets = sorted(set(budgets[in_family]))
+        places = {float(budget): np.flatnonzero(in_family & (budgets == budget)) for budget in family_budgets}
         return cls(cells[PARAMS].to_numpy(float), places)
 
     def isoflop(self, losses: Floats, budget: float) -> Isoflop | str:
